@@ -1,0 +1,1 @@
+"""Entry points: each runs directly (``python jobs/train.py ...``) and through ``ray job submit``."""

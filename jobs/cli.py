@@ -1,0 +1,86 @@
+"""What all entry points share: reading the command line, one clear message for a mistake, exit codes.
+
+0 done, 1 failed, 2 settings that make no job (nothing was started), 130 stopped by Ctrl-C (143 by SIGTERM).
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+
+from jobs.config import compose_container
+from tenfold.config import ConfigError
+from tenfold.engine.run import Interrupted
+
+Settings = TypeVar("Settings")
+MISTAKE, STOPPED = 2, 130
+
+
+def main(
+    description: str,
+    config_name: str,
+    check: Callable[[dict[str, Any]], Settings],
+    work: Callable[[Settings], int | None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Compose, check, work.
+
+    Args:
+        description: What ``--help`` says first.
+        config_name: File of ``conf/`` with the defaults.
+        check: Composed plain values to settings; raises ``ConfigError``.
+        work: Does the job; None counts as 0.
+        argv: Words of the command line without the program; None takes them from there.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    show = "--cfg" in words
+    if show:
+        at = words.index("--cfg")
+        del words[at : at + 2]  # the word behind it, "job", is Hydra's and has no other value here
+    wants_help = bool({"--help", "-h"} & set(words))
+    words = [word for word in words if word not in ("--help", "-h")]
+    try:
+        flags = [word for word in words if word.startswith("-")]
+        if flags:
+            raise ConfigError(
+                f"unknown option {flags[0]}; settings are key=value, --cfg job shows them, --help explains"
+            )
+        container = compose_container(config_name, words)
+        if wants_help:
+            print(_help(description, container))
+            return 0
+        settings = check(container)
+        if show:
+            print(yaml.safe_dump(container, sort_keys=False).rstrip())
+            return 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    return run(lambda: work(settings), words)
+
+
+def run(work: Callable[[], int | None], words: Sequence[str]) -> int:
+    """Do the work; a stop by the user says how to go on, a mistake in data or model is one line."""
+    command = " ".join(["python", *([sys.argv[0]] if sys.argv else []), *words])
+    try:
+        return work() or 0
+    except (Interrupted, KeyboardInterrupt):
+        print(f"\nstopped; what is done is kept. To go on: {command}", file=sys.stderr)
+        return STOPPED
+    except (ValueError, FloatingPointError, RuntimeError) as error:
+        if error.__cause__ is None and isinstance(error, RuntimeError):
+            raise  # not a message of ours: the traceback is what helps
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _help(description: str, container: Mapping[str, Any]) -> str:
+    shown = yaml.safe_dump(dict(container), sort_keys=False)
+    return (
+        f"{description}\n\nSettings are key=value (run.seed=1) and group=choice (scale=local). "
+        f"--cfg job shows the composed whole.\n\nDefaults:\n\n{shown}"
+    ).rstrip()

@@ -1,0 +1,1 @@
+"""Defaults of every setting, as Hydra groups."""

@@ -1,0 +1,113 @@
+"""Hydra in, checked settings out: the only module that knows how a command line becomes a job.
+
+Defaults stand once, in the dataclasses; they enter Hydra as groups named ``..._defaults`` and the YAML files in
+``conf/`` hold what differs. Hydra refuses keys that don't exist, ``tenfold.config`` checks types and ranges.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tenfold.catalog import METHODS
+from tenfold.config import ConfigError, job_from_dict
+from tenfold.data.catalog import DATA
+from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
+from tenfold.models.image_classifier import ModelConfig
+
+
+def compose_job(overrides: Sequence[str] = ()) -> JobConfig:
+    """The training that ``key=value`` texts describe, on top of the defaults.
+
+    Raises:
+        ConfigError: Unknown key, wrong type, value out of range, with the key and the way out.
+    """
+    return job_from_dict(compose_container("config", overrides))
+
+
+def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A composed configuration as plain values.
+
+    Args:
+        config_name: A file of ``conf/``, without ending.
+        overrides: ``group=choice`` and ``key=value`` texts; those that add or delete keys are refused.
+
+    Raises:
+        ConfigError: The texts or the choices don't fit; a value that must be given is missing.
+    """
+    for override in overrides:
+        if override.startswith(("+", "~")):
+            raise ConfigError(f"{override!r}: settings can be changed, not added or removed; write key=value")
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is no setting; write key=value, as in run.seed=1")
+    _store_defaults()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("jobs.conf", version_base="1.3"):
+            composed = compose(config_name, overrides=list(overrides))
+            missing = sorted(OmegaConf.missing_keys(composed))
+            if missing:
+                raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
+            return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_message(config_name, overrides, error)) from error
+
+
+def _store_defaults() -> None:
+    store = ConfigStore.instance()
+    store.store(group="run", name="defaults", node=_defaults(RunConfig))
+    store.store(group="scale", name="scale_defaults", node=_defaults(ScaleConfig))
+    store.store(group="model", name="model_defaults", node=_defaults(ModelConfig))
+    for name, method in METHODS.items():
+        defaults = {"name": name, **_defaults(method.config_class())}
+        store.store(group="method", name=f"{name}_defaults", node=defaults)
+    for name in ("handwriting", "files"):
+        entry = DATA["coco" if name == "files" else name]
+        store.store(group="data", name=f"{name}_defaults", node=_defaults(entry.config_class()))
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Default of every field; ``???``, Hydra's word for a value that must be given, where there is none."""
+    if not is_dataclass(cls):
+        raise TypeError(f"settings must be a dataclass, got {cls!r}")
+    return {field.name: _default(field) for field in fields(cls)}
+
+
+def _default(field: "Field[Any]") -> Any:
+    if field.default is not MISSING:
+        return list(field.default) if isinstance(field.default, tuple) else field.default
+    return field.default_factory() if field.default_factory is not MISSING else "???"
+
+
+def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -> str:
+    """Hydra's complaint without its advice to add keys, which would only move the mistake."""
+    text = str(error)
+    choice = re.search(r"Could not find '([^/']+)/([^']+)'", text)
+    if choice is not None:
+        group, name = choice.groups()
+        return f"{group} must be one of {', '.join(_choices(group))}, got {name!r}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return " ".join(text.split())
+    key = unknown.group(1)
+    others = [each for each in overrides if not each.startswith(f"{key}=")]
+    known: Any = compose_container(config_name, others)
+    path = key.split(".")
+    for part in path[:-1]:
+        known = known.get(part, {}) if isinstance(known, dict) else {}
+    choices = ", ".join(known) if isinstance(known, dict) and known else "nothing"
+    return f"{key}: there is no such setting; {'.'.join(path[:-1]) or 'the job'} has {choices}"
+
+
+def _choices(group: str) -> list[str]:
+    """Files of a group."""
+    folder = resources.files("jobs.conf") / group
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))

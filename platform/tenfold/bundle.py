@@ -1,0 +1,390 @@
+"""A trained model on disk: a folder that is either whole and unchanged, or refused.
+
+A bundle holds ``config.yaml`` (how to build the network), ``model.safetensors`` (its weights), ``metadata.json``
+(where it came from and the SHA-256 of every other file) and extra files by name. Nothing in it is a pickle, so
+reading one runs no code. ``metadata.json`` closes with a digest of itself; as it lists the checksums of all other
+files, that one digest names the whole bundle.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tenfold
+from tenfold.types import Predictor, Preprocessing, Task
+
+CONFIG_FILE = "config.yaml"
+MODEL_FILE = "model.safetensors"
+METADATA_FILE = "metadata.json"
+PROBE_FILE = "probe.safetensors"
+"""Stored probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them."""
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_OWN_FILES = (CONFIG_FILE, MODEL_FILE, METADATA_FILE)
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray")
+_WAY_OUT = "restore the folder from where it was copied, or train again"
+
+
+class BundleError(ValueError):
+    """A bundle that can't be written as asked, or that is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Where a bundle comes from; all that is known of a model without reading its weights."""
+
+    method: str
+    task: Task
+    classes: tuple[str, ...]
+    """Names of the K outputs, in the order of the network's columns."""
+    preprocessing: Preprocessing
+    metrics: dict[str, float]
+    """Measured at the end of training; may hold NaN and infinities (stored as the texts ``nan``, ``inf``, ``-inf``)."""
+    data_name: str
+    data_fingerprint: str
+    """Digest of the data that the metrics were measured on; metrics compare only where it is equal."""
+    versions: dict[str, str]
+    """Package name to version, as installed where the bundle was written."""
+    git_revision: str | None
+    """Commit of the source, with ``-dirty`` where tracked files had changed; None outside git."""
+    created: str
+    """ISO 8601 in UTC."""
+    files: dict[str, str]
+    """File name to SHA-256 (hex), every file but ``metadata.json`` itself."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    metadata: Metadata
+    digest: str
+    """SHA-256 (hex) that names the whole content: equal digests, equal files."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of ``model.safetensors``, by name, on the CPU."""
+        return load_file(self.folder / MODEL_FILE)
+
+    def file(self, name: str) -> Path:
+        """Path of one file of the bundle.
+
+        Raises:
+            BundleError: If the bundle has no file of that name.
+        """
+        if name not in self.metadata.files:
+            raise BundleError(f"{self.folder} has no file {name!r}; it holds {sorted(self.metadata.files)}")
+        return self.folder / name
+
+
+def save_bundle(
+    folder: Path | str,
+    *,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    method: str,
+    task: Task,
+    classes: tuple[str, ...] | list[str],
+    preprocessing: Preprocessing,
+    metrics: Mapping[str, float],
+    data_name: str,
+    data_fingerprint: str,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> Bundle:
+    """Write a bundle in one step: ``folder`` appears whole, or not at all.
+
+    Args:
+        folder: Where the bundle is to be; must not exist. Missing parents are created.
+        config: Plain data (texts, numbers, booleans, None, lists, mappings), enough to rebuild the network.
+        tensors: Weights by name, on any device; tensors that share memory are stored each on its own.
+        method: Name of the method that made it.
+        task: What the model does.
+        classes: Names of its outputs.
+        preprocessing: How pictures become the network's input.
+        metrics: Figures measured at the end of training, NaN and infinities allowed.
+        data_name: Name of the data set.
+        data_fingerprint: Digest of its content.
+        files: Extra files by name: their bytes, or the path of a file to copy.
+
+    Returns:
+        The bundle, read back from its final place.
+
+    Raises:
+        BundleError: If the folder exists or a file name isn't a plain name.
+        TypeError: If the config isn't plain data or a tensor isn't a tensor.
+    """
+    folder = Path(folder).absolute()
+    files = files or {}
+    _refuse_existing(folder)
+    _check_extra_names(files)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"tensors[{name!r}] must be a torch.Tensor, got {type(tensor).__name__}")
+    try:
+        config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    except yaml.representer.RepresenterError as error:
+        raise TypeError(
+            f"config must be plain data (texts, numbers, booleans, None, lists, mappings): {error}"
+        ) from error
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, so that the rename below stays on one file system and is therefore atomic.
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.partial"
+    partial.mkdir()
+    try:
+        (partial / CONFIG_FILE).write_text(config_text, encoding="utf-8")
+        save_file(_storable(tensors), partial / MODEL_FILE, metadata={"format": "pt"})
+        # The library writes with mode 0600; another user's server must be able to read the weights too.
+        (partial / MODEL_FILE).chmod((partial / CONFIG_FILE).stat().st_mode)
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (partial / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, partial / name)
+        metadata = Metadata(
+            method=method,
+            task=Task(task),
+            classes=tuple(classes),
+            preprocessing=preprocessing,
+            metrics={name: float(value) for name, value in metrics.items()},
+            data_name=data_name,
+            data_fingerprint=data_fingerprint,
+            versions=package_versions(),
+            git_revision=git_revision(Path(tenfold.__file__).parent),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={path.name: _sha256(path) for path in sorted(partial.iterdir())},
+        )
+        (partial / METADATA_FILE).write_bytes(_encode(metadata))
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        _refuse_existing(folder)
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            # Somebody else's bundle took the place since the check above; theirs stays.
+            raise BundleError(f"{folder} could not be put in place: {error}") from error
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
+    return load_bundle(folder)
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Open a bundle after checking every byte of it against the checksums it was written with.
+
+    The checksums tell damage and edits; they are no signature, and a forger who rewrites all of them goes unnoticed.
+
+    Raises:
+        BundleError: If a file is missing, surplus, truncated or changed, or the folder is no bundle.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no folder; a bundle is a folder with {', '.join(_OWN_FILES)}")
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: {METADATA_FILE} is missing; {_WAY_OUT}")
+    metadata, digest = _decode(path)
+
+    present = {entry.name for entry in folder.iterdir()} - {METADATA_FILE}
+    if missing := sorted(metadata.files.keys() - present):
+        raise BundleError(f"{folder} lacks {missing}, which {METADATA_FILE} lists; {_WAY_OUT}")
+    if surplus := sorted(present - metadata.files.keys()):
+        raise BundleError(f"{folder} holds {surplus}, which {METADATA_FILE} does not list; move them elsewhere")
+    for name, expected in metadata.files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            raise BundleError(f"{folder / name} is not the file that was saved (its SHA-256 differs); {_WAY_OUT}")
+
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise BundleError(f"{folder / CONFIG_FILE} must hold a mapping, got {type(config).__name__}")
+    return Bundle(folder, config, metadata, digest)
+
+
+def check_probe(bundle: Bundle, predictor: Predictor, tolerance: float = 1e-5) -> float:
+    """Show that a predictor is the model that was trained: compare its logits with those stored in training.
+
+    Args:
+        bundle: A bundle with the extra file ``probe.safetensors``: ``images`` uint8 ``(P, S, S, 3)`` and the
+            ``logits`` ``(P, K)`` that the training run computed for them.
+        predictor: Must answer with ``logits`` ``(P, K)``, on any device.
+        tolerance: Largest absolute difference allowed; the default is float32 rounding on another batch size.
+
+    Returns:
+        The largest absolute difference found.
+
+    Raises:
+        BundleError: If there is no probe set, a shape differs, or a difference exceeds the tolerance.
+    """
+    probe = load_file(bundle.file(PROBE_FILE))
+    if missing := {"images", "logits"} - probe.keys():
+        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks {sorted(missing)}; it holds {sorted(probe)}")
+    with torch.inference_mode():
+        outputs = predictor(probe["images"])
+    if "logits" not in outputs:
+        raise BundleError(f"a predictor compared with a probe set must answer with logits, got {sorted(outputs)}")
+    logits, expected = outputs["logits"].detach().cpu().double(), probe["logits"].double()
+    if logits.shape != expected.shape:
+        raise BundleError(f"probe logits are {tuple(expected.shape)}, the predictor's {tuple(logits.shape)}")
+    difference = (logits - expected).abs().max().item() if expected.numel() else 0.0
+    if not difference <= tolerance:  # also true for NaN
+        raise BundleError(
+            f"{bundle.folder}: the predictor's logits differ by {difference:.3g} from those stored in training, "
+            f"{tolerance:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
+        )
+    return difference
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those that decide its numbers, without importing them; absent ones left out."""
+    # Not importlib.metadata: a job that brings its own source may run beside an older installed copy.
+    versions = {"tenfold": tenfold.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = package_metadata.version(package)
+        except package_metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision(folder: Path | str) -> str | None:
+    """Commit that the tracked files of a folder are at, 40 hex digits.
+
+    Returns:
+        The commit, with ``-dirty`` if a tracked file of the repository has changed; None outside git, where the
+        folder holds no tracked file (an installed copy inside somebody's project), or without a git command.
+    """
+    # Set inside git hooks, where they would point at another repository than the folder's.
+    environment = {name: value for name, value in os.environ.items() if name not in {"GIT_DIR", "GIT_WORK_TREE"}}
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment, check=False)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not git("ls-files", "--error-unmatch", "--", "."):
+        return None
+    return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.is_symlink() or folder.exists():
+        raise BundleError(f"{folder} exists already; a bundle is never overwritten, so choose another folder")
+
+
+def _check_extra_names(files: Mapping[str, bytes | Path]) -> None:
+    # Compared in lower case: two names that differ in case only are one file on some file systems.
+    taken = {name.lower() for name in _OWN_FILES}
+    for name in files:
+        if not _NAME.fullmatch(name):
+            raise BundleError(f"a bundle's file name must match {_NAME.pattern} (no path parts), got {name!r}")
+        if name.lower() in taken:
+            raise BundleError(f"the file name {name!r} is taken; choose another")
+        taken.add(name.lower())
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, no two in one storage: what the safetensors format can express."""
+    seen: set[int] = set()
+    storable = {}
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        storage = stored.untyped_storage().data_ptr()
+        if storage in seen:
+            stored = stored.clone()
+        seen.add(storage)
+        storable[name] = stored
+    return storable
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _render(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render(document).encode()).hexdigest()
+
+
+def _encode(metadata: Metadata) -> bytes:
+    document = {"format": _FORMAT, **asdict(metadata)}
+    # JSON has no NaN and no infinity; as texts they survive, and Python's float() reads them back.
+    document["metrics"] = {
+        name: value if math.isfinite(value) else str(value) for name, value in metadata.metrics.items()
+    }
+    return _render({**document, "digest": _digest(document)}).encode()
+
+
+def _decode(path: Path) -> tuple[Metadata, str]:
+    """Metadata and digest of a ``metadata.json``, which must be byte for byte what ``_encode`` gave."""
+    content = path.read_bytes()
+    changed = BundleError(f"{path} is not the file that was saved (its own digest differs); {_WAY_OUT}")
+    try:
+        document = json.loads(content)
+        digest = document.pop("digest")
+        # Rendered again and compared as bytes: white space and the order of keys count too.
+        unchanged = digest == _digest(document) and _render({**document, "digest": digest}).encode() == content
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise changed from error
+    if not unchanged:
+        raise changed
+    if document.pop("format", None) != _FORMAT:
+        raise BundleError(
+            f"{path} has another format than {_FORMAT}: read it with the version of tenfold that wrote it"
+        )
+    try:
+        preprocessing = document["preprocessing"]
+        metadata = Metadata(
+            **{
+                **document,
+                "task": Task(document["task"]),
+                "classes": tuple(document["classes"]),
+                "preprocessing": Preprocessing(
+                    image_size=preprocessing["image_size"],
+                    mean=tuple(preprocessing["mean"]),
+                    std=tuple(preprocessing["std"]),
+                ),
+                "metrics": {name: float(value) for name, value in document["metrics"].items()},
+                "files": dict(document["files"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is well formed but describes no bundle: {error!r}") from error
+    if not {CONFIG_FILE, MODEL_FILE} <= metadata.files.keys():
+        raise BundleError(f"{path} must list {CONFIG_FILE} and {MODEL_FILE}, got {sorted(metadata.files)}")
+    for name in metadata.files:
+        if not _NAME.fullmatch(name):
+            raise BundleError(f"{path} lists the file name {name!r}, which is no plain name; {_WAY_OUT}")
+    return metadata, digest

@@ -1,0 +1,56 @@
+"""The one table of methods: name to recipe, predictor and task. What jobs and endpoints look up; imported lazily."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from tenfold.bundle import Bundle, load_bundle
+from tenfold.types import Predictor, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A room of the house, by the modules of its three doors."""
+
+    task: Task
+    room: str
+
+    def config_class(self) -> type:
+        """The method's ``Config``; its module imports no network, so that looking at settings is quick."""
+        return import_module(f"{self.room}.settings").Config
+
+    def recipe(self) -> ModuleType:
+        """Module with ``train(job, run)`` and ``evaluate(predictor, data, run)``."""
+        return import_module(f"{self.room}.recipe")
+
+    def predictor(self) -> ModuleType:
+        """Module with ``load(bundle, device)``."""
+        return import_module(f"{self.room}.predictor")
+
+
+METHODS: dict[str, Method] = {
+    "large_loss": Method(task=Task.MULTI_LABEL, room="tenfold.methods.large_loss"),
+}
+
+
+def method(name: str) -> Method:
+    """The entry of a method.
+
+    Raises:
+        ValueError: No such method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def load_predictor(bundle: Bundle | Path | str, device: str = "cpu") -> Predictor:
+    """A bundle as a predictor on a device; a folder is verified first.
+
+    Raises:
+        ValueError: The folder is no intact bundle (``BundleError``), or its method is unknown here.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = load_bundle(bundle)
+    return method(bundle.metadata.method).predictor().load(bundle, device)

@@ -1,0 +1,84 @@
+"""A job's settings: five groups of plain values in, checked dataclasses out, or one clear message.
+
+The same function checks what Hydra composed, what a sweep drew and what a worker received.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tenfold.catalog import METHODS
+from tenfold.data.catalog import DATA
+from tenfold.engine.settings import GROUPS, JobConfig, RunConfig, ScaleConfig
+from tenfold.models.image_classifier import ModelConfig
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """Settings that don't make a job: what was expected, what came, where."""
+
+
+def job_from_dict(container: Mapping[str, Any]) -> JobConfig:
+    """Check the five groups of a job.
+
+    Args:
+        container: Plain values by group: ``method`` and ``data`` (each with its ``name``), ``model``, ``scale`` and
+            ``run``; a missing group takes its defaults.
+
+    Raises:
+        ConfigError: Unknown group, key, method or data set; wrong type; value out of range. Names every offence.
+    """
+    unknown = sorted(set(container) - set(GROUPS))
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}; a job has the groups {', '.join(GROUPS)}")
+    groups = {name: dict(container.get(name) or {}) for name in GROUPS}
+    method_name = groups["method"].pop("name", None)
+    if method_name not in METHODS:
+        raise ConfigError(f"method.name must be one of {', '.join(METHODS)}, got {method_name!r}")
+    data_name = groups["data"].get("name")
+    if data_name not in DATA:
+        raise ConfigError(f"data.name must be one of {', '.join(DATA)}, got {data_name!r}")
+    classes: dict[str, type] = {
+        "method": METHODS[method_name].config_class(),
+        "data": DATA[data_name].config_class(),
+        "model": ModelConfig,
+        "scale": ScaleConfig,
+        "run": RunConfig,
+    }
+    offences: list[str] = []
+    built: dict[str, Any] = {}
+    for group, cls in classes.items():
+        try:
+            built[group] = build(cls, groups[group], group)
+        except ConfigError as error:
+            offences.append(str(error))
+    if offences:
+        raise ConfigError("\n".join(offences))
+    return JobConfig(method_name=method_name, **built)
+
+
+def build(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A dataclass from plain values: types checked (texts such as ``"3"`` count as numbers), unknown keys refused.
+
+    Raises:
+        ConfigError: One line for each offence, each with the full key.
+    """
+    known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        lines = [f"{where}.{key}: there is no such setting; {where} has {', '.join(known)}" for key in unknown]
+        raise ConfigError("\n".join(lines))
+    if "__pydantic_config__" not in vars(cls):
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        lines = []
+        for offence in error.errors():
+            key = ".".join(str(part) for part in (where, *offence["loc"]))
+            got = "" if offence["type"] in ("value_error", "missing") else f", got {offence['input']!r}"
+            lines.append(f"{key}: {offence['msg'].removeprefix('Value error, ')}{got}")
+        raise ConfigError("\n".join(lines)) from error

@@ -1,0 +1,57 @@
+"""Look at the embedded data, or build a task and see how long it takes."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tenfold.data.handwriting.build import KINDS, build
+from tenfold.data.handwriting.config import SPLITS, HandwritingConfig
+from tenfold.data.handwriting.preview import draw_preview
+from tenfold.data.handwriting.store import cache_root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; 0 when all went well, 2 after a setting that is refused."""
+    parser = argparse.ArgumentParser(prog="python -m tenfold.data.handwriting", description=__doc__)
+    parser.add_argument("--preview", type=Path, metavar="FILE", help="draw a contact sheet of every task")
+    parser.add_argument("--build", choices=sorted(KINDS), metavar="TASK", help=f"build one of {', '.join(KINDS)}")
+    parser.add_argument("--num", type=int, default=4000, help="training pictures of --build (default 4000)")
+    parser.add_argument("--workers", type=int, help="threads of --build (default: all cores)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-digits", type=int, default=4, help="most digits in one scene (default 4)")
+    parser.add_argument("--cooccurrence", type=float, default=0.0, help="spurious correlation in scenes, 0..1")
+    parser.add_argument("--cache", help="cache folder (default: TENFOLD_CACHE, else ~/.cache/tenfold)")
+    options = parser.parse_args(arguments)
+    if options.preview is None and options.build is None:
+        parser.error("say what to do: --preview FILE or --build TASK")
+    try:
+        config = HandwritingConfig(
+            num_train=options.num,
+            seed=options.seed,
+            max_digits=options.max_digits,
+            cooccurrence=options.cooccurrence,
+            cache=options.cache,
+        )
+        if options.build is not None:
+            _build(options.build, config, options.workers)
+        if options.preview is not None:
+            draw_preview(config, options.preview)
+            print(f"drew {options.preview}")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _build(task: str, config: HandwritingConfig, workers: int | None) -> None:
+    start = time.perf_counter()
+    folder = build(task, config, workers=workers)  # type: ignore[arg-type]  # argparse has checked the choice
+    elapsed_s = time.perf_counter() - start
+    sizes = ", ".join(f"{len(next(iter(folder.split(split).values())))} {split}" for split in SPLITS)
+    print(f"{task}: {sizes} in {elapsed_s:.1f} s (about 0 if the cache {cache_root(config.cache)} had them)")
+    print(f"{folder.stored.path}\nfingerprint {folder.fingerprint}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Pictures of single characters: digits, glyphs, letters, warps, ambiguous digits."""
+
+import numpy as np
+
+from tenfold.data.handwriting.affine import inverse_matrices, parameters
+from tenfold.data.handwriting.captions import NUM_WORDINGS, digit_captions, glyph_captions
+from tenfold.data.handwriting.concepts import DIGIT_CONCEPT_MATRIX
+from tenfold.data.handwriting.config import Split
+from tenfold.data.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
+from tenfold.data.handwriting.raster import warp
+from tenfold.data.handwriting.splits import PICTURE
+from tenfold.data.handwriting.stream import Stream
+
+_GLYPH_RANGES = np.array([(-100, 101), (-64, 65), (-64, 65), (205, 283), (-26, 27)])
+"""Lowest and highest (exclusive) step: +-10 degrees, +-2 pixels (of 2 samples), scale 0.8..1.1, shear +-0.1."""
+_WARP_RANGES = np.array([(-450, 451), (-64, 65), (-64, 65), (179, 308), (-77, 78)])
+"""+-45 degrees, +-4 pixels, scale 0.7..1.2, shear +-0.3."""
+_CONFUSABLE = np.array(
+    [(0, 6), (1, 7), (2, 3), (2, 7), (3, 5), (3, 8), (4, 6), (4, 9), (5, 6), (5, 8), (7, 9), (8, 9)], dtype=np.int64
+)
+"""Pairs of classes whose blend can be read as either; the others look like two digits on top of each other."""
+_TRIES = 4
+"""Digits of the first class that look for their closest of the second; the closest couple is blended."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def draw_digits(rows: np.ndarray, pictures: np.ndarray, labels: np.ndarray) -> Arrays:
+    """The source digits of ``rows (N,)`` as fields of ``Digits``."""
+    return {
+        "images": _as_rgb(_framed(pictures[rows])),
+        "labels": labels[rows],
+        "sources": rows.astype(np.int16),
+        "concepts": DIGIT_CONCEPT_MATRIX[labels[rows]],
+        "captions": np.array(digit_captions(labels[rows])),
+    }
+
+
+def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays:
+    """``num`` printed characters as fields of ``Glyphs`` (or ``Letters``)."""
+    labels = stream.integers(0, 10, (num,))
+    choice = SPLIT_FONTS[split]
+    fonts = stream.integers(choice.start, choice.stop, (num,))
+    steps = _draw_steps(stream, num, _GLYPH_RANGES)
+    source = glyphs()[fonts, labels + (10 if letters else 0)]
+    # Warped at twice the size of the picture and then averaged 2x2, which keeps edges smooth.
+    fine = warp(source, inverse_matrices(steps, GLYPH_SIZE, GLYPH_SIZE), GLYPH_SIZE).astype(np.int32)
+    images = (fine.reshape(num, PICTURE, 2, PICTURE, 2).sum(axis=(2, 4)) + 2) // 4
+    wordings = stream.integers(0, NUM_WORDINGS, (num,))
+    values = parameters(steps)
+    values[:, 1:3] /= GLYPH_SIZE // PICTURE  # to pixels of the picture
+    fields = {
+        "images": _as_rgb(images.astype(np.uint8)),
+        "labels": labels,
+        "fonts": fonts.astype(np.uint8),
+        "parameters": values,
+        "captions": np.array(glyph_captions(labels, fonts, wordings, letters)),
+    }
+    return fields if letters else {**fields, "concepts": DIGIT_CONCEPT_MATRIX[labels]}
+
+
+def draw_warps(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int) -> Arrays:
+    """``num`` warped digits as fields of ``Warps``; ``rows (10, n)`` are the source digits allowed, by class."""
+    labels = stream.integers(0, 10, (num,))
+    sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
+    steps = _draw_steps(stream, num, _WARP_RANGES)
+    matrices = inverse_matrices(steps, PICTURE, PICTURE)
+    originals = _framed(pictures[sources])
+    return {
+        "images": _as_rgb(warp(originals, matrices, PICTURE)),
+        "originals": _as_rgb(originals),
+        "labels": labels,
+        "sources": sources.astype(np.int16),
+        "parameters": parameters(steps),
+        "matrices": matrices.astype(np.int32),
+    }
+
+
+def draw_ambiguous(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int) -> Arrays:
+    """``num`` blends as fields of ``Ambiguous``; ``rows (10, n)`` are the source digits allowed, by class."""
+    pairs = _CONFUSABLE[stream.integers(0, len(_CONFUSABLE), (num,))]
+    labels = np.take_along_axis(pairs, stream.orders(num, 2), axis=1)
+    tries = rows[labels[:, 0, None], stream.integers(0, rows.shape[1], (num, _TRIES))]  # (N, tries)
+    first, second = _closest_couples(tries, labels[:, 1], rows, pictures)
+    share = stream.integers(96, 161, (num,))[:, None, None]  # of 256
+    ink, other = pictures[first].astype(np.int32), pictures[second].astype(np.int32)
+    blend = np.minimum(((ink * share + other * (256 - share)) * 5 // 4) >> 8, 255)  # lifted: strokes met by one only
+    weights = (np.stack([share[:, 0, 0], 256 - share[:, 0, 0]], axis=1) / 256).astype(np.float32)
+    targets = np.zeros((num, 10), dtype=np.float32)
+    np.put_along_axis(targets, labels, weights, axis=1)
+    return {
+        "images": _as_rgb(_framed(blend.astype(np.uint8))),
+        "labels": labels,
+        "weights": weights,
+        "targets": targets,
+        "sources": np.stack([first, second], axis=1).astype(np.int16),
+    }
+
+
+def _closest_couples(
+    tries: np.ndarray, others: np.ndarray, rows: np.ndarray, pictures: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row's ``tries (N, T)`` the digit that lies closest to one of class ``others (N,)``, and that one."""
+    wide = pictures.astype(np.uint16)
+    coarse = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
+    coarse = coarse.reshape(len(pictures), -1).astype(np.int32)  # 14x14 sums up to 1020: products fit
+    closest, distances = np.empty_like(tries), np.empty_like(tries)
+    for digit in range(10):
+        here = others == digit
+        mine, theirs = coarse[tries[here].reshape(-1)], coarse[rows[digit]]
+        distance = (mine**2).sum(axis=1, keepdims=True) + (theirs**2).sum(axis=1) - 2 * (mine @ theirs.T)
+        closest[here] = rows[digit][np.argmin(distance, axis=1)].reshape(tries[here].shape)
+        distances[here] = np.min(distance, axis=1).reshape(tries[here].shape)
+    best = np.argmin(distances, axis=1)[:, None]
+    return np.take_along_axis(tries, best, axis=1)[:, 0], np.take_along_axis(closest, best, axis=1)[:, 0]
+
+
+def _draw_steps(stream: Stream, num: int, ranges: np.ndarray) -> np.ndarray:
+    return stream.integers(ranges[:, 0], ranges[:, 1], (num, len(ranges)))
+
+
+def _framed(digits: np.ndarray) -> np.ndarray:
+    border = (PICTURE - digits.shape[-1]) // 2
+    return np.pad(digits, ((0, 0), (border, border), (border, border)))
+
+
+def _as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=-1)

@@ -1,0 +1,39 @@
+"""Scenes as a multi-label data set."""
+
+import hashlib
+
+from tenfold.data.handwriting.build import HandwritingFolder, build
+from tenfold.data.handwriting.config import HandwritingConfig, Split
+from tenfold.data.handwriting.splits import CANVAS
+from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.images import ArrayImages
+from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
+from tenfold.data.partial_labels import observe_labels
+
+
+def load_scenes(config: HandwritingConfig) -> MultiLabelData:
+    """Which of the ten digits stand in a 64x64 scene; built where the cache lacks it.
+
+    Observed labels of all three splits follow the same draw (``num_pos``, ``num_neg``, ``label_seed``).
+
+    Raises:
+        OSError: If the cache folder cannot be written.
+    """
+    folder = build("scenes", config)
+    draw = f"{folder.fingerprint}/{config.num_pos}/{config.num_neg}/{config.label_seed}"
+    return MultiLabelData(
+        name=config.name,
+        classes=DIGIT_WORDS,
+        train=_split(folder, config, "train"),
+        val=_split(folder, config, "val"),
+        test=_split(folder, config, "test"),
+        image_size=CANVAS,
+        fingerprint=hashlib.sha256(draw.encode()).hexdigest(),
+    )
+
+
+def _split(folder: HandwritingFolder, config: HandwritingConfig, split: Split) -> MultiLabelSplit:
+    arrays = folder.split(split)
+    full = arrays["labels"]
+    observed = observe_labels(full, config.num_pos, config.num_neg, config.label_seed)
+    return MultiLabelSplit(images=ArrayImages(arrays["images"]), full=full, observed=observed)

@@ -1,0 +1,193 @@
+"""A cache of folders of ``.npy`` files: written whole or not at all, checked before use, read memory-mapped."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LOG = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+_TEMPORARY = ".building-"
+_ABANDONED_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class StoredFolder:
+    """A checked folder of arrays."""
+
+    path: Path
+    fingerprint: str
+    """Hex sha256 over the checksums of all files: equal for equal content."""
+
+    def array(self, part: str, name: str) -> np.ndarray:
+        """One array, read-only and memory-mapped; ``part`` is a split."""
+        return np.load(self.path / part / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def cache_root(configured: str | None) -> Path:
+    """The cache folder: configured, else the environment's ``TENFOLD_CACHE``, else ``~/.cache/tenfold``."""
+    chosen = configured or os.environ.get("TENFOLD_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "tenfold"
+
+
+def stored(root: Path, name: str, settings: Mapping[str, Any], fill: Callable[[Path], None]) -> StoredFolder:
+    """A folder of the cache, made first where it is missing or damaged.
+
+    Builders may run at the same time: each fills a folder of its own, one takes its place by renaming, the others
+    find it there and use it.
+
+    Args:
+        root: Cache folder, made if missing.
+        name: What the folder holds; a hash of the settings is appended.
+        settings: All that determines the content; JSON types.
+        fill: Writes ``<split>/<array>.npy`` files into the folder it is given.
+
+    Raises:
+        OSError: If the cache folder cannot be written.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    ready = _open(folder)
+    if ready is not None:
+        return ready
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = _new_folder(root)
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {root} must be writable: {error}; set TENFOLD_CACHE (or cache=) to a folder that is"
+        ) from error
+    try:
+        _remove_abandoned(root)
+        fill(temporary)
+        _write_manifest(temporary, settings)
+        _take_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    ready = _open(folder)
+    if ready is None:
+        raise OSError(f"{folder} was damaged right after it was built; is the disk full or failing?")
+    return ready
+
+
+def create_array(folder: Path, part: str, name: str, num_rows: int, row: np.dtype) -> np.ndarray:
+    """A new ``.npy`` file to write rows into, memory-mapped; ``row`` is the (sub-array) type of one row."""
+    path = folder / part / f"{name}.npy"
+    path.parent.mkdir(exist_ok=True)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=row.base, shape=(num_rows, *row.shape))
+    _reserve(path)
+    return array
+
+
+def _reserve(path: Path) -> None:
+    """Claim the file's bytes now: writing to a map on a full disk would kill the process."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"no room for {size / 1e6:.0f} MB at {path} ({error.strerror}); set TENFOLD_CACHE to another folder",
+            ) from error
+
+
+def _new_folder(root: Path) -> Path:
+    """A temporary folder with usual permissions (those of ``tempfile`` would hide a shared cache from other users)."""
+    folder = root / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    folder.mkdir()
+    return folder
+
+
+def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*.npy")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        status = path.stat()
+        digest = _sha256(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+        files[path.relative_to(folder).as_posix()] = {"bytes": status.st_size, "sha256": digest}
+    with (folder / _MANIFEST).open("w") as file:
+        json.dump({"settings": dict(settings), "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _take_place(temporary: Path, folder: Path) -> None:
+    """Rename ``temporary`` to ``folder``; a whole folder that is there already stays, a damaged one makes way."""
+    for _ in range(8):
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            if _open(folder) is not None:
+                return
+            # Renamed, not deleted in place: a reader sees the old folder or none, never half of one.
+            aside = _new_folder(folder.parent)
+            try:
+                os.replace(folder, aside / "damaged")
+            except FileNotFoundError:
+                _LOG.debug("another builder has moved %s away", folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        else:
+            return
+    raise OSError(f"{folder} could not be replaced: other builders keep changing it")
+
+
+def _open(folder: Path) -> StoredFolder | None:
+    """The folder if it is whole; None if it is missing or damaged (then the reason is logged)."""
+    if not folder.exists():
+        return None
+    damage = _damage(folder)
+    if damage is not None:
+        _LOG.warning("cached data in %s are damaged (%s); building them again", folder, damage)
+        return None
+    files = json.loads((folder / _MANIFEST).read_text())["files"]
+    joined = json.dumps({name: entry["sha256"] for name, entry in files.items()}, sort_keys=True)
+    return StoredFolder(folder, hashlib.sha256(joined.encode()).hexdigest())
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name, entry in files.items():
+            path = folder / name
+            status = path.stat()
+            if status.st_size != entry["bytes"]:
+                return f"{name} must have {entry['bytes']} bytes, has {status.st_size}"
+            if _sha256(str(path), status.st_size, status.st_mtime_ns, status.st_ino) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    """Checksum of a file; once in a process while the file's status stays the same."""
+    del size, mtime_ns, inode  # part of the key only
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Delete what killed builders left more than a day ago."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        try:
+            old = time.time() - path.stat().st_mtime > _ABANDONED_S
+        except FileNotFoundError:
+            continue
+        if old:
+            shutil.rmtree(path, ignore_errors=True)

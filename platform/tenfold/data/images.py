@@ -1,0 +1,308 @@
+"""Pictures as arrays: sources that a split reads from, and one decoder for files and for strangers' bytes.
+
+Training and serving share ``decode_image`` and ``resize_image``, so a picture becomes the same bytes on both sides.
+"""
+
+import hashlib
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tenfold.data.array_cache import cached_array
+from tenfold.data.multilabel import ImageSource
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+
+# A progressive JPEG holds about ten scans; thousands of them are a way to burn CPU with a small file.
+_MAX_JPEG_SCANS = 100
+# What Pillow raises on broken bytes, beside its own OSError: measured by feeding it damaged files.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
+# Part of every cache key: raise it when decoding or resizing changes the bytes.
+_RESIZE_RULE = "exif-rgb-white-bilinear-1"
+
+
+def sniff_format(data: bytes) -> ImageFormat | None:
+    """The format that the first bytes announce, or None for any other."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def decode_image(data: bytes, *, max_pixels: int = 16_000_000) -> np.ndarray:
+    """Decode one untrusted JPEG, PNG or WEBP picture to uint8 ``(H, W, 3)`` RGB.
+
+    The size in the header is checked before any pixel is decoded. The EXIF orientation is applied once, 16-bit greys
+    keep their high byte, and transparent pictures are laid on white. A JPEG that carries further pictures (depth
+    or gain maps of telephones) gives its main one.
+
+    Args:
+        data: The file's bytes.
+        max_pixels: Largest width times height that is decoded; never more than Pillow's own limit.
+
+    Raises:
+        ValueError: Empty, of another format, above ``max_pixels``, animated, truncated or damaged.
+    """
+    return np.array(_decode(data, max_pixels))
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 ``(H, W, 3)`` to ``(size, size, 3)``: bilinear with antialiasing, aspect not kept.
+
+    Raises:
+        ValueError: ``image`` is not uint8 ``(H, W, 3)`` with H, W at least 1, or ``size`` is below 1.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    return np.array(_resize(Image.fromarray(image), size))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    """``data`` as an upright RGB picture; every refusal is a ValueError."""
+    if not data:
+        raise ValueError("the picture is empty (0 bytes)")
+    kind = sniff_format(data)
+    if kind is None:
+        raise ValueError("the picture must be JPEG, PNG or WEBP; its first bytes announce none of these")
+    if kind == "jpeg" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
+        raise ValueError(f"the JPEG has {scans} scans, at most {_MAX_JPEG_SCANS} are decoded")
+    with _as_value_error(kind, max_pixels):
+        image = Image.open(BytesIO(data), formats=[kind.upper()])
+    _check_header(image, kind, max_pixels)
+    with _as_value_error(kind, max_pixels):
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@contextmanager
+def _as_value_error(kind: str, max_pixels: int) -> Iterator[None]:
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"the picture has more pixels than the limit of {max_pixels}") from None
+    except UnidentifiedImageError as error:  # Pillow's own words show an object's address
+        raise ValueError(f"the {kind.upper()} picture is damaged: its header cannot be read") from error
+    except _BROKEN as error:
+        raise ValueError(f"the {kind.upper()} picture is truncated or damaged ({error})") from error
+
+
+def _check_header(image: Image.Image, kind: str, max_pixels: int) -> None:
+    width, height = image.size
+    # Pillow only warns between its limit and twice that, and warning filters are not safe across threads:
+    # holding our limit at or below Pillow's turns each such warning into a refusal.
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    if width * height > limit:
+        raise ValueError(f"the picture has {width} x {height} pixels, more than the limit of {limit}")
+    if kind != "jpeg" and getattr(image, "n_frames", 1) > 1:
+        raise ValueError(f"the {kind.upper()} is animated; a single picture is expected")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: `convert` would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_rows(indices: "np.ndarray | Sequence[int]", length: int) -> np.ndarray:
+    rows = np.asarray(indices)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise ValueError(f"indices must be one-dimensional integers, got {rows.dtype} of shape {rows.shape}")
+    rows = rows.astype(np.int64, copy=False)
+    if rows.size and (rows.min() < 0 or rows.max() >= length):
+        raise IndexError(f"indices must be in 0..{length - 1}, got {rows.min()}..{rows.max()}")
+    return rows
+
+
+class ArrayImages:
+    """Pictures that lie decoded in an array or a memory map, uint8 ``(N, S, S, 3)``.
+
+    A memory map of a whole file travels to other processes as its path, not as its bytes.
+    """
+
+    in_memory = True
+
+    def __init__(self, array: np.ndarray) -> None:
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
+            raise ValueError(f"array must be uint8 (N, S, S, 3), got {array.dtype} {array.shape}")
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
+        """uint8 ``(B, S, S, 3)``, contiguous and a copy. Raises IndexError for a row that is not there."""
+        rows = _check_rows(indices, len(self))
+        return torch.from_numpy(np.asarray(self.array)[rows])  # the plain array: a memmap would copy twice
+
+    def __getstate__(self) -> dict[str, Any]:
+        array = self.array
+        # The base of a map of a whole file is the mmap itself; a slice of it has lost its offset.
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
+            return {"file": str(array.filename), "offset": array.offset, "shape": array.shape}
+        return {"array": np.asarray(array)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "file" in state:
+            self.array = np.memmap(
+                state["file"], dtype=np.uint8, mode="r", offset=state["offset"], shape=state["shape"]
+            )
+        else:
+            self.array = state["array"]
+
+
+class SubsetImages:
+    """Chosen rows of another source, in the order of ``rows``."""
+
+    def __init__(self, source: ImageSource, rows: "np.ndarray | Sequence[int]") -> None:
+        self.source = source
+        self.rows = _check_rows(rows, len(source))
+        self.in_memory = source.in_memory
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
+        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there."""
+        return self.source.read(self.rows[_check_rows(indices, len(self))])
+
+
+class FileImages:
+    """Picture files, decoded and resized by a pool of threads at each reading.
+
+    Args:
+        paths: JPEG, PNG or WEBP files; opened only when read.
+        image_size: Height and width of what ``read`` gives.
+        num_workers: Decoding threads (Pillow lets go of the interpreter lock while it decodes).
+        max_pixels: Larger files are refused.
+
+    Raises:
+        ValueError: A number below 1; on reading, a missing, truncated, damaged or too large file, by its name.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self, paths: Sequence[str | Path], image_size: int, *, num_workers: int = 8, max_pixels: int = 80_000_000
+    ) -> None:
+        for name, value in (("image_size", image_size), ("num_workers", num_workers), ("max_pixels", max_pixels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.paths = tuple(str(path) for path in paths)
+        self.image_size = image_size
+        self.num_workers = num_workers
+        self.max_pixels = max_pixels
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_pid = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
+        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there, ValueError naming a bad file."""
+        rows = _check_rows(indices, len(self))
+        out = torch.empty((len(rows), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        self.read_into(out.numpy(), rows)
+        return out
+
+    def read_into(self, out: np.ndarray, rows: Iterable[int]) -> None:
+        """Decode ``rows`` into ``out``, uint8 ``(B, S, S, 3)``."""
+        for _ in self._threads().map(self._read_one, out, rows):
+            pass
+
+    def _read_one(self, out: np.ndarray, row: int) -> None:
+        path = self.paths[row]
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read picture {path}: {error.strerror or error}") from error
+        try:
+            image = _decode(data, self.max_pixels)
+        except ValueError as error:
+            raise ValueError(f"cannot decode {path}: {error}") from error
+        out[:] = np.asarray(_resize(image, self.image_size))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        # Threads do not survive a fork: a child that inherits the pool would wait for ever.
+        if self._pool is None or self._pool_pid != os.getpid():
+            self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
+            self._pool_pid = os.getpid()
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": None, "_pool_pid": 0}
+
+
+def file_table(paths: Sequence[str | Path], *, allow_missing: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes in bytes and modification times in ns, both int64 ``(N,)``; lists each folder once.
+
+    Where ``allow_missing``, both are -1 for a file that is not there.
+
+    Raises:
+        ValueError: A file or its folder is missing: names the first, counts them all.
+    """
+    names = [str(path) for path in paths]
+    present: set[str] = set()
+    for prefix in {"".join(name.rpartition("/")[:2]) for name in names}:
+        if os.path.isdir(prefix or "."):
+            with os.scandir(prefix or ".") as entries:
+                present.update(prefix + entry.name for entry in entries if entry.is_file())
+    missing = [name for name in names if name not in present]
+    if missing and not allow_missing:
+        raise ValueError(f"{len(missing)} of {len(names)} listed pictures are not on disk, first: {missing[0]}")
+    table = np.full((2, len(names)), -1, dtype=np.int64)
+    for column, name in enumerate(names):
+        if name in present:
+            status = os.stat(name)
+            table[:, column] = status.st_size, status.st_mtime_ns
+    return table[0], table[1]
+
+
+def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True) -> ArrayImages:
+    """Decode every file once into a memory-mapped ``.npy`` in ``folder`` and read from there from then on.
+
+    The name holds a hash of paths, sizes, times and image size, so a changed file makes a new cache. The file appears
+    whole or not at all; processes that ask at the same time wait for the one that builds. It takes N * S * S * 3
+    bytes (49 GB for COCO's 82,081 training pictures at 448).
+
+    Raises:
+        ValueError: A file is missing, truncated or damaged, by its name.
+        OSError: The disk is full, said before anything is decoded.
+    """
+    sizes, times = file_table(files.paths)
+    digest = hashlib.sha256(f"{_RESIZE_RULE}\0{files.image_size}\0".encode())
+    digest.update("\0".join(files.paths).encode())
+    digest.update(sizes.tobytes() + times.tobytes())
+    array = cached_array(
+        Path(folder) / f"images-{files.image_size}-{digest.hexdigest()[:24]}.npy",
+        (len(files), files.image_size, files.image_size, 3),
+        np.uint8,
+        lambda out, start, stop: files.read_into(out, range(start, stop)),
+        chunk=512,
+        description="decoding pictures",
+        progress=progress,
+    )
+    return ArrayImages(array)

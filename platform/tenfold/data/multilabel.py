@@ -1,0 +1,60 @@
+"""Multi-label pictures: what every reader gives, whatever the data set.
+
+Label coding of the platform: ``full`` holds the truth in {0, 1}; ``observed`` holds what a learner may see in
+{-1, 0, +1} = observed negative, unobserved, observed positive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class ImageSource(Protocol):
+    """Pictures by row, decoded and at one size."""
+
+    in_memory: bool
+    """True where reading is a gather (array or memory map), False where it decodes files: then it pays to prefetch."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
+        """uint8 ``(B, S, S, 3)`` RGB for the rows asked for, in their order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelSplit:
+    """One part (train, val or test) of a data set."""
+
+    images: ImageSource
+    full: np.ndarray
+    """True labels, int8 ``(N, K)`` in {0, 1}; for data born partial (OpenImages): -1 where nobody looked."""
+    observed: np.ndarray
+    """Labels a learner may see, int8 ``(N, K)`` in {-1, 0, +1}."""
+
+    def __post_init__(self) -> None:
+        expected = (len(self.images), *self.full.shape[1:])
+        if self.full.ndim != 2 or self.full.shape != expected or self.observed.shape != expected:
+            raise ValueError(
+                f"images, full and observed must agree: {len(self.images)} images, "
+                f"full {self.full.shape}, observed {self.observed.shape}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelData:
+    """A data set ready for training: three splits, class names, and a fingerprint of its content."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: MultiLabelSplit
+    val: MultiLabelSplit
+    test: MultiLabelSplit
+    image_size: int
+    fingerprint: str
+    """Hex digest of everything that determines the bytes: enters stage keys and the registry's comparison."""
+    mirrorable: bool = False
+    """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""

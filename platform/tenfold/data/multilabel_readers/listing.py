@@ -1,0 +1,66 @@
+"""What every reader gives: official lists of pictures with their labels, before any split or draw."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """One official list of N pictures over K classes.
+
+    Either ``full`` is known, and ``observed`` is drawn from it or read from a file; or the data set is born partial:
+    ``full`` is None and ``observed`` is sparse.
+    """
+
+    folder: Path
+    """Where ``names`` start from."""
+    names: list[str]
+    """Paths of the pictures inside ``folder``."""
+    full: np.ndarray | None
+    """int8 ``(N, K)`` in {0, 1}; None where nobody labelled everything."""
+    observed: np.ndarray | csr_array | None = None
+    """int8 ``(N, K)`` in {-1, 0, +1} (observed negative, unobserved, observed positive); None: to be drawn."""
+
+    def paths(self) -> list[str]:
+        """Paths of the pictures as they are opened."""
+        prefix = f"{self.folder}/"
+        return [prefix + name for name in self.names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialLists:
+    """The official lists of a data set."""
+
+    classes: tuple[str, ...]
+    train: Listing
+    test: Listing
+    val: Listing | None = None
+    """None where a validation part is split off ``train``."""
+
+
+def require_file(path: Path, what: str) -> Path:
+    """``path``, or a ValueError that says ``what`` was expected there."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected {what}")
+    return path
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file without blank ones; a ValueError where it is missing or not text."""
+    try:
+        text = require_file(path, what).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: expected {what}") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def check_distinct(values: list[str] | tuple[str, ...], path: Path, what: str) -> None:
+    """ValueError if a value comes twice in ``values``, which were read from ``path``."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{path} names the {what} {value!r} twice")
+        seen.add(value)

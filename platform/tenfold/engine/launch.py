@@ -1,0 +1,183 @@
+"""From a function of a ``Run`` to processes that run it: here, or on Ray Train workers.
+
+Ctrl-C (and SIGTERM) asks the loop for a checkpoint and a clean end; a second one ends at once.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from tenfold.engine.run import Interrupted, PlainRun, Recorder, Run, best_device
+from tenfold.engine.settings import ScaleConfig
+from tenfold.engine.storage import STOP_FILE, Storage, ray_storage
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What every worker needs to build its ``Run``; fields as in ``Run``."""
+
+    name: str
+    """Name of the run, unique per content of its settings: launching it again goes on from its last checkpoint."""
+    folder: str
+    shared: str
+    seed: int = 0
+    deterministic: bool = True
+    recorder: Recorder | None = None
+    progress: bool = True
+
+
+def launch(
+    work: Callable[[Run, Any], Answer],
+    settings: Any,
+    scale: ScaleConfig,
+    options: LaunchOptions,
+    *,
+    on_epoch: Callable[[dict[str, float], int], None] | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Answer:
+    """Run ``work(run, settings)`` on every worker and return rank 0's answer.
+
+    Args:
+        work: Importable function; the same on every worker.
+        settings: Its second argument; plain values or dataclasses, since it travels to the workers.
+        scale: Where.
+        options: How a worker sets itself up.
+        on_epoch: Called after each epoch with metrics and number; in a plain process only (workers of Ray are other
+            processes: hand in a callback there).
+        callbacks: ``ray.train.UserCallback`` objects, on Ray only.
+
+    Raises:
+        Interrupted: The user asked to stop; a checkpoint is written.
+        RuntimeError: The workers failed more often than ``scale.max_failures``.
+    """
+    if scale.kind == "plain":
+        return _launch_plain(work, settings, options, on_epoch)
+    return _launch_ray(work, settings, scale, options, callbacks)
+
+
+def _launch_plain(
+    work: Callable[[Run, Any], Answer],
+    settings: Any,
+    options: LaunchOptions,
+    on_epoch: Callable[[dict[str, float], int], None] | None,
+) -> Answer:
+    stop = threading.Event()
+    run = PlainRun(stop=stop, device=best_device(), on_epoch=on_epoch, **_run_options(options))
+    with _asked_to_stop(stop.set):
+        try:
+            return work(run, settings)
+        finally:
+            run.close()
+
+
+def _launch_ray(
+    work: Callable[[Run, Any], Answer],
+    settings: Any,
+    scale: ScaleConfig,
+    options: LaunchOptions,
+    callbacks: Sequence[Any],
+) -> Answer:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    folder = Storage(options.folder)
+    folder.remove(STOP_FILE)
+    storage_path, filesystem = ray_storage(options.folder)
+    resources = {"CPU": scale.cpus_per_worker}
+    if scale.gpus_per_worker:
+        resources["GPU"] = scale.gpus_per_worker
+    trainer = TorchTrainer(
+        _ray_worker,  # type: ignore[arg-type]  # a worker may return a value
+        train_loop_config={"work": work, "settings": settings, "options": options, "cpus": scale.cpus_per_worker},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers, use_gpu=scale.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=options.name,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
+        ),
+    )
+    with _asked_to_stop(lambda: folder.write_json(STOP_FILE, {})):
+        try:
+            # Ray's own handler of Ctrl-C, which throws the work away, is set only by a fit in the main thread.
+            result = _in_thread(trainer.fit)
+        except ray.train.TrainingFailedError as error:
+            raise RuntimeError(f"training failed on the workers: {error}") from error
+        finally:
+            folder.remove(STOP_FILE)
+    status, answer = result.return_value
+    if status == "interrupted":
+        raise Interrupted
+    return answer
+
+
+def _ray_worker(config: dict[str, Any]) -> tuple[str, Any]:
+    """Runs once in every worker."""
+    from tenfold.engine.ray_run import RayRun
+
+    torch.set_num_threads(max(1, int(config["cpus"])))
+    run = RayRun(**_run_options(config["options"]))
+    try:
+        return "finished", config["work"](run, config["settings"])
+    except Interrupted:
+        return "interrupted", None
+    finally:
+        run.close()
+
+
+def _run_options(options: LaunchOptions) -> dict[str, Any]:
+    names = ("folder", "shared", "seed", "deterministic", "recorder", "progress")
+    return {name: getattr(options, name) for name in names}
+
+
+def _in_thread(call: Callable[[], Any]) -> Any:
+    """Call in another thread and wait so that signals still reach this one."""
+    with ThreadPoolExecutor(1) as pool:
+        future: Future[Any] = pool.submit(call)
+        while True:
+            try:
+                return future.result(timeout=0.5)
+            except FutureTimeout:
+                if future.done():
+                    raise
+
+
+@contextmanager
+def _asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a request; the second does what it always did.
+
+    Signals reach the main thread only; elsewhere (a trial of Tune) nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, _frame: object) -> None:
+        print("\nstopping: writing a checkpoint (once more to stop at once)", file=sys.stderr, flush=True)
+        for each in numbers:
+            signal.signal(each, before[each])
+        ask()
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])

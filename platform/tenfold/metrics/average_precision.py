@@ -1,0 +1,128 @@
+"""Average precision of multi-label scores, all classes at once.
+
+One descending sort per class, then cumulative sums: precision is read at the last place of every run of equal scores,
+so that equal scores form one threshold, as in ``sklearn.metrics.average_precision_score``. A class without positives
+has an average precision of 0 and counts in the mean; a class that nobody looked at is left out (NaN).
+Shapes: N images, K classes, G groups of classes.
+"""
+
+import torch
+from torch import Tensor
+
+_ENTRIES_AT_ONCE = 1 << 21
+"""Scores sorted together: some 100 MB of working memory whatever the number of classes."""
+
+
+def average_precision(scores: Tensor, targets: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Area under the precision-recall steps of every class, without interpolation.
+
+    Args:
+        scores: ``(N, K)``, any real dtype, higher means more certain. Logits rank better than probabilities: in float32
+            the sigmoid of all logits above 17 is the same number.
+        targets: ``(N, K)`` in {0, 1}; free where not observed.
+        observed: bool ``(N, K)``, which entries to evaluate; all of them if None.
+
+    Returns:
+        float64 ``(K,)`` in [0, 1], on the device of the scores: 0 for a class without positives, NaN for a class
+        without observed rows.
+
+    Raises:
+        ValueError: If shapes differ, a score is not finite, or an observed target is neither 0 nor 1.
+    """
+    _check_shapes(scores, targets, observed)
+    num_rows, num_classes = scores.shape
+    classes_at_once = max(1, _ENTRIES_AT_ONCE // max(num_rows, 1))
+    chunks = [
+        _average_precision_of_chunk(
+            scores[:, start : start + classes_at_once],
+            targets[:, start : start + classes_at_once],
+            None if observed is None else observed[:, start : start + classes_at_once],
+        )
+        for start in range(0, num_classes, classes_at_once)
+    ]
+    return torch.cat(chunks)
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor, observed: Tensor | None = None) -> float:
+    """Mean of ``average_precision`` over the classes that have observed rows, in percent.
+
+    Arguments and errors as there; NaN if no class has an observed row.
+    """
+    return 100 * average_precision(scores, targets, observed).nanmean().item()
+
+
+def group_mean_ap(ap: Tensor, train_counts: Tensor, num_groups: int = 5) -> Tensor:
+    """Mean average precision of rare to frequent classes.
+
+    Args:
+        ap: Average precision ``(K,)`` in [0, 1]; NaN for classes to leave out.
+        train_counts: Training annotations of every class ``(K,)``.
+        num_groups: G; classes, sorted by count (stable), are cut into G runs whose lengths differ by one at
+            most, the longer first.
+
+    Returns:
+        float64 ``(G,)`` in percent, from the rarest classes to the most frequent; NaN for a group without any value.
+
+    Raises:
+        ValueError: If the shapes differ, a value of ``ap`` is outside [0, 1], or ``num_groups`` is below 1.
+    """
+    if ap.ndim != 1 or ap.shape != train_counts.shape:
+        raise ValueError(
+            f"ap and train_counts must both be (K,), got {tuple(ap.shape)} and {tuple(train_counts.shape)}"
+        )
+    if num_groups < 1:
+        raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+    if ((ap < 0) | (ap > 1)).any():
+        raise ValueError(f"ap must lie in [0, 1] (a fraction, not percent), got up to {ap.nan_to_num().abs().max()}")
+    by_count = train_counts.argsort(stable=True)
+    groups = torch.tensor_split(100 * ap.double()[by_count.to(ap.device)], num_groups)
+    return torch.stack([group.nanmean() for group in groups])
+
+
+def _check_shapes(scores: Tensor, targets: Tensor, observed: Tensor | None) -> None:
+    if scores.ndim != 2 or scores.shape[1] == 0 or scores.shape != targets.shape:
+        raise ValueError(
+            f"scores and targets must both be (N, K) with K > 0, got {tuple(scores.shape)} and {tuple(targets.shape)}"
+        )
+    if observed is not None and (observed.shape != scores.shape or observed.dtype != torch.bool):
+        raise ValueError(
+            f"observed must be bool {tuple(scores.shape)}, got {observed.dtype} {tuple(observed.shape)}; "
+            "targets coded with -1 for unobserved: pass observed = targets >= 0"
+        )
+
+
+def _average_precision_of_chunk(scores: Tensor, targets: Tensor, observed: Tensor | None) -> Tensor:
+    """Average precision ``(k,)`` of some classes, ``scores (N, k)``."""
+    positive = targets == 1
+    wrong = ~positive & (targets != 0)
+    if observed is not None:
+        wrong &= observed
+        positive &= observed
+    if wrong.any():
+        raise ValueError("targets must be 0 or 1 where observed")
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores must be finite: the model gave NaN or infinity")
+    if not scores.is_floating_point():
+        scores = scores.double()
+    if observed is not None:
+        # Behind every finite score; they add no true positive there, so what their precision is does not matter.
+        scores = scores.masked_fill(~observed, -torch.inf)
+
+    ranked, order = scores.T.contiguous().sort(dim=1, descending=True)  # (k, N)
+    true_positives = positive.T.gather(1, order).cumsum(1)  # (k, N)
+    num_positives = true_positives[:, -1:] if len(scores) else true_positives.new_zeros(len(ranked), 1)
+    run_ends = torch.ones_like(ranked, dtype=torch.bool)
+    torch.ne(ranked[:, 1:], ranked[:, :-1], out=run_ends[:, :-1])
+    places = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.float64)
+    precision = true_positives / places
+    if bool(run_ends.all()):
+        found = torch.diff(true_positives, dim=1, prepend=torch.zeros_like(num_positives))
+    else:
+        # True positives at the ends of runs never decrease: their running maximum is the value at the latest end.
+        at_ends = torch.where(run_ends, true_positives, 0)
+        before = torch.cummax(at_ends, dim=1).values.roll(1, dims=1)
+        before[:, :1] = 0
+        found = torch.where(run_ends, true_positives - before, 0)
+    value = (found * precision).sum(1, dtype=torch.float64) / num_positives.squeeze(1).clamp(min=1)
+    looked_at = torch.full_like(value, len(scores)) if observed is None else observed.sum(0)
+    return torch.where(looked_at > 0, value, torch.nan)

@@ -1,0 +1,109 @@
+"""How good is a multi-label model: scores of a whole split, their mAP, and pictures a person can judge."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tenfold.data.multilabel import MultiLabelSplit
+from tenfold.engine.run import Run
+from tenfold.metrics.average_precision import average_precision, group_mean_ap
+
+
+def split_logits(
+    run: Run, predict: Callable[[Tensor], Tensor], split: MultiLabelSplit, batch_size: int = 256
+) -> Tensor:
+    """Logits ``(N, K)`` float32 of every picture of a split, computed by all workers together.
+
+    Args:
+        run: The machine.
+        predict: uint8 pictures ``(B, S, S, 3)`` on the run's device to logits ``(B, K)``.
+        split: Which pictures.
+        batch_size: Pictures per forward pass.
+    """
+    loader = run.loader(
+        lambda rows: {"images": split.images.read(rows)},
+        len(split.images),
+        batch_size,
+        shuffle=False,
+        prefetch=0 if split.images.in_memory else 2,
+    )
+    logits, index = [], []
+    with torch.inference_mode():
+        for batch in loader.epoch(0):
+            logits.append(predict(run.to_device(batch)["images"]).float().cpu())
+            index.append(batch["index"])
+    return run.gather_rows(torch.cat(logits), torch.cat(index), len(split.images))
+
+
+def multilabel_metrics(logits: Tensor, split: MultiLabelSplit, prefix: str) -> dict[str, float]:
+    """``{prefix}/mAP`` in percent against the true labels, ranked by logit.
+
+    Where some entries have no truth (-1: OpenImages) they are left out, class by class, and ``{prefix}/mAP_G1`` to
+    ``_G5`` give the mean over groups of classes by the number of observed positives in this split.
+    """
+    truth = torch.from_numpy(np.ascontiguousarray(split.full))
+    known = truth >= 0
+    born_partial = not bool(known.all())
+    ap = average_precision(logits, truth.clamp(min=0), known if born_partial else None)
+    metrics = {f"{prefix}/mAP": 100 * float(ap.nanmean())}
+    if born_partial and truth.shape[1] >= 5:
+        groups = group_mean_ap(ap, known.sum(0), num_groups=5)
+        metrics.update({f"{prefix}/mAP_G{number}": float(value) for number, value in enumerate(groups, 1)})
+    return metrics
+
+
+def model_metrics(run: Run, model: Callable[[Tensor], Tensor], split: MultiLabelSplit, prefix: str) -> dict[str, float]:
+    """``multilabel_metrics`` of a model in eval mode, or of any function from pictures to logits."""
+    return multilabel_metrics(split_logits(run, model, split), split, prefix)
+
+
+def figure_predictions(
+    images: np.ndarray, probs: np.ndarray, truth: np.ndarray, classes: Sequence[str], num_columns: int = 6
+) -> Figure:
+    """Pictures with the labels a model gives them: green where right, red where wrong, grey where missed.
+
+    Args:
+        images: uint8 ``(P, S, S, 3)``.
+        probs: ``(P, K)`` in [0, 1]; a label is given at 0.5.
+        truth: ``(P, K)`` in {0, 1}, -1 where unknown.
+        classes: K names.
+    """
+    num_rows = -(-len(images) // num_columns)
+    figure = Figure(figsize=(2.1 * num_columns, 2.55 * num_rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(num_rows, num_columns)).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for panel, image, prob, true in zip(panels, images, probs, truth, strict=False):
+        panel.imshow(image)
+        given = np.flatnonzero(prob >= 0.5)
+        missed = np.flatnonzero((prob < 0.5) & (true == 1))
+        words = [(f"{classes[k]} {prob[k]:.2f}", "tab:green" if true[k] == 1 else "tab:red") for k in given]
+        words += [(f"({classes[k]} {prob[k]:.2f})", "tab:gray") for k in missed]
+        for at, (word, colour) in enumerate(words[:6]):
+            panel.text(
+                0.5 * (at % 2) + 0.02, -0.06 - 0.11 * (at // 2), word,
+                transform=panel.transAxes, color=colour, fontsize=7.5, va="top",
+            )  # fmt: skip
+        if not words:
+            panel.text(0.02, -0.06, "no label", transform=panel.transAxes, color="tab:gray", fontsize=7.5, va="top")
+    figure.suptitle("green: given and true · red: given, not true · (grey): true, not given", fontsize=9)
+    return figure
+
+
+def figure_history(history: Sequence[dict[str, float]], names: Sequence[str], title: str) -> Figure:
+    """Curves of metrics over epochs, one panel each."""
+    shown = [name for name in names if any(name in row for row in history)]
+    figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.2), layout="constrained")
+    panels: Any = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    for panel, name in zip(panels, shown, strict=False):
+        points = [(row["epoch"], row[name]) for row in history if name in row]
+        panel.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        panel.set_xlabel("epoch")
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -1,0 +1,201 @@
+"""Convolutional image classifiers: a backbone that gives a feature map, and a linear head on its mean.
+
+Backbone and head are apart because methods replace the head (class activation maps), freeze the backbone (linear
+initialisation) or give the head another learning rate.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.types import Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_CNN_WIDTHS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "small_cnn"
+    """``small_cnn``; ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME`` (``timm:resnet50.a1_in1k``)."""
+    pretrained: bool = False
+    """Load the library's own weights; they must be in its cache or within reach."""
+    checkpoint: str | None = None
+    """Local weights (.safetensors, or .pth read without pickle) for the backbone; wins over ``pretrained``."""
+    init: Literal["end_to_end", "linear"] = "end_to_end"
+    """``linear``: first a linear classifier on the frozen backbone, then everything (LinearInit)."""
+    linear_epochs: int = 25
+    """Epochs of that first phase."""
+    linear_learning_rate: float = 1e-3
+    """Adam's learning rate of that first phase."""
+
+    def __post_init__(self) -> None:
+        library = self.name.split(":", 1)[0]
+        if self.name != "small_cnn" and (
+            library not in ("torchvision", "timm") or self.name in (library, f"{library}:")
+        ):
+            raise ValueError(f"model.name must be small_cnn, torchvision:NAME or timm:NAME, got {self.name!r}")
+        if self.linear_epochs < 1:
+            raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
+        if self.linear_learning_rate <= 0:
+            raise ValueError(f"linear_learning_rate must be positive, got {self.linear_learning_rate}")
+        if self.pretrained and self.name == "small_cnn" and self.checkpoint is None:
+            raise ValueError("small_cnn has no published weights: set model.checkpoint, or model.pretrained=false")
+
+
+class ImageClassifier(nn.Module):
+    """Logits = head(mean over space of backbone(normalised picture)).
+
+    Args:
+        backbone: ``(B, 3, H, W)`` float to a feature map ``(B, D, h, w)``.
+        feature_dim: Channels D of that map.
+        num_classes: Classes K, at least 1.
+        preprocessing: What the backbone was made for.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.backbone = backbone
+        self.head = nn.Linear(feature_dim, num_classes)
+        self.feature_dim = feature_dim
+        self.preprocessing = preprocessing
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``(B, H, W, 3)`` to the backbone's float ``(B, 3, H, W)``."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+        return (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """``(B, D, h, w)`` of uint8 pictures ``(B, H, W, 3)``."""
+        return self.backbone(self.normalise(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled ``(B, D)`` of uint8 pictures."""
+        return self.feature_map(images).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of uint8 pictures ``(B, H, W, 3)``."""
+        return self.head(self.features(images))
+
+
+def build_classifier(config: ModelConfig, num_classes: int, image_size: int) -> ImageClassifier:
+    """The network that a configuration names, with fresh head.
+
+    Raises:
+        ValueError: Unknown network, missing or unfitting checkpoint, weights out of reach, no feature map.
+    """
+    library, _, name = config.name.partition(":")
+    if library == "small_cnn":
+        backbone: nn.Module = small_cnn()
+        feature_dim = SMALL_CNN_WIDTHS[-1]
+        preprocessing = Preprocessing(image_size=image_size)
+    else:
+        build = _torchvision_backbone if library == "torchvision" else _timm_backbone
+        backbone, feature_dim = build(name, config.pretrained and config.checkpoint is None)
+        preprocessing = Preprocessing(image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if config.checkpoint is not None:
+        _load_backbone(backbone, Path(config.checkpoint))
+    return ImageClassifier(backbone, feature_dim, num_classes, preprocessing)
+
+
+def small_cnn() -> nn.Sequential:
+    """Four 3x3 convolutions with batch norm: 64x64 pictures become 8x8 maps of 128 channels, about 0.1 M weights."""
+    layers: list[nn.Module] = []
+    width_before, strides = 3, (1, 2, 2, 2)
+    for width, stride in zip(SMALL_CNN_WIDTHS, strides, strict=True):
+        layers += [nn.Conv2d(width_before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        width_before = width
+    return nn.Sequential(*layers)
+
+
+def parameter_groups(
+    model: ImageClassifier, learning_rate: float, head_multiplier: float
+) -> list[dict[str, list[nn.Parameter] | float]]:
+    """Backbone at the learning rate, everything else (the head) at a multiple of it."""
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in backbone]
+    return [
+        {"params": list(model.backbone.parameters()), "lr": learning_rate},
+        {"params": rest, "lr": learning_rate * head_multiplier},
+    ]
+
+
+def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    if name not in models.list_models(models):
+        raise ValueError(
+            f"torchvision has no classifier {name!r}; it has {', '.join(models.list_models(models)[:8])} ..."
+        )
+    try:
+        network = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:
+        raise ValueError(f"weights of torchvision:{name} are out of reach ({error}); set model.checkpoint") from error
+    if name.startswith(("resnet", "resnext", "wide_resnet")):
+        backbone: nn.Module = nn.Sequential(*list(network.children())[:-2])
+    else:
+        nodes = get_graph_node_names(network)[1]
+        if "features" not in nodes and not hasattr(network, "features"):
+            raise ValueError(f"torchvision:{name} has no convolutional feature map; use a ResNet or a timm network")
+        backbone = network.features if hasattr(network, "features") else create_feature_extractor(network, ["features"])
+    return backbone, _map_channels(backbone, f"torchvision:{name}")
+
+
+def _timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models('*resnet*') lists what it has")
+    try:
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"weights of timm:{name} are out of reach ({error}); set model.checkpoint") from error
+    return network, _map_channels(network, f"timm:{name}")
+
+
+def _map_channels(backbone: nn.Module, name: str) -> int:
+    """Channels D of the feature map; refuses networks that have none."""
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        output = backbone(torch.zeros(1, 3, 224, 224))
+    backbone.train(was_training)
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"{name} gives {shape} and no feature map (B, D, h, w): choose a convolutional network")
+    return output.shape[1]
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"model.checkpoint: there is no file {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        incompatible = backbone.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"model.checkpoint {path} does not fit the network: {error}") from error
+    if incompatible.missing_keys:
+        missing = ", ".join(incompatible.missing_keys[:5])
+        raise ValueError(
+            f"model.checkpoint {path} lacks {len(incompatible.missing_keys)} of the backbone's tensors: {missing} ..."
+        )

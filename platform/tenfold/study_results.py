@@ -1,0 +1,136 @@
+"""A study's records put together: each point with the mean and the spread of its metrics over the seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tenfold.study import Point, Study
+from tenfold.study_records import StudyFolder, TrialRecord
+from tenfold.study_space import Scalar
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One metric of a point over its seeds."""
+
+    values: tuple[float, ...]
+    """One for each seed that reported the metric."""
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """NaN without values, and where one of them is NaN: a seed that diverged counts against its point."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the sample (n - 1); NaN below two values."""
+        if self.num_seeds < 2 or not all(math.isfinite(value) for value in self.values):
+            return math.nan
+        return statistics.stdev(self.values)
+
+    @property
+    def min(self) -> float:
+        return min(self.values) if self.values and not math.isnan(self.mean) else math.nan
+
+    @property
+    def max(self) -> float:
+        return max(self.values) if self.values and not math.isnan(self.mean) else math.nan
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """A point with what its trials gave."""
+
+    point: Point
+    status: str
+    """``done`` with every seed; ``stopped`` by the scheduler; ``failed`` with one seed; ``missing``: one never ran."""
+    spreads: dict[str, Spread]
+    """Metric to its spread over the seeds that are done (of a stopped point: over those that were stopped)."""
+    records: tuple[TrialRecord, ...] = ()
+
+    @property
+    def params(self) -> dict[str, Scalar]:
+        return self.point.params
+
+    def spread(self, metric: str) -> Spread:
+        return self.spreads.get(metric, Spread(()))
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study found; the files in ``folder`` say the same."""
+
+    study: Study
+    folder: Path
+    points: list[PointResult]
+    """Baselines first, then the points of the space in the order in which they were planned or drawn."""
+    run_id: str | None = None
+    """Tracked run of the study."""
+    seconds: float = 0.0
+    """Wall time of this start."""
+    figures: dict[str, Path] = field(default_factory=dict)
+
+    interrupted: bool = False
+    """Whether trials are missing because the study was stopped from outside."""
+
+    @property
+    def best(self) -> PointResult | None:
+        """The best point of the space by the mean of the study's metric; only points that are done with every seed."""
+        best = None
+        for result in self.points:
+            if result.status != "done" or result.point.baseline or math.isnan(result.spread(self.study.metric).mean):
+                continue
+            if best is None or self.study.better(
+                result.spread(self.study.metric).mean, best.spread(self.study.metric).mean
+            ):
+                best = result
+        return best
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Every trial once, also where a baseline is a point of the space too."""
+        return list({record.id: record for result in self.points for record in result.records}.values())
+
+
+def collect(study: Study, points: Sequence[Point], folder: StudyFolder) -> list[PointResult]:
+    """Put the records of a study together, point by point."""
+    return [summarise(study, point, [folder.read(point, seed) for seed in study.seeds]) for point in points]
+
+
+def summarise(study: Study, point: Point, records: Sequence[TrialRecord | None]) -> PointResult:
+    """Mean and spread of one point from its records, one for each seed of the study, None for a missing one."""
+    present = [record for record in records if record is not None]
+    states = {record.status for record in present}
+    if "stopped" in states and study.scheduler is not None:
+        status = "stopped"
+    elif "failed" in states:
+        status = "failed"
+    elif len(present) < len(records) or "stopped" in states:
+        status = "missing"
+    else:
+        status = "done"
+    # The epochs of a stopped seed and the end of a finished one are different measurements: never in one mean.
+    counted = [record for record in present if record.status == "done"] if status != "stopped" else present
+    names = {name for record in counted for name in record.metrics}
+    spreads = {
+        name: Spread(tuple(record.metrics[name] for record in counted if name in record.metrics)) for name in names
+    }
+    return PointResult(point, status, spreads, tuple(present))
+
+
+def format_spread(spread: Spread, num_expected: int | None = None) -> str:
+    """``91.2 ± 0.4``, with two significant digits of spread; ``(n = 1)`` where fewer seeds than expected count."""
+    if not spread.values:
+        return "-"
+    short = f" (n = {spread.num_seeds})" if num_expected is not None and spread.num_seeds != num_expected else ""
+    if math.isnan(spread.std):
+        return f"{spread.mean:.4g}{short}"
+    digits = 0 if spread.std == 0 else max(0, 1 - math.floor(math.log10(spread.std)))
+    digits = min(digits, 6) if spread.std else 3
+    return f"{spread.mean:.{digits}f} ± {spread.std:.{digits}f}{short}"

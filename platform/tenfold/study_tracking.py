@@ -1,0 +1,86 @@
+"""The tracked run of a study: its trials are nested under it, its tables and figures are logged to it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tenfold.study import Study
+from tenfold.study_records import read_json, write_json
+from tenfold.study_results import StudyResult
+
+if TYPE_CHECKING:
+    from tenfold.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class StudyTracking:
+    """Where a study is tracked."""
+
+    uri: str
+    """Server or database, as ``tracking.tracking_uri`` gives it."""
+    experiment: str
+
+
+class StudyRun:
+    """A study's tracked run, or the absence of one."""
+
+    def __init__(self, tracker: "Tracker | None") -> None:
+        self._tracker = tracker
+
+    @property
+    def run_id(self) -> str | None:
+        return self._tracker.run_id if self._tracker else None
+
+    def log(self, result: StudyResult) -> None:
+        """Log tables, report, figures and the best point's metrics."""
+        if self._tracker is None:
+            return
+        for name in ("summary.csv", "trials.csv", "report.md", "study.json"):
+            self._tracker.log_file(result.folder / name)
+        for path in result.figures.values():
+            self._tracker.log_file(path, "figures")
+        counts = {
+            status: float(sum(r.status == status for r in result.records)) for status in ("done", "stopped", "failed")
+        }
+        metrics = {f"trials/{status}": count for status, count in counts.items()}
+        if (best := result.best) is not None:
+            metrics |= {
+                f"best/{name}": best.spread(name).mean for name in result.study.metrics if best.spread(name).values
+            }
+            self._tracker.set_tags({"best": best.point.label})
+        self._tracker.log_metrics(metrics, step=0)
+
+
+@contextmanager
+def open_study_run(study: Study, folder: Path, tracking: StudyTracking | None, command: str) -> Iterator[StudyRun]:
+    """Open the study's run, the same one at every start, and close it with the state in which the block is left.
+
+    Trials that were killed or stopped early leave their runs open: they are closed too.
+    """
+    if tracking is None:
+        yield StudyRun(None)
+        return
+    from tenfold.tracking import resume_run, start_run  # MLflow takes seconds to import
+    from tenfold.tracking_search import close_stale_children
+
+    known = read_json(folder / "run.json")
+    if known is not None and known["uri"] == tracking.uri:
+        tracker = resume_run(tracking.uri, known["run_id"])
+    else:
+        tags = {"tenfold.study": study.name, "tenfold.study_folder": str(folder)}
+        tracker = start_run(tracking.uri, tracking.experiment, f"study {folder.name}", tags=tags)
+        write_json(folder / "run.json", {"uri": tracking.uri, "run_id": tracker.run_id})
+        values = {"study": study.name, "budget": study.budget, "search": study.search, "metric": study.metric}
+        tracker.log_params({**values, "mode": study.mode, "command": command})
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        yield StudyRun(tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        close_stale_children(tracking.uri, tracker.run_id)
+        tracker.finish(status)

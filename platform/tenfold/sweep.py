@@ -1,0 +1,369 @@
+"""Runs a study on Ray Tune: every trial is a plain job, every finished trial is kept for good.
+
+What is finished is known from the study's own records (``study_records``), not from Tune's snapshots, which lag
+behind and would bring back the settings of the first start. Starting a study again therefore means: trials that do
+not depend on each other (grid, random) are submitted unless they have a record; where the past steers the future
+(Optuna, ASHA) the recorded trials are replayed, in their order and without computing, so that searcher and scheduler
+know what they knew. Then the rest runs, with whatever concurrency the new start asks for.
+
+How seeds enter: a grid or random search without a scheduler runs every (point, seed) as a trial of its own. Optuna
+and ASHA decide about points, so there a Tune trial is a point and runs its seeds one after the other: Optuna is told
+their mean, ASHA judges the first seed's epochs and lets the others run only for points that came through.
+"""
+
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from tqdm import tqdm
+
+from tenfold.engine import cluster
+from tenfold.study import Point, Study, StudyError, digest, format_value, short_name
+from tenfold.study_jobs import study_folder_name
+from tenfold.study_records import StudyFolder, TrialRecord, write_atomically, write_json
+from tenfold.study_report import write_report
+from tenfold.study_results import PointResult, StudyResult, collect, format_spread
+from tenfold.study_space import Axis
+from tenfold.study_tracking import StudyTracking, open_study_run
+from tenfold.study_trial import TrainTrial, Work
+
+log = logging.getLogger(__name__)
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "quniform": tune.quniform,
+    "randint": tune.randint,
+    "lograndint": tune.lograndint,
+}
+QUIET = ("ray.tune.tune", "ray.tune.execution.tune_controller", "ray.tune.analysis.experiment_analysis")
+"""Tune's advice on how to restore its own snapshots, and its search for files that nobody asked it to write."""
+ATTEMPTS_AGAIN = 1
+"""A trial that dies is tried once more in the same start: workers get killed, and a job goes on from its checkpoint."""
+
+
+class StudyFailedError(RuntimeError):
+    """Every trial of a study failed; the report in the study's folder has the errors."""
+
+
+def run_study(
+    study: Study,
+    base: Mapping[str, Any],
+    train: TrainTrial,
+    *,
+    storage: Path | str,
+    identity: str = "",
+    tracking: StudyTracking | None = None,
+    command: str = "",
+    max_concurrent_trials: int | None = None,
+    trials_use_ray_train: bool = False,
+) -> StudyResult:
+    """Run a study, or go on with it, and write its tables, figures and report.
+
+    Args:
+        study: The study, checked (``study_jobs.check_study``).
+        base: The job's container with ``study.base`` applied.
+        train: Runs one job; travels to Ray's workers by cloudpickle. It runs there outside the main thread. An
+            exception ends that trial alone.
+        storage: The study gets a folder in here, which every node must see.
+        identity: Hash of what ``base`` computes; equal ones go on with the same study. Empty: a hash of ``base``.
+        tracking: Where the study has its tracked run; None for no tracking.
+        command: The command that runs this study, for the report and for whoever interrupts it.
+        max_concurrent_trials: Instead of the study's own; may differ from start to start.
+        trials_use_ray_train: Whether a trial starts Ray Train; then Ray's dashboard runs, without which a trial
+            stopped early never gives its workers back.
+
+    Raises:
+        StudyError: If another process runs this study, or this machine lacks what a trial asks for.
+        StudyFailedError: If every trial failed.
+        KeyboardInterrupt: After Ctrl-C, once the trials are stopped and the report says how far it came.
+    """
+    started = time.monotonic()
+    concurrent = study.max_concurrent_trials if max_concurrent_trials is None else max_concurrent_trials
+    if concurrent < 1:
+        raise ValueError(f"max_concurrent_trials must be at least 1, got {concurrent}")
+    records = StudyFolder(Path(storage).expanduser().absolute() / study_folder_name(study, base, identity))
+    with records.locked(), open_study_run(study, records.path, tracking, command) as tracked:
+        write_json(records.path / "study.json", {"study": study.model_dump(mode="json"), "base": dict(base)})
+        _start_ray(study, concurrent, dashboard=trials_use_ray_train)
+        work = Work(study, dict(base), records.path, train, tracked.run_id)
+        complete = _run_points(work, concurrent)
+        points = collect(study, _all_points(study, records), records)
+        seconds = time.monotonic() - started
+        result = StudyResult(study, records.path, points, tracked.run_id, seconds, interrupted=not complete)
+        result = write_report(result, command)
+        tracked.log(result)
+        if not complete:
+            _say_interrupted(result, command)
+            raise KeyboardInterrupt
+        if result.records and all(record.status == "failed" for record in result.records):
+            raise StudyFailedError(
+                f"study {study.name}: all {len(result.records)} trials failed, the first with: "
+                f"{result.records[0].error} (all of them in {result.folder / 'report.md'})"
+            )
+    return result
+
+
+def _train_seed(config: dict[str, Any], work: Work, tasks: list[tuple[Point, int]]) -> None:
+    """A Tune trial that is one point with one seed."""
+    point, seed = tasks[config["task"]]
+    record = work.run(point, seed, scheduled=False)
+    tune.report({"objective": work.objective(record.metrics[work.study.metric]), "final": True})
+
+
+def _train_point(config: dict[str, Any], work: Work, points: list[Point] | None) -> None:
+    """A Tune trial that is one point with all of its seeds; ``points`` is None where a searcher makes them."""
+    study = work.study
+    point = _point_of(config, points)
+    last_epoch = 0.0
+
+    def report(row: dict[str, float]) -> None:
+        nonlocal last_epoch
+        if study.metric in row:
+            last_epoch = row["epoch"]
+            tune.report({"objective": work.objective(row[study.metric]), "epoch": row["epoch"], "row": row})
+
+    values = []
+    for seed in study.seeds:
+        judged = study.scheduler is not None and seed == study.seeds[0]
+        record = work.run(point, seed, scheduled=study.scheduler is not None, on_epoch=report if judged else None)
+        if record.status == "stopped":
+            return  # a replay: the scheduler may see the others in another order now, but it has decided
+        if judged and not last_epoch:
+            raise StudyError(
+                f"scheduler asha needs {study.metric} at every epoch; the job reported "
+                f"{sorted(record.history[-1]) if record.history else 'no epochs'}: write scheduler: none"
+            )
+        values.append(work.objective(record.metrics[study.metric]))
+    tune.report({"objective": statistics.fmean(values), "epoch": last_epoch, "final": True})
+
+
+def _run_points(work: Work, concurrent: int) -> bool:
+    """Run what has no record yet; False if it was interrupted."""
+    study, records = work.study, StudyFolder(work.folder)
+    baselines = study.baseline_points()
+    if study.search != "optuna" and study.scheduler is None:
+        return _run_seeds(work, [*baselines, *study.planned_points()], concurrent)
+    # Baselines are whole trials that no scheduler stops, and their keys lie outside the searcher's space.
+    if not _run_seeds(work, baselines, concurrent):
+        return False
+    points = None if study.search == "optuna" else study.planned_points()
+    config = tune.TuneConfig(
+        metric="objective",
+        mode=study.mode,
+        max_concurrent_trials=concurrent,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )
+    if study.scheduler is not None:
+        config.scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=study.scheduler.max_epochs,
+            grace_period=study.scheduler.grace_epochs,
+            reduction_factor=study.scheduler.reduction_factor,
+            stop_last_trials=False,  # after its last epoch a point has its other seeds before it
+        )
+    if points is None:
+        config.num_samples = study.num_samples or 1
+        config.search_alg = _optuna_search(study, records)
+        space: dict[str, Any] = {key: _sampler(axis) for key, axis in study.space.items()}
+    else:
+        space = {"point": tune.grid_search(list(range(len(points))))}
+
+    def seeds_left(config: dict[str, Any]) -> tuple[Point, int]:
+        point = _point_of(config, points)
+        scheduled = study.scheduler is not None
+        left = [seed for seed in study.seeds if records.finished(point, seed, scheduled=scheduled) is None]
+        return point, left[0] if left else study.seeds[-1]
+
+    trainable = tune.with_parameters(_train_point, work=work, points=points)
+    return _fit(work, trainable, space, config, seeds_left, study.num_points if points is None else len(points))
+
+
+def _run_seeds(work: Work, points: Sequence[Point], concurrent: int) -> bool:
+    """Run every (point, seed) that has no record, each as a trial of its own."""
+    records = StudyFolder(work.folder)
+    every = {(point.id, seed): (point, seed) for point in points for seed in work.study.seeds}
+    tasks = [task for task in every.values() if records.finished(*task, scheduled=False) is None]
+    if len(tasks) < len(every):
+        log.info("%d of %d trials are finished already: %s", len(every) - len(tasks), len(every), work.folder)
+    if not tasks:
+        return True
+    config = tune.TuneConfig(
+        max_concurrent_trials=concurrent, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+    )
+    space = {"task": tune.grid_search(list(range(len(tasks))))}
+    trainable = tune.with_parameters(_train_seed, work=work, tasks=tasks)
+    return _fit(work, trainable, space, config, lambda config: tasks[config["task"]], len(tasks))
+
+
+def _fit(
+    work: Work,
+    trainable: Callable[..., None],
+    space: dict[str, Any],
+    config: tune.TuneConfig,
+    locate: Callable[[dict[str, Any]], tuple[Point, int]],
+    num_trials: int,
+) -> bool:
+    """One run of Tune; True if all of its trials ended, well or not."""
+    study = work.study
+    with tqdm(total=num_trials, desc=study.name, unit="trial", dynamic_ncols=True) as bar, _quiet_tune():
+        recorder = _Recorder(work, locate, bar)
+        tune.Tuner(
+            tune.with_resources(trainable, {"cpu": study.resources.cpu, "gpu": study.resources.gpu}),
+            param_space=space,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                # Nothing reads it again: the records are what lasts. A new name keeps starts apart.
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+                storage_path=str(work.folder / "tune"),
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS_AGAIN),
+                verbose=0,
+            ),
+        ).fit()
+    return recorder.num_ended == num_trials
+
+
+class _Recorder(tune.Callback):
+    """Writes, in the driver, the records that a trial cannot write itself: that it was stopped, that it failed."""
+
+    def __init__(self, work: Work, locate: Callable[[dict[str, Any]], tuple[Point, int]], bar: Any) -> None:
+        self.work, self.locate, self.bar = work, locate, bar
+        self.records = StudyFolder(work.folder)
+        self.rows: dict[str, dict[float, dict[str, float]]] = {}
+        self.num_ended = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks into a snapshot that is never restored
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.work.study.search == "optuna" and "task" not in trial.config:
+            self.records.add_point(self.locate(trial.config)[0].params)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "row" in result:
+            self.rows.setdefault(trial.trial_id, {})[result["epoch"]] = result["row"]
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.num_ended += 1
+        rows = self.rows.pop(trial.trial_id, {})
+        point, _ = self.locate(trial.config)
+        seed = self.work.study.seeds[0]
+        # Without a final report it was ASHA that ended the trial, in an epoch of its first seed.
+        stopped = bool(rows) and not trial.last_result.get("final")
+        if stopped and self.records.finished(point, seed, scheduled=True) is None:
+            history = [rows[epoch] for epoch in sorted(rows)]
+            metrics = {name: value for name, value in history[-1].items() if name != "epoch"}
+            seconds = float(trial.last_result.get("time_total_s", 0.0))
+            self.records.write(
+                TrialRecord(
+                    params=point.params, seed=seed, status="stopped", metrics=metrics, history=history, seconds=seconds
+                )
+            )
+        value = trial.last_result.get("objective")
+        metric = short_name(self.work.study.metric)
+        self._advance(f"{point.label}: {metric} {value:.4g}" if value is not None else point.label)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.num_ended += 1
+        point, seed = self.locate(trial.config)
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no error was recorded"
+        reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), text)
+        write_atomically(self.records.trial_folder(point, seed) / "error.txt", text.encode())
+        self.records.write(TrialRecord(params=point.params, seed=seed, status="failed", error=reason))
+        self._advance(f"{point.label}, seed {seed} failed: {reason}")
+
+    def _advance(self, text: str) -> None:
+        self.bar.write(text)
+        self.bar.update()
+
+
+def _optuna_search(study: Study, records: StudyFolder) -> Any:
+    import optuna  # only the studies that search with it wait for its import
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = _searched_points(study, records)
+    if asked:
+        log.info("%d of %d points were asked for before: %s", len(asked), study.num_points, records.path)
+    sampler = optuna.samplers.TPESampler(
+        # Points asked for before consume no random numbers: the same seed would draw them once more.
+        seed=int(digest([study.search_seed, len(asked)], 8), 16),
+        n_startup_trials=min(10, max(3, study.num_points // 3)),
+        constant_liar=True,  # trials that still run count as bad, so that neighbours are not tried at once
+    )
+    return OptunaSearch(sampler=sampler, points_to_evaluate=[point.params for point in asked])
+
+
+def _searched_points(study: Study, records: StudyFolder) -> list[Point]:
+    """Points asked for so far that the space still holds, at most as many as the study takes."""
+    points = [point for point in records.points() if point.params.keys() == study.space.keys()]
+    inside = [point for point in points if all(axis.holds(point.params[key]) for key, axis in study.space.items())]
+    return inside[: study.num_samples]
+
+
+def _all_points(study: Study, records: StudyFolder) -> list[Point]:
+    points = _searched_points(study, records) if study.search == "optuna" else study.planned_points()
+    return [*study.baseline_points(), *points]
+
+
+def _point_of(config: Mapping[str, Any], points: list[Point] | None) -> Point:
+    return Point(dict(config)) if points is None else points[config["point"]]
+
+
+def _sampler(axis: Axis) -> Any:
+    return tune.choice(list(axis.values)) if axis.is_listed else SAMPLERS[axis.kind](*axis.values)
+
+
+def _start_ray(study: Study, concurrent: int, *, dashboard: bool) -> None:
+    if study.resources.gpu and not cluster.cluster_address() and torch.cuda.device_count() < study.resources.gpu:
+        raise StudyError(
+            f"a trial of {study.name} holds {format_value(study.resources.gpu)} GPU, this machine has "
+            f"{torch.cuda.device_count()}: change `resources` or run it on a cluster (RAY_ADDRESS)"
+        )
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records hold what its files would
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the one that verbose=0 silences
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths in a job keep their meaning
+    num_cpus = max(os.cpu_count() or 1, math.ceil(concurrent * study.resources.cpu))
+    cluster.start(num_cpus=num_cpus, dashboard=dashboard)
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Nothing that misleads: here the same command goes on, and errors stand in the report."""
+    loggers = [logging.getLogger(name) for name in QUIET]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
+
+
+def _say_interrupted(result: StudyResult, command: str) -> None:
+    done = sum(record.status != "failed" for record in result.records)
+    again = f"the same command goes on: {command}" if command else "the same command goes on"
+    log.warning("interrupted with %d finished trials kept in %s; %s", done, result.folder, again)
+
+
+def describe(result: StudyResult) -> str:
+    """Two lines for the end of a job: the best point and where the report is."""
+    best: PointResult | None = result.best
+    if best is None:
+        return f"{result.study.name}: no point finished with every seed\nreport: {result.folder / 'report.md'}"
+    metrics = ", ".join(f"{metric} {format_spread(best.spread(metric))}" for metric in result.study.metrics)
+    return f"{result.study.name}: best is {best.point.label}: {metrics}\nreport: {result.folder / 'report.md'}"

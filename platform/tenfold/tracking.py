@@ -1,0 +1,439 @@
+"""MLflow: runs, logged models and the registry. Only this module and its siblings ``tracking_*`` import it.
+
+Every call names its tracking URI; MLflow's process-wide URI and active run are never touched, so two trackers with
+two URIs live side by side in one process, and a worker that Ray starts in another folder writes to the same database.
+"""
+
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+# Before MLflow: the module quietens it, which works at import only.
+from tenfold.tracking_client import SQLITE, check_model_name, database_path, open_client, quoted, shown  # isort: split
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from tenfold.bundle import git_revision, load_bundle
+from tenfold.tracking_model import check_loader, example_and_signature, write_model
+from tenfold.tracking_versions import DIGEST_TAG, cached_bundle, fetch_bundle, find_version, registered_aliases
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Mode = Literal["max", "min"]
+
+CHAMPION = "champion"
+CANDIDATE = "candidate"
+PARENT_TAG = "mlflow.parentRunId"
+
+_ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
+
+
+def tracking_uri(configured: str | None, folder: Path | str) -> str:
+    """Where runs are kept: ``$MLFLOW_TRACKING_URI``, else ``configured``, else SQLite in ``folder``."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or configured or f"{SQLITE}{Path(folder).absolute() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One run, by the two texts that name it: pickles, and opens its connection where it is first used.
+
+    For rank 0 only: a second writer would log every value twice.
+    """
+
+    uri: str
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings of the run; nested mappings become dotted keys, values their text (at most 6000 characters).
+
+        Raises:
+            MlflowException: If a key was logged before with another value.
+        """
+        self._log(params=[Param(key, str(value)) for key, value in _flatten(params)])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """One point of each curve, in one request.
+
+        NaN and infinities have no place on a curve: they are left out, and the tag ``not_finite.<name>`` says what
+        came and at which step (the latest one).
+        """
+        now_ms = time.time_ns() // 1_000_000
+        values = {name: float(value) for name, value in metrics.items()}
+        self._log(
+            metrics=[Metric(name, value, now_ms, step) for name, value in values.items() if math.isfinite(value)],
+            tags=[
+                RunTag(f"not_finite.{name}", f"{value} at step {step}")
+                for name, value in values.items()
+                if not math.isfinite(value)
+            ],
+        )
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Store a figure as ``figures/<name>.png``, or with the ending that the name has. It is not closed."""
+        file = f"figures/{name}" if Path(name).suffix else f"figures/{name}.png"
+        open_client(self.uri).log_figure(self.run_id, figure, _artifact_name(file))
+
+    def log_text(self, name: str, text: str) -> None:
+        """Store a text as the artifact ``name``, for example ``config.yaml``."""
+        open_client(self.uri).log_text(self.run_id, text, _artifact_name(name))
+
+    def log_file(self, path: Path | str, folder: str = "") -> None:
+        """Store a file, or a folder with all below it, under its own name in the artifact folder ``folder``.
+
+        Raises:
+            FileNotFoundError: If there is nothing at ``path``.
+        """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"nothing to log at {path}")
+        open_client(self.uri).log_artifact(self.run_id, str(path), _artifact_name(folder) if folder else None)
+
+    def log_bundle(self, folder: Path | str, name: str, load_predictor: str = "tenfold.catalog:load_predictor") -> str:
+        """Log a bundle as an MLflow model that ``mlflow.pyfunc.load_model`` and ``mlflow models predict`` run.
+
+        The model takes pictures uint8 ``(B, S, S, 3)`` and answers with a dict of named arrays, the outputs of the
+        predictor. It is logged from code: nothing in it is a pickle. Its requirements pin the packages that the
+        numbers depend on; ``tenfold`` itself must be installed where the model runs.
+
+        Args:
+            folder: The bundle; verified first.
+            name: What MLflow lists the model as; lower case letters, digits, ``_`` and ``-``.
+            load_predictor: ``package.module:function``, called as ``function(bundle_folder, device=...)``.
+
+        Returns:
+            The model's URI, ``models:/m-...``.
+
+        Raises:
+            BundleError: If the bundle is not whole.
+            ValueError: If a name is malformed.
+        """
+        check_model_name(name)
+        check_loader(load_predictor)
+        bundle = load_bundle(folder)
+        example, signature = example_and_signature(bundle, load_predictor)
+        client = open_client(self.uri)
+        logged = client.create_logged_model(
+            client.get_run(self.run_id).info.experiment_id,
+            name=name,
+            source_run_id=self.run_id,
+            tags={DIGEST_TAG: bundle.digest, "data_fingerprint": bundle.metadata.data_fingerprint},
+            params={"method": bundle.metadata.method, "task": bundle.metadata.task, "data": bundle.metadata.data_name},
+        )
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                model_folder = Path(scratch) / "model"
+                write_model(
+                    model_folder,
+                    bundle,
+                    load_predictor,
+                    example,
+                    signature,
+                    model_id=logged.model_id,
+                    run_id=self.run_id,
+                )
+                client.log_model_artifacts(logged.model_id, str(model_folder))
+        except BaseException:
+            client.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return f"models:/{logged.model_id}"
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, values as their text; a tag set before is replaced."""
+        self._log(tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """End the run.
+
+        Raises:
+            ValueError: If ``status`` is none of FINISHED, FAILED, KILLED.
+        """
+        check_status(status)
+        open_client(self.uri).set_terminated(self.run_id, status)
+
+    def _log(
+        self,
+        *,
+        metrics: list[Metric] | None = None,
+        params: list[Param] | None = None,
+        tags: list[RunTag] | None = None,
+    ) -> None:
+        metrics, params, tags = metrics or [], params or [], tags or []
+        # One request takes 1000 metrics, 100 params, 100 tags, and 1000 of them in all.
+        for turn in range(max(-(-len(metrics) // 800), -(-len(params) // 100), -(-len(tags) // 100))):
+            open_client(self.uri).log_batch(
+                self.run_id,
+                metrics=metrics[turn * 800 : (turn + 1) * 800],
+                params=params[turn * 100 : (turn + 1) * 100],
+                tags=tags[turn * 100 : (turn + 1) * 100],
+            )
+
+
+def start_run(
+    uri: str, experiment: str, run_name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None
+) -> Tracker:
+    """Open a new run; the experiment, and for SQLite the database, are created if needed.
+
+    Args:
+        uri: Tracking URI. For SQLite the artifacts go to the folder ``artifacts`` beside the database; a server
+            decides for itself.
+        experiment: Name of the experiment.
+        run_name: Shown in the lists; need not be unique.
+        parent: Run id of the run that this one is nested in.
+        tags: Set from the start.
+
+    Raises:
+        ValueError: If the experiment was deleted.
+    """
+    client = open_client(uri, create=True)
+    automatic = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
+    with suppress(OSError, KeyError):  # a container's user often has no name
+        automatic["mlflow.user"] = getuser()
+    if revision := git_revision(Path(__file__).parent):
+        automatic["mlflow.source.git.commit"] = revision
+    if parent is not None:
+        automatic[PARENT_TAG] = parent
+    run = client.create_run(
+        _experiment_id(client, uri, experiment), tags=automatic | dict(tags or {}), run_name=run_name
+    )
+    return Tracker(uri, run.info.run_id)
+
+
+def resume_run(uri: str, run_id: str) -> Tracker:
+    """Open a run again: its status is RUNNING, and what is logged is added to what it has.
+
+    Raises:
+        ValueError: If there is no such run.
+    """
+    client = open_client(uri)
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ValueError(f"no run {run_id!r} to resume in {shown(uri)}: {error.message}") from error
+    return Tracker(uri, run_id)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A new version of a registered model."""
+
+    name: str
+    version: str
+    alias: str
+    """``champion`` or ``candidate``."""
+    metric: str
+    value: float
+
+
+def register(
+    uri: str,
+    model_uri: str,
+    name: str,
+    *,
+    run_id: str,
+    metric: str,
+    value: float,
+    mode: Mode,
+    data_fingerprint: str,
+) -> Registered:
+    """Make a logged model a version of the registered model ``name``; the best one carries the alias ``champion``.
+
+    The new version becomes champion if there is none yet, or if it is strictly better than the champion on the same
+    metric, mode and data. Otherwise it becomes ``candidate`` and the champion stays; so does a value that isn't
+    finite. The version's tags hold all that was compared, and ``reason`` says in words why it came out so. A second
+    call with the same arguments, as after a crash, finds the version of the first.
+
+    MLflow has no way to compare and move an alias in one step: of two registrations of one name at the same moment,
+    the later wins.
+
+    Args:
+        uri: Tracking URI.
+        model_uri: ``models:/m-...``, as ``Tracker.log_bundle`` gave it.
+        name: Name in the registry, created if needed; lower case letters, digits, ``_`` and ``-``.
+        run_id: The run that trained it.
+        metric: Name of the metric that decides.
+        value: Its value.
+        mode: Whether more or less of it is better.
+        data_fingerprint: Digest of the data that it was measured on.
+
+    Raises:
+        ValueError: If a name or the mode is malformed, or the model isn't one that ``log_bundle`` logged.
+    """
+    check_model_name(name)
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+    if not metric or not data_fingerprint:
+        raise ValueError(f"metric and data_fingerprint must not be empty, got {metric!r} and {data_fingerprint!r}")
+    model_id = model_uri.removeprefix("models:/")
+    if not re.fullmatch(r"models:/m-\w+", model_uri):
+        raise ValueError(f"model_uri must be like models:/m-..., got {model_uri!r}")
+    client = open_client(uri)
+    logged = client.get_logged_model(model_id)
+    digest = logged.tags.get(DIGEST_TAG)
+    if digest is None:
+        raise ValueError(f"{model_uri} holds no bundle: register what Tracker.log_bundle returned")
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {
+        "metric": metric,
+        "value": repr(float(value)),
+        "mode": mode,
+        "data_fingerprint": data_fingerprint,
+        "run_id": run_id,
+        DIGEST_TAG: digest,
+    }
+    champion = _champion(client, name)
+    version = _same_version(client, name, tags)
+    if version is not None and champion is not None and str(version.version) == str(champion.version):
+        return Registered(name, str(version.version), CHAMPION, metric, float(value))
+    better, reason = _compare(tags, champion)
+    if version is None:
+        tags["reason"] = reason
+        # A server keeps locations to itself; without one, MLflow would look a models:/ address up at its
+        # process-wide URI.
+        source = model_uri if uri.startswith(("http://", "https://")) else logged.artifact_location
+        version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model_id)
+    alias = CHAMPION if better else CANDIDATE
+    client.set_registered_model_alias(name, alias, str(version.version))
+    return Registered(name, str(version.version), alias, metric, float(value))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A registered model, pinned: the alias it was asked by may move on, this does not."""
+
+    name: str
+    version: str
+    run_id: str
+    metrics: dict[str, float]
+    folder: Path
+    """The verified bundle, a local copy."""
+
+
+def resolve(uri: str, model: str) -> Resolved:
+    """Fetch the bundle of a registered model and verify it.
+
+    Copies are kept in ``$TENFOLD_CACHE/models`` (else ``~/.cache/tenfold/models``) under their digest, so a model
+    is fetched once; they are verified each time.
+
+    Args:
+        uri: Tracking URI.
+        model: ``models:/name@alias`` or ``models:/name/3``.
+
+    Raises:
+        ValueError: If there is no such name, alias or version; the message lists those that exist.
+        BundleError: If what the store holds isn't what was registered.
+    """
+    client = open_client(uri)
+    found = find_version(client, uri, model)
+    name, number = found.name, str(found.version)
+    digest = found.tags.get(DIGEST_TAG, "")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"models:/{name}/{number} holds no bundle: it was not registered by tenfold")
+    bundle = cached_bundle(digest) or fetch_bundle(client, uri, name, number, digest)
+    return Resolved(name, number, found.tags["run_id"], dict(bundle.metadata.metrics), bundle.folder)
+
+
+def resolve_version(uri: str, model: str) -> str:
+    """The version number that a reference names now; cheap enough to ask every second.
+
+    Raises:
+        ValueError: As ``resolve``.
+    """
+    return str(find_version(open_client(uri), uri, model).version)
+
+
+def registered_champions(uri: str) -> list[str]:
+    """Names of all registered models that have a champion, in alphabetical order."""
+    return sorted(name for name, aliases in registered_aliases(open_client(uri)).items() if CHAMPION in aliases)
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None
+        if uri.startswith(SQLITE):
+            # Left alone, MLflow would take ./mlruns of whatever folder this process runs in.
+            location = (database_path(uri).parent / "artifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a trial beside this one may have been quicker
+                raise
+            return _experiment_id(client, uri, name)
+    if experiment.lifecycle_stage != "active":
+        raise ValueError(
+            f"the experiment {name!r} was deleted; choose another name, or `mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _artifact_name(name: str) -> str:
+    if not _ARTIFACT_NAME.fullmatch(name):
+        raise ValueError(f"an artifact's name must be relative parts matching {_ARTIFACT_NAME.pattern}, got {name!r}")
+    return name
+
+
+def check_status(status: str) -> None:
+    if status not in get_args(Status):
+        raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {status!r}")
+
+
+def _compare(new: Mapping[str, str], champion: ModelVersion | None) -> tuple[bool, str]:
+    """Whether the new version is to be champion, and why."""
+    value = float(new["value"])
+    if not math.isfinite(value):
+        return False, f"{new['metric']} is {value}, which can't be compared"
+    if champion is None:
+        return True, "there was no champion"
+    who = f"the champion, version {champion.version},"
+    for key in ("metric", "mode", "data_fingerprint"):
+        if champion.tags.get(key) != new[key]:
+            return (
+                False,
+                f"{who} has {key} {champion.tags.get(key, 'unknown')}, this version {new[key]}: not comparable",
+            )
+    old = float(champion.tags["value"])
+    better = value > old if new["mode"] == "max" else value < old
+    return better, f"{who} has {new['metric']} {old:.6g}, this version {value:.6g} ({new['mode']} is better)"
+
+
+def _same_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The version that an earlier call with these very tags made."""
+    condition = f"name = {quoted(name)} and tags.{DIGEST_TAG} = {quoted(tags[DIGEST_TAG])}"
+    versions = [found for found in client.search_model_versions(condition) if tags.items() <= found.tags.items()]
+    return versions[0] if versions else None
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return client.get_model_version(name, str(version)) if version is not None else None

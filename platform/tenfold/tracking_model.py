@@ -1,0 +1,113 @@
+"""A bundle in MLflow's model format: what ``mlflow.pyfunc.load_model`` and ``mlflow models predict`` read."""
+
+import importlib
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import FLAVOR_NAME, save_model
+from mlflow.types import Schema, TensorSpec
+from safetensors.numpy import load_file
+
+from tenfold import tracking_pyfunc
+from tenfold.bundle import PROBE_FILE, Bundle, package_versions
+
+_ARTIFACT = "bundle"
+_DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+
+
+def check_loader(load_predictor: str) -> str:
+    """Return ``load_predictor`` if it is of the form ``package.module:function``.
+
+    Raises:
+        ValueError: If it isn't.
+    """
+    if not _DOTTED_NAME.fullmatch(load_predictor):
+        raise ValueError(f"load_predictor must be like 'package.module:function', got {load_predictor!r}")
+    return load_predictor
+
+
+def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[np.ndarray, ModelSignature]:
+    """Pictures to try the model with, and the schema of what it takes and answers.
+
+    Args:
+        bundle: The model; its predictor runs once, on the CPU.
+        load_predictor: ``package.module:function``.
+
+    Returns:
+        uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise; and the signature, its batch axis open.
+    """
+    module, _, function = load_predictor.partition(":")
+    predictor = getattr(importlib.import_module(module), function)(bundle.folder, device="cpu")
+    size = bundle.metadata.preprocessing.image_size
+    if PROBE_FILE in bundle.metadata.files:
+        example = load_file(bundle.file(PROBE_FILE))["images"][[0, -1]]
+    else:
+        example = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    outputs = tracking_pyfunc.predict_arrays(predictor, example)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
+        outputs=Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]), name) for name, array in outputs.items()]),
+    )
+    return example, signature
+
+
+def write_model(
+    folder: Path,
+    bundle: Bundle,
+    load_predictor: str,
+    example: np.ndarray,
+    signature: ModelSignature,
+    *,
+    model_id: str,
+    run_id: str,
+) -> None:
+    """Write the model from code: the bundle's files, ``tracking_pyfunc.py``, and MLflow's own description of both.
+
+    Args:
+        folder: Where to; must not exist or be empty.
+        bundle: What to wrap.
+        load_predictor: ``package.module:function`` that brings it to life.
+        example: Stored as the model's input example.
+        signature: Stored as its schema; MLflow checks inputs against it.
+        model_id: Of the logged model that the folder will belong to.
+        run_id: Of the run that made it.
+    """
+    save_model(
+        str(folder),
+        mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
+        python_model=tracking_pyfunc.__file__,
+        artifacts={_ARTIFACT: str(bundle.folder)},
+        model_config={"load_predictor": load_predictor, "device": "cpu"},
+        signature=signature,
+        input_example=example,
+        pip_requirements=_pip_requirements(),
+        metadata={"tenfold": bundle.metadata.versions["tenfold"], "method": bundle.metadata.method},
+    )
+
+
+def bundle_in_model(folder: Path) -> Path:
+    """The bundle inside a model folder that ``write_model`` wrote.
+
+    Raises:
+        ValueError: If the folder is no such model.
+    """
+    if not (folder / "MLmodel").is_file():
+        raise ValueError("it has no MLmodel file")
+    artifacts = Model.load(str(folder)).flavors.get(FLAVOR_NAME, {}).get("artifacts", {})
+    if _ARTIFACT not in artifacts:
+        raise ValueError(f"its MLmodel file names no {_ARTIFACT}: it was not logged by Tracker.log_bundle")
+    inside = (folder / artifacts[_ARTIFACT]["path"]).resolve()
+    if not inside.is_relative_to(folder.resolve()):
+        raise ValueError(f"its MLmodel file points outside of the model, to {artifacts[_ARTIFACT]['path']!r}")
+    return inside
+
+
+def _pip_requirements() -> list[str]:
+    # Not tenfold: nothing says that a public index has it, or that what it has under that name is ours.
+    versions = {name: number for name, number in package_versions().items() if name not in ("tenfold", "ray")}
+    versions |= {name: version(name) for name in ("mlflow", "safetensors", "PyYAML")}
+    # A local part such as "+cu130" names a build that only its own index has.
+    return [f"{name}=={number.partition('+')[0]}" for name, number in versions.items()]

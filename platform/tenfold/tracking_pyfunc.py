@@ -1,0 +1,51 @@
+"""The MLflow face of a bundle, logged "from code": MLflow copies this file into the model and runs it on loading.
+
+It holds no weights and no pickle: the bundle lies beside it as plain files, and the predictor is found by its dotted
+name, so what MLflow answers is what the method's own predictor answers.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+def predict_arrays(predictor: Callable[[torch.Tensor], Any], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)``."""
+    with torch.inference_mode():
+        outputs = predictor(torch.tensor(images))
+    return {name: output.cpu().numpy() for name, output in outputs.items()}
+
+
+class BundleModel(PythonModel):
+    """Pictures uint8 ``(B, S, S, 3)`` in, a dict of named arrays out.
+
+    Model config: ``load_predictor``, dotted name ``package.module:function`` called as
+    ``function(bundle_folder, device=...)``; ``device``, ``cpu`` unless overridden by
+    ``mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})``.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Bring the bundle to life.
+
+        Raises:
+            ModuleNotFoundError: If the package that holds the predictor isn't installed here.
+        """
+        config = context.model_config
+        module, _, function = config["load_predictor"].partition(":")
+        load_predictor = getattr(importlib.import_module(module), function)
+        self._predictor = load_predictor(Path(context.artifacts["bundle"]), device=config["device"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the predictor answers, each output as an array."""
+        return predict_arrays(self._predictor, model_input)
+
+
+set_model(BundleModel())

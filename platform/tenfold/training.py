@@ -1,0 +1,178 @@
+"""One training from settings to a registered model: what ``jobs/train.py``, the demo and every trial of a sweep call.
+
+The same settings go on where they stopped: the run's folder carries a hash of them, and what was finished is not done
+again.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from tenfold.catalog import method
+from tenfold.config import job_from_dict
+from tenfold.engine import cluster
+from tenfold.engine.launch import LaunchOptions, launch
+from tenfold.engine.run import Interrupted, Run
+from tenfold.engine.settings import JobConfig, ScaleConfig
+from tenfold.engine.storage import Storage
+from tenfold.tracking import Registered, Tracker, register, resume_run, start_run, tracking_uri
+
+RECORD = "job.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where the results of a training are."""
+
+    status: str
+    """``finished``, or ``unchanged`` if these settings had been trained to the end before."""
+    run_id: str
+    tracking_uri: str
+    model_uri: str
+    registered: Registered | None
+    metrics: dict[str, float]
+    metric: str
+    """The metric that decides which model is better."""
+    folder: str
+    bundle: str
+    """Folder of the trained model, as the worker saw it."""
+    history: list[dict[str, float]]
+
+
+def train(
+    job: JobConfig,
+    *,
+    parent_run_id: str | None = None,
+    run_name: str | None = None,
+    on_epoch: Callable[[dict[str, float], int], None] | None = None,
+    callbacks: Sequence[Any] = (),
+    progress: bool = True,
+) -> TrainResult:
+    """Train, track and register.
+
+    Args:
+        job: Checked settings.
+        parent_run_id: MLflow run of the sweep that this is a trial of.
+        run_name: Name in MLflow; None takes ``job.run_name``.
+        on_epoch: Called after each epoch in a plain process (``launch`` explains).
+        callbacks: ``ray.train.UserCallback`` objects, on Ray.
+        progress: Whether to show progress bars.
+
+    Raises:
+        Interrupted: Stopped by the user; the same call goes on.
+        ValueError: Settings, data or model don't fit together; nothing was trained.
+    """
+    folder = Storage(job.scale.storage) / job.run_name
+    uri = job_tracking_uri(job)
+    record = folder.read_json(RECORD) or {}
+    if record.get("status") == "finished":
+        before = record["result"]
+        registered = Registered(**before["registered"]) if before["registered"] else None
+        return TrainResult(**{**before, "status": "unchanged", "registered": registered})
+    tracker = _open_run(job, uri, record, parent_run_id, run_name)
+    folder.write_json(RECORD, {"status": "running", "run_id": tracker.run_id, "job": job.as_dict()})
+    if job.scale.kind == "ray":
+        start_ray(job.scale)
+    options = LaunchOptions(
+        name=job.run_name,
+        folder=folder.url,
+        shared=job.scale.storage,
+        seed=job.run.seed,
+        deterministic=job.run.deterministic,
+        recorder=tracker,
+        progress=progress,
+    )
+    with _closing(tracker):
+        answer = launch(_work, job.as_dict(), job.scale, options, on_epoch=on_epoch, callbacks=callbacks)
+        entry: Registered | None = None
+        if job.run.register:
+            entry = register(
+                uri,
+                answer["model_uri"],
+                job.method_name,
+                run_id=tracker.run_id,
+                metric=answer["metric"],
+                value=answer["metrics"][answer["metric"]],
+                mode=answer["mode"],
+                data_fingerprint=answer["data_fingerprint"],
+            )
+    result = TrainResult(
+        status="finished",
+        run_id=tracker.run_id,
+        tracking_uri=uri,
+        model_uri=answer["model_uri"],
+        registered=entry,
+        metrics=answer["metrics"],
+        metric=answer["metric"],
+        folder=folder.url,
+        bundle=answer["bundle"],
+        history=answer["history"],
+    )
+    folder.write_json(RECORD, {"status": "finished", "run_id": tracker.run_id, "result": asdict(result)})
+    return result
+
+
+def job_tracking_uri(job: JobConfig) -> str:
+    """The MLflow store of a job.
+
+    Raises:
+        ValueError: Runs are kept in an object store and no MLflow server is named.
+    """
+    storage = Storage(job.scale.storage)
+    if storage.is_local:
+        folder = storage.local_path()
+        folder.mkdir(parents=True, exist_ok=True)
+        return tracking_uri(job.run.tracking_uri, folder)
+    uri = tracking_uri(job.run.tracking_uri, "/")
+    if uri.startswith("sqlite:"):
+        raise ValueError(
+            f"runs in {storage.url} need an MLflow server that all workers reach: "
+            f"set run.tracking_uri or MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def start_ray(scale: ScaleConfig) -> None:
+    """Start or join a cluster with room for the workers of a job."""
+    needed = int(-(-scale.workers * scale.cpus_per_worker // 1)) + 1
+    cluster.start(num_cpus=max(os.cpu_count() or 1, needed))
+
+
+def _work(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """What every worker does: the recipe, and in rank 0 the record of the model."""
+    job = job_from_dict(settings)
+    outcome = method(job.method_name).recipe().train(job, run)
+    model_uri = ""
+    if isinstance(run.recorder, Tracker) and run.is_main:
+        run.log_metrics(outcome.metrics, len(outcome.history))
+        model_uri = run.recorder.log_bundle(outcome.bundle, job.method_name)
+    return {**asdict(outcome), "bundle": str(outcome.bundle), "model_uri": run.share(model_uri)}
+
+
+def _open_run(job: JobConfig, uri: str, record: dict[str, Any], parent: str | None, run_name: str | None) -> Tracker:
+    if "run_id" in record:
+        return resume_run(uri, record["run_id"])
+    tags = {"tenfold.run": job.run_name, "tenfold.method": job.method_name, "tenfold.data": job.data.name}
+    tracker = start_run(uri, job.run.experiment, run_name or job.run_name, parent=parent, tags=tags)
+    settings = job.as_dict()
+    tracker.log_params({f"{group}.{key}": value for group, keys in settings.items() for key, value in keys.items()})
+    tracker.log_text("config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    return tracker
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[None]:
+    """Leave the MLflow run with the status it deserves."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")

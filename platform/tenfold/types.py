@@ -1,0 +1,54 @@
+"""The few words that every floor of the house shares: tensors by name, tasks, what an image looks like."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""Tensors by name, the first axis of each is the example; always holds ``index (B,)``, the rows of the data set."""
+
+
+class Task(StrEnum):
+    """What a model does; fixes the schema of its inputs and outputs (``TASK_OUTPUTS``)."""
+
+    CLASSIFICATION = "classification"
+    MULTI_LABEL = "multi_label"
+    CONCEPTS = "concepts"
+    RETRIEVAL = "retrieval"
+    REGRESSION = "regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a decoded picture becomes the network's input: resize, scale to [0, 1], normalise."""
+
+    image_size: int
+    """Height and width in pixels; pictures of another size are resized (bilinear, aspect not kept)."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Per RGB channel, subtracted after scaling to [0, 1]."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Per RGB channel, divided by after the mean is subtracted."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std need 3 values, std positive; got {self.mean} and {self.std}")
+
+
+class Predictor(Protocol):
+    """A bundle brought to life: the same numbers in training, in MLflow and behind an endpoint."""
+
+    task: Task
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Named outputs, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` with S = ``preprocessing.image_size``.
+
+        Multi-label and classification: ``probs (B, K)`` float32 and ``logits (B, K)`` float32.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Ray Serve applications: HTTP in front of bundles. ``serve.deploying`` starts one."""

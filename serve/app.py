@@ -1,0 +1,140 @@
+"""The application as Serve takes it: ``application`` from Python, ``build`` from a Serve config file."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from serve.classifier import Classifier
+from serve.contract import describe_bundle
+from serve.ingress import Ingress
+from serve.settings import ServedModel, ServeSettings, check_models
+from tenfold.bundle import load_bundle
+
+_START_ATTEMPTS = 3
+_deployment: Any = serve.deployment  # its overloads hide what it returns for a class
+
+
+class Args(BaseModel):
+    """Arguments of ``build`` in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[dict[str, Any]]
+    """Each has ``model`` (a bundle folder, or ``models:/name@alias`` or ``models:/name/3`` of the registry) and any
+    field of ``ServedModel``; ``name`` and ``version`` are needed for folders only where the defaults don't do."""
+    settings: dict[str, Any] = {}
+    """Fields of ``ServeSettings``. The proxies' address is in the config file's ``http_options``; as that may be any,
+    API keys are needed unless ``host`` is given here as a loopback address."""
+    tracking_uri: str | None = None
+    """The registry; None: where MLflow's environment variables point."""
+
+
+def build(args: Args) -> Application:
+    """The application of a config file (``import_path: serve.app:build``).
+
+    Raises:
+        ValueError: For a setting that is wrong, a bundle that was changed or a model that the registry lacks.
+    """
+    settings = TypeAdapter(ServeSettings).validate_python({"host": "0.0.0.0"} | args.settings)  # noqa: S104
+    return application([served_model(entry, args.tracking_uri) for entry in args.models], settings)
+
+
+def served_model(entry: dict[str, Any], tracking_uri: str | None = None) -> ServedModel:
+    """A ``ServedModel`` of ``model`` (folder or registry reference) and fields; a moving alias becomes a version.
+
+    For a folder, ``name`` defaults to the folder's and ``version`` to a digest of its content.
+
+    Raises:
+        ValueError: If ``model`` is missing, a field is wrong, or the model can't be found.
+    """
+    fields = dict(entry)
+    source = fields.pop("model", None)
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"every model needs 'model', a bundle folder or models:/name@alias; got {entry}")
+    if source.startswith("models:/"):
+        from tenfold import tracking  # only here: MLflow takes seconds to import
+
+        resolved = tracking.resolve(tracking.tracking_uri(tracking_uri, Path("outputs")), source)
+        defaults = {"name": resolved.name, "version": str(resolved.version), "folder": str(resolved.folder)}
+    else:
+        folder = Path(source).absolute()
+        defaults = {"name": folder.name, "version": load_bundle(folder).digest[:12], "folder": str(folder)}
+    return TypeAdapter(ServedModel).validate_python(defaults | fields)
+
+
+def application(models: Sequence[ServedModel], settings: ServeSettings) -> Application:
+    """One ingress in front of one deployment per model.
+
+    Every bundle is verified here first, so that a damaged one is told before anything starts.
+
+    Raises:
+        ValueError: No model, two of one name, or a bundle that was changed.
+    """
+    models = [replace(model, folder=str(Path(model.folder).absolute())) for model in models]
+    check_models(models)
+    descriptions = [describe_bundle(model, load_bundle(model.folder)) for model in models]
+    handles = {model.name: _model_deployment(model, settings).bind(model) for model in models}
+    return _ingress_deployment(models, settings).bind(handles, descriptions, settings)
+
+
+def _model_deployment(model: ServedModel, settings: ServeSettings) -> Any:
+    resources: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.gpus}
+    return _deployment(Classifier).options(
+        name=f"model-{model.name}",
+        max_ongoing_requests=model.max_ongoing_requests,
+        max_queued_requests=model.max_queued_requests,
+        ray_actor_options=resources,
+        **_replicas(model),
+        **_common(settings),
+    )
+
+
+def _ingress_deployment(models: Sequence[ServedModel], settings: ServeSettings) -> Any:
+    # Room for all that the models take: their own limits come first, since those refuse with a sentence in JSON.
+    capacity = 16 + sum(
+        model.max_queued_requests + model.max_ongoing_requests * _max_replicas(model) for model in models
+    )
+    return _deployment(Ingress).options(
+        name="ingress",
+        num_replicas=settings.ingress_replicas,
+        max_ongoing_requests=capacity,
+        max_queued_requests=capacity,
+        ray_actor_options={"num_cpus": settings.ingress_num_cpus},
+        **_common(settings),
+    )
+
+
+def _max_replicas(model: ServedModel) -> int:
+    return model.autoscaling.max_replicas if model.autoscaling else model.num_replicas
+
+
+def _replicas(model: ServedModel) -> dict[str, Any]:
+    if model.autoscaling is None:
+        return {"num_replicas": model.num_replicas}
+    scaling = model.autoscaling
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            target_ongoing_requests=scaling.target_ongoing_requests,
+            downscale_delay_s=scaling.downscale_delay_s,
+        )
+    }
+
+
+def _common(settings: ServeSettings) -> dict[str, Any]:
+    return {
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=settings.retry_after_s),
+        "health_check_period_s": settings.health_period_s,
+        "health_check_timeout_s": settings.health_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": settings.drain_timeout_s,
+        "max_surge_percent": 100,  # the new replica answers before the old one goes
+        "max_constructor_retry_count": _START_ATTEMPTS,
+    }

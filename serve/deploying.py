@@ -1,0 +1,138 @@
+"""From models to an address that answers: starts Ray and Serve where needed, waits until every model is ready."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from types import TracebackType
+
+from serve.fast_path import free_port, prepare_environment
+from serve.keys import Keys
+from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models
+from tenfold.engine import cluster
+
+_POLL_S = 0.1
+# Serve's own limit stands behind the application's, which answers with a sentence in JSON.
+_OUTER_TIMEOUT_FACTOR = 1.5
+
+# Serve's HTTP address can be set only once per cluster, and Serve tells it to nobody.
+_address: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint; as a context manager it is shut down at the end."""
+
+    url: str
+    """Base address without a closing slash."""
+    models: tuple[ServedModel, ...]
+    ready_timeout_s: float
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Return once every model answers.
+
+        Raises:
+            TimeoutError: If that takes longer than ``timeout_s`` (None: the settings' ``ready_timeout_s``).
+        """
+        limit_s = self.ready_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        last = "no answer"
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as reply:  # noqa: S310
+                    # A proxy that has not heard of the application yet has other answers.
+                    if json.loads(reply.read()) == {"ready": True}:
+                        return
+            except urllib.error.HTTPError as error:
+                last = f"HTTP {error.code}"
+            except (OSError, HTTPException, ValueError) as error:
+                last = str(error)
+            time.sleep(_POLL_S)
+        raise TimeoutError(f"{self.url} was not ready after {limit_s:g} s (last: {last})")
+
+    def shutdown(self) -> None:
+        """Let running requests finish, then stop Serve with all that it serves; Ray stays."""
+        global _address
+        from ray import serve
+
+        serve.shutdown()
+        _address = None
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
+    """Serve ``models`` as one application and return when all of them answer.
+
+    A second call rolls over to what it is given: new replicas answer before the old ones go, so no request fails; if
+    the new ones can't start, the old ones go on. Starts a local Ray if none runs in this process.
+
+    Raises:
+        ValueError: A wrong setting, no API keys on a host that others reach, a bundle that was changed, or another
+            address than the one that Serve listens on already.
+        RuntimeError: If a model's replicas can't start.
+        TimeoutError: If the models are not ready in time.
+    """
+    global _address
+    models = list(models)
+    check_models(models)
+    if settings.keys_file:
+        Keys.load(settings.keys_file)  # told here, not in the log of a replica
+    prepare_environment()
+    cluster.start()
+    # Only now: ray.serve reads the environment when it is imported.
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from serve.app import application
+
+    app = application(models, settings)
+    host, port = _address_of(settings)
+    if _address is None:
+        serve.start(
+            http_options=HTTPOptions(
+                host=host, port=port, request_timeout_s=_OUTER_TIMEOUT_FACTOR * settings.request_timeout_s
+            ),
+        )
+        _address = (host, port)
+    try:
+        serve.run(app, name=settings.app_name, route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(f"{error} {_deployment_messages(settings.app_name)}") from error
+    endpoint = Endpoint(
+        f"http://{f'[{host}]' if ':' in host else host}:{port}", tuple(models), settings.ready_timeout_s
+    )
+    endpoint.wait_ready()
+    return endpoint
+
+
+def _deployment_messages(app_name: str) -> str:
+    """What Serve says of the deployments that did not start."""
+    from ray import serve
+
+    status = serve.status().applications.get(app_name)
+    deployments = status.deployments if status else {}
+    return " ".join(f"{name}: {one.message}" for name, one in deployments.items() if one.status != "HEALTHY")
+
+
+def _address_of(settings: ServeSettings) -> tuple[str, int]:
+    if _address is None:
+        return settings.host, settings.port or free_port(settings.host)
+    if settings.host != _address[0] or settings.port not in (0, _address[1]):
+        raise ValueError(
+            f"Serve listens on {_address[0]}:{_address[1]} already and can't move to "
+            f"{settings.host}:{settings.port}; shut that endpoint down first or use its address"
+        )
+    return _address
+
+
+__all__ = ["Autoscaling", "Endpoint", "ServeSettings", "ServedModel", "deploy"]

@@ -1,0 +1,97 @@
+"""Refusals: each is an HTTP status and one sentence that tells the client what to change."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Message, Receive
+
+from tenfold.data.images import sniff_format
+
+IMAGE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png", "image/webp": "webp"}
+"""Content types of pictures, and the format that their first bytes must announce."""
+
+
+class RefusedError(Exception):
+    """A request that is not served.
+
+    Args:
+        status: HTTP status.
+        message: One sentence for the client.
+        reason: One word for logs and metrics.
+        headers: Further reply headers.
+    """
+
+    def __init__(self, status: int, message: str, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.reason = reason
+        self.headers = dict(headers or {})
+
+
+def too_large(limit: int) -> RefusedError:
+    return RefusedError(413, f"the request body may have at most {limit} bytes", "body_size")
+
+
+def overloaded(message: str, retry_after_s: float) -> RefusedError:
+    # The header takes whole seconds only.
+    return RefusedError(503, message, "overload", {"Retry-After": str(max(1, round(retry_after_s)))})
+
+
+def check_content_length(headers: Mapping[str, str], limit: int) -> None:
+    """Refuse a body by its announced length, before any of it is read.
+
+    Raises:
+        RefusedError: 400 for a length that is no number, 413 for one above the limit.
+    """
+    length = headers.get("content-length")
+    if length is None:
+        return
+    if not (length.isascii() and length.isdigit()):
+        raise RefusedError(400, "the Content-Length header must be a number", "malformed")
+    if int(length) > limit:
+        raise too_large(limit)
+
+
+def limited(receive: Receive, limit: int) -> Receive:
+    """``receive`` that raises ``RefusedError`` (413) as soon as a streamed body exceeds the limit."""
+    num_bytes = 0
+
+    async def counting() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        if message["type"] == "http.request":
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > limit:
+                raise too_large(limit)
+        return message
+
+    return counting
+
+
+def check_image_type(content_type: str, data: bytes) -> None:
+    """Raise ``RefusedError`` (415) unless the first bytes are of the format that the content type announces."""
+    announced, found = IMAGE_TYPES[content_type], sniff_format(data)
+    if found != announced:
+        raise RefusedError(
+            415,
+            f"the content type is {content_type}, but the data is {found.upper() if found else 'no JPEG, PNG or WEBP'}",
+            "content_type",
+        )
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """The JSON object in ``data``.
+
+    Raises:
+        RefusedError: 400 for anything that is not one JSON object.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        # UnicodeDecodeError and JSONDecodeError are ValueErrors; deep nesting ends in a RecursionError.
+        raise RefusedError(400, f"the body is not valid JSON: {error}", "malformed") from error
+    if not isinstance(value, dict):
+        raise RefusedError(400, f"the body must be a JSON object, got {type(value).__name__}", "malformed")
+    return value

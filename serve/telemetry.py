@@ -1,0 +1,56 @@
+"""Prometheus series beside those that Ray Serve has by itself, exported by Ray's metrics agent."""
+
+from ray.util.metrics import Counter, Histogram
+
+from serve.trace import Trace
+
+_LATENCY_MS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000]
+_IMAGES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+class RequestMetrics:
+    """Requests as the ingress sees them."""
+
+    def __init__(self) -> None:
+        self._latency = Histogram(
+            "tenfold_request_latency_ms",
+            description="Time from the request's first byte to the reply, in milliseconds.",
+            boundaries=_LATENCY_MS,
+            tag_keys=("model", "version", "status"),
+        )
+        self._refused = Counter(
+            "tenfold_refused_requests_total",
+            description="Requests answered with a 4xx or 503, by reason.",
+            tag_keys=("model", "reason"),
+        )
+
+    def record(self, trace: Trace) -> None:
+        tags = {"model": trace.model, "version": trace.version, "status": str(trace.status)}
+        self._latency.observe(trace.latency_ms, tags=tags)
+        if trace.reason:
+            self._refused.inc(tags={"model": trace.model, "reason": trace.reason})
+
+
+class BatchMetrics:
+    """Predictor calls as one replica sees them."""
+
+    def __init__(self, model: str, version: str) -> None:
+        tags = {"model": model, "version": version}
+        self._images = Histogram(
+            "tenfold_batch_images",
+            description="Pictures in one call of the predictor.",
+            boundaries=_IMAGES,
+            tag_keys=("model", "version"),
+        )
+        self._latency = Histogram(
+            "tenfold_predictor_latency_ms",
+            description="Time of one call of the predictor, in milliseconds.",
+            boundaries=_LATENCY_MS,
+            tag_keys=("model", "version"),
+        )
+        self._images.set_default_tags(tags)
+        self._latency.set_default_tags(tags)
+
+    def record(self, num_images: int, latency_ms: float) -> None:
+        self._images.observe(num_images)
+        self._latency.observe(latency_ms)

@@ -1,0 +1,91 @@
+"""What is known of one request: its id, who asked, what came of it. Feeds the access log and the metrics."""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from starlette.types import Scope
+
+REQUEST_ID_HEADER = "x-request-id"
+VERSION_HEADER = "tenfold-model-version"
+_SCOPE_KEY = "tenfold.trace"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+access_logger = logging.getLogger("tenfold.serve.access")
+
+
+@dataclass
+class Trace:
+    """Filled in while a request is served."""
+
+    request_id: str
+    method: str
+    path: str
+    key_id: str | None = None
+    model: str = ""
+    """Only names that are served get here, so that a stranger can't fill the metrics with made-up ones."""
+    version: str = ""
+    num_images: int = 0
+    status: int = 0
+    reason: str = ""
+    """One word, where the request was refused."""
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def latency_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1000
+
+
+class Telemetry(Protocol):
+    """Where finished requests are counted."""
+
+    def record(self, trace: Trace) -> None: ...
+
+
+def request_id_from(header: str | None) -> str:
+    """The client's id where it is 1 to 128 letters, digits, dots, dashes, underscores; else a new one."""
+    return header if header is not None and _REQUEST_ID.fullmatch(header) else str(uuid.uuid4())
+
+
+def attach(scope: Scope, trace: Trace) -> None:
+    scope[_SCOPE_KEY] = trace
+
+
+def trace_of(scope: Scope) -> Trace:
+    trace: Trace = scope[_SCOPE_KEY]
+    return trace
+
+
+def log_access(trace: Trace) -> None:
+    """One line of JSON; never the picture, the key or the body."""
+    record = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": trace.request_id,
+        "key_id": trace.key_id,
+        "method": trace.method,
+        "path": trace.path,
+        "model": trace.model,
+        "version": trace.version,
+        "images": trace.num_images,
+        "status": trace.status,
+        "reason": trace.reason,
+        "latency_ms": round(trace.latency_ms, 3),
+    }
+    access_logger.info(json.dumps(record))
+
+
+def log_to_stdout() -> None:
+    """Send access lines, bare and at once, to standard output, where containers are expected to put them."""
+    if not access_logger.handlers:
+        # The original stream: Serve replaces sys.stdout by a buffer of its own log, which a crash takes with it.
+        handler = logging.StreamHandler(sys.__stdout__ or sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access_logger.addHandler(handler)
+    access_logger.setLevel(logging.INFO)
+    access_logger.propagate = False

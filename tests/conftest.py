@@ -1,0 +1,39 @@
+"""Fixtures that several folders share. Environment first: Ray reads it when it is imported."""
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_RUN_LINKS", "1")
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local cluster for every test marked ``ray``; four logical CPUs whatever the machine has."""
+    from tenfold.engine import cluster
+
+    # Short and outside pytest's folders: the socket path inside must stay under 107 characters.
+    folder = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
+    cluster.start(num_cpus=4, dashboard=True, object_store_mib=150, _temp_dir=folder, log_to_driver=False)
+    yield
+    cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)

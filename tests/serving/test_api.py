@@ -1,0 +1,390 @@
+"""Both protocols, the limits and the refusals over the real application, with the model in this process."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from serve import v2
+from serve.api import create_app
+from serve.contract import Answer, describe_bundle
+from serve.keys import Keys, new_key
+from serve.limits import RefusedError
+from serve.loading import LoadedModel
+from serve.models import ModelTable
+from serve.settings import ServeSettings
+from serve.trace import access_logger
+from tenfold.data.images import resize_image
+from tenfold.types import Task
+from tests.serving.stand_ins import CLASSES, SIZE, expected_logits, make_bundle, served
+
+PNG = {"content-type": "image/png"}
+
+
+class LocalClient:
+    """A ``ModelClient`` without Serve; ``failure`` is raised instead of an answer."""
+
+    def __init__(self, model):
+        self.loaded = LoadedModel(model)
+        self.failure = None
+
+    async def infer(self, images, known_version, required_version=None):
+        if self.failure:
+            raise self.failure
+        if declined := self.loaded.decline(images, required_version):
+            return declined
+        this = self.loaded.description
+        return Answer(this.version, self.loaded.predict(images), this if known_version != this.version else None)
+
+    async def describe(self):
+        if self.failure:
+            raise self.failure
+        return self.loaded.description
+
+
+class Recorder(list):
+    def record(self, trace):
+        self.append(trace)
+
+
+class Service:
+    def __init__(self, folder, *, keys=None, raises=True, **settings):
+        self.bundle = make_bundle(folder / "colour")
+        other = make_bundle(folder / "other", task=Task.REGRESSION)
+        models = [served(self.bundle, version="3"), served(other, name="other")]
+        self.clients = {model.name: LocalClient(model) for model in models}
+        descriptions = [
+            describe_bundle(model, bundle) for model, bundle in zip(models, (self.bundle, other), strict=True)
+        ]
+        self.traces = Recorder()
+        self.executor = ThreadPoolExecutor(2)
+        table = ModelTable(self.clients, descriptions)
+        app = create_app(table, ServeSettings(**settings), keys, self.traces, self.executor)
+        self.http = TestClient(app, raise_server_exceptions=raises)
+
+
+@pytest.fixture
+def service(tmp_path):
+    return Service(tmp_path)
+
+
+def picture(size=(12, 10), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def refusal(response, status):
+    """The one sentence; checks the form of the reply on the way."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    return response.json()["error"]
+
+
+def expected_labels(bundle, image):
+    logits = expected_logits(bundle.folder, torch.from_numpy(resize_image(image, SIZE)[None]))[0]
+    probs = logits.sigmoid().tolist()
+    return sorted(zip(CLASSES, probs, strict=True), key=lambda label: -label[1])
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "json", "multipart", "untyped multipart"])
+def test_predict_in_every_form(service, form):
+    image = picture()
+    data = encoded(image)
+    request = {"content": data, "headers": PNG}
+    if form in ("jpeg", "webp"):
+        options = {"lossless": True} if form == "webp" else {"quality": 95}
+        data = encoded(image, form.upper(), **options)
+        image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        request = {"content": data, "headers": {"content-type": f"image/{form}"}}
+    elif form == "json":
+        request = {"json": {"image": base64.b64encode(data).decode()}}
+    elif form == "multipart":
+        request = {"files": {"image": ("a.png", data, "image/png")}}
+    elif form == "untyped multipart":
+        request = {"files": {"image": ("a", data, "application/octet-stream")}}
+    reply = service.http.post("/predict/colour", **request)
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    assert (body["model"], body["version"], body["task"]) == ("colour", "3", "multi_label")
+    assert body["request_id"] == reply.headers["x-request-id"]
+    assert reply.headers["tenfold-model-version"] == "3"
+    labels = [(label["name"], label["probability"]) for label in body["labels"]]
+    assert [name for name, _ in labels] == [name for name, _ in expected_labels(service.bundle, image)]
+    np.testing.assert_allclose(
+        [p for _, p in labels], [p for _, p in expected_labels(service.bundle, image)], rtol=1e-6
+    )  # float32 sums in another order
+
+
+def test_top_labels(service):
+    reply = service.http.post("/predict/colour?top=1", content=encoded(picture()), headers=PNG).json()
+    assert [label["name"] for label in reply["labels"]] == [expected_labels(service.bundle, picture())[0][0]]
+    wrong = service.http.post("/predict/colour?top=0", content=encoded(picture()), headers=PNG)
+    assert "query top" in refusal(wrong, 422)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("path", ["/v2/models/colour/infer", "/v2/models/colour/versions/3/infer"])
+def test_infer_gives_the_predictors_numbers(service, binary, path):
+    images = np.stack([picture((SIZE, SIZE), seed) for seed in range(5)])
+    body, headers = v2.encode_request(images, binary=binary, request_id="r")
+    reply = service.http.post(path, content=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    outputs = v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
+    expected = expected_logits(service.bundle.folder, torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(outputs["logits"], expected)
+    assert reply.headers["tenfold-model-version"] == "3"
+    assert service.traces[-1].num_images == 5
+
+
+def test_both_protocols_agree(service):
+    image = picture((SIZE, SIZE))
+    plain = service.http.post("/predict/colour", content=encoded(image), headers=PNG).json()
+    body, headers = v2.encode_request(image[None], binary=False)
+    probs = service.http.post("/v2/models/colour/infer", content=body, headers=headers).json()["outputs"][0]["data"]
+    assert {label["name"]: label["probability"] for label in plain["labels"]} == dict(zip(CLASSES, probs, strict=True))
+
+
+def test_what_the_server_tells_of_itself(service):
+    get = service.http.get
+    assert get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert get("/v2/health/live").json() == {"live": True}
+    assert get("/v2/health/ready").json() == {"ready": True}
+    assert get("/v2/models/colour").json()["versions"] == ["3"]
+    assert get("/v2/models/colour/versions/3").json() == get("/v2/models/colour").json()
+    assert get("/v2/models/colour/ready").json() == {"name": "colour", "ready": True}
+    listed = {model["name"]: model for model in get("/models").json()["models"]}
+    assert listed["colour"]["classes"] == list(CLASSES)
+    assert listed["other"]["task"] == "regression"
+    assert get("/docs").status_code == 200
+    assert "/predict/{model}" in get("/openapi.json").json()["paths"]
+
+
+def test_outputs_not_known_beforehand_are_asked_for(service):
+    names = [output["name"] for output in service.http.get("/v2/models/other").json()["outputs"]]
+    assert names == ["probs", "logits", "batch_size"]
+
+
+def test_a_model_that_is_down_is_not_ready(service):
+    service.clients["other"].failure = RefusedError(503, "gone", "overload")
+    assert service.http.get("/v2/models/other/ready").status_code == 400
+    assert service.http.get("/v2/models/colour/ready").status_code == 200
+    ready = service.http.get("/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (400, {"ready": False})
+    assert service.http.get("/v2/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/v2/models/nothing", 404, "there is no model 'nothing'; served are: colour, other"),
+        ("POST", "/predict/nothing", 404, "served are: colour, other"),
+        ("POST", "/v2/models/nothing/infer", 404, "served are"),
+        ("POST", "/v2/models/colour/versions/9/infer", 404, "no version '9'; served is: 3"),
+        ("GET", "/v2/models/colour/versions/9/ready", 404, "no version '9'; served is: 3"),
+        ("GET", "/nowhere", 404, "Not Found"),
+        ("GET", "/predict/colour", 405, "Method Not Allowed"),
+        ("POST", "/predict/other", 422, "use /v2/models/other/infer"),
+        ("POST", "/predict/..%2f..%2fetc", 404, ""),
+    ],
+)
+def test_what_is_not_there(service, method, path, status, message):
+    assert message in refusal(service.http.request(method, path), status)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"content": b"", "headers": PNG}, 415, "image/png, but the data is no JPEG, PNG or WEBP"),
+        ({"content": encoded(picture(), "JPEG"), "headers": PNG}, 415, "image/png, but the data is JPEG"),
+        ({"content": encoded(picture())[:-30], "headers": PNG}, 422, "truncated or damaged"),
+        ({"content": encoded(np.zeros((200, 200, 3), np.uint8)), "headers": PNG}, 422, "200 x 200 pixels"),
+        ({"content": b"GIF89a", "headers": {"content-type": "image/gif"}}, 415, "image/gif is not accepted"),
+        ({"content": b"x"}, 415, "(none) is not accepted"),
+        ({"content": b"a=b", "headers": {"content-type": "application/x-www-form-urlencoded"}}, 415, "not accepted"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not valid JSON"),
+        ({"json": {"picture": ""}}, 422, "base64 under 'image'"),
+        ({"json": {"image": "https://example.org/a.png"}}, 422, "addresses are not fetched"),
+        ({"json": {"image": ""}}, 422, "empty"),
+        ({"json": {"image": base64.b64encode(b"GIF89a").decode()}}, 422, "must be JPEG, PNG or WEBP"),
+        ({"files": {"image": ("a.png", encoded(picture(), "JPEG"), "image/png")}}, 415, "the data is JPEG"),
+        ({"files": {"image": ("a.txt", b"a", "text/plain")}}, 415, "text/plain is not accepted"),
+        ({"data": {"image": "a"}, "files": {"x": ("", b"")}}, 422, "one file"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+    ],
+)
+def test_a_picture_that_is_refused(tmp_path, request_, status, message):
+    service = Service(tmp_path, max_pixels=10_000)
+    assert message in refusal(service.http.post("/predict/colour", **request_), status)
+    assert service.traces[-1].reason
+
+
+def test_a_refused_picture_leaves_the_next_one_alone(service):
+    assert service.http.post("/predict/colour", content=b"x", headers=PNG).status_code == 415
+    assert service.http.post("/predict/colour", content=encoded(picture()), headers=PNG).status_code == 200
+
+
+def test_an_animated_picture_is_refused(service):
+    frames = [Image.fromarray(picture(seed=seed)) for seed in range(2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    reply = service.http.post("/predict/colour", content=buffer.getvalue(), headers=PNG)
+    assert "animated" in refusal(reply, 422)
+
+
+def test_a_body_announced_too_large_is_not_read(tmp_path):
+    service = Service(tmp_path, max_body_bytes=1000)
+
+    async def call():
+        sent = []
+
+        async def receive():
+            raise AssertionError("the body was read")
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": "/predict/colour", "query_string": b"",
+            "headers": [(b"content-type", b"image/png"), (b"content-length", b"1001")],
+        }  # fmt: skip
+        await service.http.app(scope, receive, send)
+        return sent
+
+    start, body = asyncio.run(call())
+    assert start["status"] == 413
+    assert json.loads(body["body"]) == {"error": "the request body may have at most 1000 bytes"}
+
+
+@pytest.mark.parametrize("path", ["/predict/colour", "/v2/models/colour/infer"])
+def test_a_streamed_body_is_cut_at_the_limit(tmp_path, path):
+    service = Service(tmp_path, max_body_bytes=1000)
+    read = []
+
+    def stream():
+        for _ in range(100):
+            read.append(1)
+            yield b"x" * 100
+
+    assert "at most 1000 bytes" in refusal(service.http.post(path, content=stream(), headers=PNG), 413)
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert "at most 1000 bytes" in refusal(service.http.post("/predict/colour", content=stream(), headers=form), 413)
+
+
+def test_a_wrong_length_header_is_malformed(service):
+    reply = service.http.post("/predict/colour", content=b"x", headers=PNG | {"content-length": "many"})
+    assert "must be a number" in refusal(reply, 400)
+
+
+def test_wrong_tensors_are_refused(tmp_path):
+    service = Service(tmp_path, max_images=2)
+
+    def infer(images, **headers):
+        body, given = v2.encode_request(images)
+        return service.http.post("/v2/models/colour/infer", content=body, headers=given | headers)
+
+    assert "at most 2 pictures, got 3" in refusal(infer(np.zeros((3, SIZE, SIZE, 3), np.uint8)), 422)
+    assert "[N,8,8,3]" in refusal(infer(np.zeros((1, 9, 9, 3), np.uint8)), 422)
+    assert "gzip is not accepted" in refusal(infer(picture((SIZE, SIZE))[None], **{"content-encoding": "gzip"}), 415)
+    assert infer(np.zeros((2, SIZE, SIZE, 3), np.uint8)).status_code == 200
+
+
+def test_overload_and_timeout_are_told_as_such(service):
+    service.clients["colour"].failure = RefusedError(503, "full", "overload", {"Retry-After": "2"})
+    reply = service.http.post("/predict/colour", content=encoded(picture()), headers=PNG)
+    assert refusal(reply, 503) == "full"
+    assert reply.headers["retry-after"] == "2"
+    assert service.traces[-1].reason == "overload"
+
+
+def test_an_error_of_ours_tells_nothing_but_the_request_id(tmp_path):
+    service = Service(tmp_path, raises=False)
+    service.clients["colour"].failure = RuntimeError("/secret/path")
+    reply = service.http.post("/predict/colour", content=encoded(picture()), headers=PNG)
+    message = refusal(reply, 500)
+    assert "secret" not in message
+    assert reply.headers["x-request-id"] in message
+
+
+@pytest.mark.parametrize("given", ["abc-1.2_3", None, "", "a b", "x" * 129, "ä"])
+def test_request_ids(service, given):
+    headers = {} if given is None else {"x-request-id": given.encode("latin-1")}
+    told = service.http.get("/v2", headers=headers).headers["x-request-id"]
+    if given == "abc-1.2_3":
+        assert told == given
+    else:
+        assert told != given
+        assert len(told) == 36
+
+
+def test_keys(tmp_path):
+    key, line = new_key("anna")
+    (tmp_path / "keys").write_text(line)
+    service = Service(tmp_path, keys=Keys.load(tmp_path / "keys"))
+    wanted = service.http.get("/models")
+    assert "an API key is needed" in refusal(wanted, 401)
+    assert wanted.headers["www-authenticate"] == "Bearer"
+    assert "not known" in refusal(service.http.get("/models", headers={"x-api-key": key + "x"}), 401)
+    assert service.http.get("/models", headers={"x-api-key": key}).status_code == 200
+    assert service.http.get("/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+    assert service.traces[-1].key_id == "anna"
+    assert "an API key is needed" in refusal(service.http.get("/nowhere"), 401)
+    assert service.http.get("/docs").status_code == 401
+    assert service.http.get("/v2/health/live").status_code == 200
+    assert service.http.get("/v2/health/ready").status_code == 200
+
+
+def test_the_access_log_is_a_json_line(service, caplog):
+    logging.disable(logging.NOTSET)
+    access_logger.setLevel(logging.INFO)
+    access_logger.propagate = True
+    with caplog.at_level(logging.INFO, logger=access_logger.name):
+        service.http.post("/predict/colour", content=b"x", headers=PNG | {"x-request-id": "r1"})
+    record = json.loads(caplog.records[-1].getMessage())
+    expected = {
+        "request_id": "r1", "method": "POST", "path": "/predict/colour", "model": "colour", "version": "3",
+        "status": 415, "reason": "content_type", "key_id": None, "images": 0,
+    }  # fmt: skip
+    assert expected.items() <= record.items()
+    assert record["latency_ms"] > 0
+
+
+def test_made_up_model_names_stay_out_of_the_metrics(service):
+    service.http.get("/v2/models/made-up")
+    assert (service.traces[-1].model, service.traces[-1].reason) == ("", "unknown_model")
+
+
+def test_a_rollout_to_another_size_classes_and_version_goes_unnoticed(service, tmp_path):
+    image = picture()
+    bundle = make_bundle(tmp_path / "new", size=5, seed=3, classes=("cyan", "pink"))
+    service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
+    reply = service.http.post("/predict/colour", content=encoded(image), headers=PNG)
+    assert reply.status_code == 200
+    assert reply.headers["tenfold-model-version"] == "4"
+    logits = expected_logits(bundle.folder, torch.from_numpy(resize_image(image, 5)[None]))[0]
+    told = {label["name"]: label["probability"] for label in reply.json()["labels"]}
+    np.testing.assert_allclose([told["cyan"], told["pink"]], logits.sigmoid().numpy(), rtol=1e-6)
+    assert service.http.get("/models").json()["models"][0]["version"] == "4"
+    assert "served is: 4" in refusal(service.http.get("/v2/models/colour/versions/3"), 404)
+
+
+def test_infer_during_a_rollout_is_held_to_its_version_and_size(service, tmp_path):
+    bundle = make_bundle(tmp_path / "new", size=5)
+    service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
+    body, headers = v2.encode_request(picture((SIZE, SIZE))[None])
+    pinned = service.http.post("/v2/models/colour/versions/3/infer", content=body, headers=headers)
+    assert "no version '3'; served is: 4" in refusal(pinned, 404)
+    reply = service.http.post("/v2/models/colour/infer", content=body, headers=headers)
+    assert "[N,5,5,3]" in refusal(reply, 422)

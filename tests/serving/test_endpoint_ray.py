@@ -1,0 +1,263 @@
+"""The whole way over real HTTP: Ray Serve, its proxy, replicas in processes of their own."""
+
+import io
+import logging
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serve import v2
+from serve.deploying import deploy
+from serve.fast_path import prepare_environment
+from serve.settings import ServeSettings
+from tenfold.data.images import resize_image
+from tests.serving.stand_ins import CLASSES, POISON, SIZE, expected_logits, make_bundle, served
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = ServeSettings(port=0, drain_timeout_s=5, health_period_s=1, request_timeout_s=20, max_body_bytes=2**20)
+SMALL = {"num_cpus": 0.1}
+
+
+class Deployed:
+    """The endpoint, and the bundles behind it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.bundles = {
+            "colour": make_bundle(folder / "colour"),
+            "batched": make_bundle(folder / "batched", delay_s=0.1, poisonable=True),
+            "slow": make_bundle(folder / "slow", delay_s=0.3),
+        }
+        self.models = {
+            "colour": served(self.bundles["colour"], **SMALL),
+            "batched": served(self.bundles["batched"], "batched", batch_wait_s=0.2, **SMALL),
+            "slow": served(self.bundles["slow"], "slow", max_batch_size=2, max_queued_requests=4, **SMALL),
+        }
+        self.deploy()
+
+    def deploy(self, **changed):
+        self.endpoint = deploy(list((self.models | changed).values()), SETTINGS)
+        self.models |= changed
+        self.url = self.endpoint.url
+
+
+@pytest.fixture(scope="module")
+def deployed(request, tmp_path_factory):
+    prepare_environment()  # before the cluster, which hands it on to Serve
+    request.getfixturevalue("ray_cluster")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    service = Deployed(tmp_path_factory.mktemp("bundles"))
+    yield service
+    service.endpoint.shutdown()
+
+
+def pictures(num_images, seed=0, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 250, (num_images, size, size, 3)).astype(np.uint8)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def infer(service, model, images, binary=True):
+    body, headers = v2.encode_request(images, binary=binary)
+    return httpx.post(f"{service.url}/v2/models/{model}/infer", content=body, headers=headers, timeout=60)
+
+
+def outputs_of(reply):
+    assert reply.status_code == 200, reply.text
+    return v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
+
+
+def predict(service, model, data):
+    return httpx.post(f"{service.url}/predict/{model}", content=data, headers={"content-type": "image/png"}, timeout=60)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_v2_gives_the_predictors_numbers(deployed, binary):
+    images = pictures(70)  # more than two batches of 32
+    logits = outputs_of(infer(deployed, "colour", images, binary))["logits"]
+    expected = expected_logits(deployed.bundles["colour"].folder, torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)  # a matrix product of another batch size
+
+
+def test_plain_gives_the_predictors_numbers(deployed):
+    image = pictures(1, size=30)[0]
+    reply = predict(deployed, "colour", png(image))
+    assert reply.status_code == 200, reply.text
+    resized = torch.from_numpy(resize_image(image, SIZE)[None])
+    probs = expected_logits(deployed.bundles["colour"].folder, resized)[0].sigmoid().tolist()
+    told = {label["name"]: label["probability"] for label in reply.json()["labels"]}
+    assert told == pytest.approx(dict(zip(CLASSES, probs, strict=True)), rel=1e-6)
+    assert reply.headers["tenfold-model-version"] == "1"
+
+
+def test_the_request_id_is_told_once(deployed):
+    given = httpx.get(f"{deployed.url}/v2", headers={"x-request-id": "mine-1"})
+    made = httpx.get(f"{deployed.url}/v2")
+    assert given.headers.get_list("x-request-id") == ["mine-1"]
+    assert len(made.headers.get_list("x-request-id")) == 1
+
+
+def test_concurrent_requests_share_batches_and_get_their_own_answers(deployed):
+    requests = [pictures(1, seed) for seed in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        replies = [outputs_of(reply) for reply in pool.map(lambda x: infer(deployed, "batched", x), requests)]
+    folder = deployed.bundles["batched"].folder
+    for images, outputs in zip(requests, replies, strict=True):
+        expected = expected_logits(folder, torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-6, atol=1e-6)
+    # One call per request would tell 1 throughout.
+    assert max(outputs["batch_size"].item() for outputs in replies) >= 4
+
+
+def test_a_bad_picture_fails_alone(deployed):
+    good, poisoned = pictures(1)[0], pictures(1)[0]
+    poisoned[0, 0, 0] = POISON
+    sent = [png(good), b"\x89PNG\r\n\x1a\nbroken", png(good), png(poisoned), png(good), png(good)]
+    with ThreadPoolExecutor(len(sent)) as pool:
+        replies = list(pool.map(lambda data: predict(deployed, "batched", data), sent))
+    assert [reply.status_code for reply in replies] == [200, 422, 200, 500, 200, 200]
+    assert "damaged" in replies[1].json()["error"]
+    assert "internal error" in replies[3].json()["error"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_large_body_is_refused(deployed, announced):
+    data = b"x" * (3 * 2**20)
+    content = data if announced else (data[start : start + 65536] for start in range(0, len(data), 65536))
+    reply = httpx.post(f"{deployed.url}/predict/colour", content=content, headers={"content-type": "image/png"})
+    assert (reply.status_code, reply.json()) == (413, {"error": "the request body may have at most 1048576 bytes"})
+
+
+def test_refusals_over_http(deployed):
+    assert "served are: batched, colour, slow" in predict(deployed, "none", b"").json()["error"]
+    assert predict(deployed, "colour", b"GIF89a").status_code == 415
+    assert infer(deployed, "colour", pictures(1, size=9)).status_code == 422
+    assert httpx.get(f"{deployed.url}/docs").status_code == 200
+
+
+def test_overload_is_told_at_once(deployed):
+    started = time.monotonic()
+    with ThreadPoolExecutor(30) as pool:
+        replies = list(pool.map(lambda _: infer(deployed, "slow", pictures(1)), range(30)))
+    counts = Counter(reply.status_code for reply in replies)
+    assert counts.keys() == {200, 503}
+    refused = [reply for reply in replies if reply.status_code == 503]
+    assert all(int(reply.headers["retry-after"]) >= 1 and "try again" in reply.json()["error"] for reply in refused)
+    # 30 requests in batches of two would take 4.5 s, had none been refused.
+    assert counts[200] < 30
+    assert time.monotonic() - started < 60
+    assert infer(deployed, "slow", pictures(1)).status_code == 200
+
+
+def test_a_second_address_is_refused(deployed):
+    with pytest.raises(ValueError, match="can't move"):
+        deploy(list(deployed.models.values()), ServeSettings(port=1))
+
+
+class Traffic:
+    """Clients that ask without pause and keep what they were told."""
+
+    def __init__(self, service, num_clients=3):
+        self.counts, self.versions, self.problems = Counter(), Counter(), []
+        self._service, self._stop = service, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
+
+    def _ask(self):
+        data = png(pictures(1)[0])
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                try:
+                    reply = client.post(
+                        f"{self._service.url}/predict/colour", content=data, headers={"content-type": "image/png"}
+                    )
+                except httpx.HTTPError as error:
+                    self.problems.append(repr(error))
+                    continue
+                self.counts[reply.status_code] += 1
+                self.versions[reply.headers.get("tenfold-model-version")] += 1
+                if reply.status_code != 200:
+                    self.problems.append(reply.text)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        time.sleep(0.5)
+        return self
+
+    def __exit__(self, *_):
+        time.sleep(0.5)
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_a_rollout_fails_no_request(deployed):
+    bundle = make_bundle(deployed.folder / "colour-2", seed=5, size=12, classes=("cyan", "pink"))
+    with Traffic(deployed) as traffic:
+        deployed.deploy(colour=served(bundle, version="2", **SMALL))
+        wait_for(lambda: predict(deployed, "colour", png(pictures(1)[0])).json()["version"] == "2")
+    assert traffic.problems == []
+    assert traffic.versions.keys() == {"1", "2"}
+    labels = predict(deployed, "colour", png(pictures(1)[0])).json()["labels"]
+    assert {label["name"] for label in labels} == {"cyan", "pink"}
+
+
+def test_a_rollout_that_cannot_start_leaves_the_old_version(deployed):
+    before = deployed.models["colour"]
+    bundle = make_bundle(deployed.folder / "wrong", shift=1.0)  # not the model that was trained
+    with Traffic(deployed, num_clients=1) as traffic, pytest.raises(RuntimeError, match="differ by 1"):
+        deployed.deploy(colour=served(bundle, version="9", **SMALL))
+    assert traffic.problems == []
+    assert traffic.versions.keys() == {before.version}
+    deployed.deploy()
+
+
+def test_a_killed_replica_is_replaced_and_no_request_lost(deployed):
+    import ray
+
+    def replicas():
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return {actor["name"]: actor for actor in named if "#model-colour#" in actor["name"]}
+
+    wait_for(lambda: len(replicas()) == 1)  # the one of the last roll-out has gone
+    [(name, actor)] = replicas().items()
+    with Traffic(deployed) as traffic:
+        ray.kill(ray.get_actor(name, namespace=actor["namespace"]))
+        wait_for(lambda: replicas().keys() - {name} and predict(deployed, "colour", png(pictures(1)[0])).is_success)
+    assert traffic.problems == []
+    assert traffic.counts[200] > 0
+
+
+def test_prometheus_has_our_series(deployed):
+    import ray
+
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = [
+        'ray_tenfold_batch_images_count{',
+        'ray_tenfold_request_latency_ms_count{',
+        'ray_tenfold_refused_requests_total{',
+    ]  # fmt: skip
+    wait_for(lambda: all(series in httpx.get(url).text for series in wanted))
+    text = httpx.get(url).text
+    assert 'model="batched"' in text
+    assert 'reason="overload"' in text
+    assert 'reason="body_size"' in text
+
+
+def wait_for(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.2)
