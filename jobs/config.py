@@ -37,7 +37,7 @@ def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[s
     """A composed configuration as plain values.
 
     Args:
-        config_name: A file of ``conf/``, without ending.
+        config_name: A file of ``conf/`` without ending, or a name given to ``store_settings``.
         overrides: ``group=choice`` and ``key=value`` texts; those that add or delete keys are refused.
 
     Raises:
@@ -59,6 +59,12 @@ def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[s
             return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_message(config_name, overrides, error)) from error
+
+
+def store_settings(name: str, cls: type) -> str:
+    """Make the defaults of a dataclass a configuration of its own, for jobs that need no groups."""
+    ConfigStore.instance().store(name=name, node=_defaults(cls))
+    return name
 
 
 def _store_defaults() -> None:
@@ -84,7 +90,10 @@ def _defaults(cls: type) -> dict[str, Any]:
 def _default(field: "Field[Any]") -> Any:
     if field.default is not MISSING:
         return list(field.default) if isinstance(field.default, tuple) else field.default
-    return field.default_factory() if field.default_factory is not MISSING else "???"
+    if field.default_factory is MISSING:
+        return "???"
+    value = field.default_factory()
+    return _defaults(type(value)) if is_dataclass(value) else value
 
 
 def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -> str:

@@ -87,7 +87,7 @@ def _model_deployment(model: ServedModel, settings: ServeSettings) -> Any:
     resources: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.gpus}
     return _deployment(Classifier).options(
         name=f"model-{model.name}",
-        max_ongoing_requests=model.max_ongoing_requests,
+        max_ongoing_requests=model.ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         ray_actor_options=resources,
         **_replicas(model),
@@ -97,9 +97,7 @@ def _model_deployment(model: ServedModel, settings: ServeSettings) -> Any:
 
 def _ingress_deployment(models: Sequence[ServedModel], settings: ServeSettings) -> Any:
     # Room for all that the models take: their own limits come first, since those refuse with a sentence in JSON.
-    capacity = 16 + sum(
-        model.max_queued_requests + model.max_ongoing_requests * _max_replicas(model) for model in models
-    )
+    capacity = 16 + sum(model.max_queued_requests + model.ongoing_requests * _max_replicas(model) for model in models)
     return _deployment(Ingress).options(
         name="ingress",
         num_replicas=settings.ingress_replicas,

@@ -3,6 +3,7 @@
 Ray reads these variables when it starts and when ``ray.serve`` is imported, so they are set before either.
 """
 
+import atexit
 import os
 import shutil
 import socket
@@ -51,6 +52,7 @@ def prepare_environment() -> bool:
     if "RAY_SERVE_HAPROXY_SOCKET_PATH" not in environment and not environment.get("RAY_ADDRESS"):
         # Mode 0700. Short, whatever TMPDIR says: Ray adds 57 characters, and a socket's path ends at 97.
         folder = Path(tempfile.mkdtemp(prefix="tf-ha-", dir="/tmp"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         environment["RAY_SERVE_HAPROXY_SOCKET_PATH"] = str(folder / "admin.sock")
         environment.setdefault("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", str(folder / "haproxy.cfg"))
         environment.setdefault("RAY_SERVE_HAPROXY_SERVER_STATE_BASE", str(folder))

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MIB = 2**20
+_MIN_ONGOING = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class ServedModel:
     """Pictures in one call of the predictor, over all requests that share it."""
     batch_wait_s: float = 0.002
     """How long an incomplete batch waits for company once the predictor is free; 0 sends what is there."""
+    max_ongoing_requests: int | None = None
+    """Requests that one replica takes at once; None: two batches, at least 16. With few, Serve's router spends its
+    time asking whether there is room."""
     max_queued_requests: int = 128
     """Requests that wait for a replica, per ingress replica; more are refused with 503."""
     device: str = "cpu"
@@ -74,17 +78,18 @@ class ServedModel:
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.loader):
             raise ValueError(f"loader must be written module:function, got {self.loader!r}")
         _check_positive(self, "num_replicas", "max_batch_size", "max_queued_requests", "num_cpus", "probe_tolerance")
-        if self.num_threads is not None:
-            _check_positive(self, "num_threads")
+        for field in ("num_threads", "max_ongoing_requests"):
+            if getattr(self, field) is not None:
+                _check_positive(self, field)
         if not 0 <= self.batch_wait_s < math.inf:
             raise ValueError(f"batch_wait_s must be at least 0, got {self.batch_wait_s}")
         if self.num_gpus is not None and not 0 <= self.num_gpus < math.inf:
             raise ValueError(f"num_gpus must be at least 0, got {self.num_gpus}")
 
     @property
-    def max_ongoing_requests(self) -> int:
-        """One batch in the predictor and the next one gathering."""
-        return 2 * self.max_batch_size
+    def ongoing_requests(self) -> int:
+        """One batch in the predictor and the next one gathering, where nothing else is asked for."""
+        return self.max_ongoing_requests or max(_MIN_ONGOING, 2 * self.max_batch_size)
 
     @property
     def threads(self) -> int:

@@ -96,7 +96,7 @@ def make_bundle(folder: Path, seed: int = 0, **changes: Any) -> Bundle:
     images = torch.randint(0, 256, (3, 4, 4, 3), dtype=torch.uint8, generator=generator)
     probe = {"images": images, "logits": images.float().mean(dim=(1, 2)) / 255 @ weight.T}
     arguments: dict[str, Any] = {
-        "config": {},
+        "config": {"made_for": str(folder)},  # two tests never share a digest, and so a cached copy
         "tensors": {"weight": weight},
         "method": "large_loss",
         "task": Task.MULTI_LABEL,
@@ -523,6 +523,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_the_same_over_a_server(store: str, server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    start_run(store, "tests", "beside").finish()
     tracker = start_run(server, "remote", "parent", tags={"hash": "1"})
     child = start_run(server, "remote", "child", parent=tracker.run_id)
     tracker.log_metrics({"loss": 1.0, "other": math.nan}, step=0)
@@ -541,6 +542,17 @@ def test_the_same_over_a_server(store: str, server: str, tmp_path: Path, capfd: 
     assert registered_champions(server) == ["remote"]
     assert "remote" not in registered_champions(store)  # two stores side by side in one process
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    code = "import sys; from tenfold.tracking import start_run; start_run(sys.argv[1], 'together', 'run').finish()"
+    environment = os.environ | {"PYTHONPATH": str(PLATFORM)}
+    processes = [subprocess.Popen([sys.executable, "-c", code, uri], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
+    client = MlflowClient(uri)
+    assert len(client.search_runs([client.get_experiment_by_name("together").experiment_id])) == 3
 
 
 def test_passwords_stay_out_of_messages() -> None:

@@ -82,8 +82,8 @@ class Work:
         trial = Trial(name, dict(point.params), seed, folder, self.parent_run_id, keep)
         started = time.monotonic()
         outcome = self.train(apply_values(self.base, {**point.params, self.study.seed_key: seed}), trial)
-        for row in outcome.history if not history else ():
-            keep({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+        for told in outcome.history if not history else ():
+            keep({name: value for name, value in told.items() if name != "epoch"}, int(told["epoch"]))
         metrics = {name: float(value) for name, value in outcome.metrics.items()}
         if self.study.metric not in metrics:
             raise StudyError(f"the job ended without the study's metric {self.study.metric}, only {sorted(metrics)}")

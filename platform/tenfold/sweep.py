@@ -14,27 +14,31 @@ their mean, ASHA judges the first seed's epochs and lets the others run only for
 import logging
 import math
 import os
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 from tqdm import tqdm
 
 from tenfold.engine import cluster
 from tenfold.study import Point, Study, StudyError, digest, format_value, short_name
 from tenfold.study_jobs import study_folder_name
 from tenfold.study_records import StudyFolder, TrialRecord, write_atomically, write_json
-from tenfold.study_report import write_report
 from tenfold.study_results import PointResult, StudyResult, collect, format_spread
 from tenfold.study_space import Axis
 from tenfold.study_tracking import StudyTracking, open_study_run
 from tenfold.study_trial import TrainTrial, Work
+
+if "ray" not in sys.modules:
+    cluster.set_environment()  # Ray reads it once, when it is imported: in the next line
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 }
 QUIET = ("ray.tune.tune", "ray.tune.execution.tune_controller", "ray.tune.analysis.experiment_analysis")
 """Tune's advice on how to restore its own snapshots, and its search for files that nobody asked it to write."""
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
 ATTEMPTS_AGAIN = 1
 """A trial that dies is tried once more in the same start: workers get killed, and a job goes on from its checkpoint."""
 
@@ -87,6 +92,8 @@ def run_study(
         StudyFailedError: If every trial failed.
         KeyboardInterrupt: After Ctrl-C, once the trials are stopped and the report says how far it came.
     """
+    from tenfold.study_report import write_report  # not for the workers, which import this module without any plots
+
     started = time.monotonic()
     concurrent = study.max_concurrent_trials if max_concurrent_trials is None else max_concurrent_trials
     if concurrent < 1:
@@ -259,27 +266,33 @@ class _Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.num_ended += 1
         rows = self.rows.pop(trial.trial_id, {})
-        point, _ = self.locate(trial.config)
-        seed = self.work.study.seeds[0]
+        point, seed = self.locate(trial.config)
+        name = f"{point.label}, seed {seed}" if "task" in trial.config else point.label
         # Without a final report it was ASHA that ended the trial, in an epoch of its first seed.
         stopped = bool(rows) and not trial.last_result.get("final")
-        if stopped and self.records.finished(point, seed, scheduled=True) is None:
+        if stopped and self.records.finished(point, self.work.study.seeds[0], scheduled=True) is None:
             history = [rows[epoch] for epoch in sorted(rows)]
             metrics = {name: value for name, value in history[-1].items() if name != "epoch"}
             seconds = float(trial.last_result.get("time_total_s", 0.0))
             self.records.write(
                 TrialRecord(
-                    params=point.params, seed=seed, status="stopped", metrics=metrics, history=history, seconds=seconds
+                    params=point.params,
+                    seed=self.work.study.seeds[0],
+                    status="stopped",
+                    metrics=metrics,
+                    history=history,
+                    seconds=seconds,
                 )
             )
         value = trial.last_result.get("objective")
         metric = short_name(self.work.study.metric)
-        self._advance(f"{point.label}: {metric} {value:.4g}" if value is not None else point.label)
+        self._advance(f"{name}: {metric} {value:.4g}" if value is not None else name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.num_ended += 1
         point, seed = self.locate(trial.config)
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no error was recorded"
+        text = COLOURS.sub("", text)
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), text)
         write_atomically(self.records.trial_folder(point, seed) / "error.txt", text.encode())
         self.records.write(TrialRecord(params=point.params, seed=seed, status="failed", error=reason))
@@ -328,11 +341,14 @@ def _sampler(axis: Axis) -> Any:
 
 
 def _start_ray(study: Study, concurrent: int, *, dashboard: bool) -> None:
-    if study.resources.gpu and not cluster.cluster_address() and torch.cuda.device_count() < study.resources.gpu:
-        raise StudyError(
-            f"a trial of {study.name} holds {format_value(study.resources.gpu)} GPU, this machine has "
-            f"{torch.cuda.device_count()}: change `resources` or run it on a cluster (RAY_ADDRESS)"
-        )
+    if study.resources.gpu and not cluster.cluster_address():
+        import torch
+
+        if torch.cuda.device_count() < study.resources.gpu:  # Tune would wait for it for good
+            raise StudyError(
+                f"a trial of {study.name} holds {format_value(study.resources.gpu)} GPU, this machine has "
+                f"{torch.cuda.device_count()}: change `resources` or run it on a cluster (RAY_ADDRESS)"
+            )
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records hold what its files would
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the one that verbose=0 silences
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths in a job keep their meaning

@@ -117,23 +117,26 @@ def train(
 
 
 def job_tracking_uri(job: JobConfig) -> str:
-    """The MLflow store of a job.
+    """The MLflow store of a job; ``storage_tracking_uri`` explains."""
+    return storage_tracking_uri(job.run.tracking_uri, Storage(job.scale.storage))
+
+
+def storage_tracking_uri(configured: str | None, storage: Storage) -> str:
+    """The MLflow store named in settings or environment, else a database among the runs.
 
     Raises:
         ValueError: Runs are kept in an object store and no MLflow server is named.
     """
-    storage = Storage(job.scale.storage)
     if storage.is_local:
         folder = storage.local_path()
         folder.mkdir(parents=True, exist_ok=True)
-        return tracking_uri(job.run.tracking_uri, folder)
-    uri = tracking_uri(job.run.tracking_uri, "/")
-    if uri.startswith("sqlite:"):
+        return tracking_uri(configured, folder)
+    if configured is None and "MLFLOW_TRACKING_URI" not in os.environ:
         raise ValueError(
-            f"runs in {storage.url} need an MLflow server that all workers reach: "
-            f"set run.tracking_uri or MLFLOW_TRACKING_URI"
+            f"runs in {storage.url} need an MLflow server that all workers reach: set MLFLOW_TRACKING_URI, "
+            f"or run.tracking_uri (tracking_uri where no training is started)"
         )
-    return uri
+    return tracking_uri(configured, "/")
 
 
 def start_ray(scale: ScaleConfig) -> None:

@@ -50,9 +50,7 @@ def main() -> None:
     targets = (torch.rand(options.images, options.classes, generator=generator) < 0.036).long()
     scores = torch.sigmoid(torch.randn(targets.shape, generator=generator) + 2 * targets - 3)
     ties = (50 * scores).round() / 50
-    print(
-        f"{options.images} images, {options.classes} classes, float32, {options.threads} threads, best of {options.repeats}"
-    )
+    print(f"{options.images} images, {options.classes} classes, float32, {options.threads} threads")
     for name, given in (("distinct scores", scores), ("50 levels", ties)):
         ours, value = seconds(lambda given=given: mean_average_precision(given, targets), options.repeats)
         print(f"{name}: all at once {ours:.3f} s (mAP {value:.6f})")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tenfold.data.images import FileImages, cache_images, file_table
+from tenfold.data.images import FileImages, cache_images
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
@@ -67,14 +67,6 @@ def main() -> None:
             ("reading the cache", reading),
         ):
             print(f"{name:26s} {value:9.0f} images/s   {value / baseline:6.2f} x")
-        start = time.perf_counter()
-        file_table(paths)
-        listed = time.perf_counter() - start
-        start = time.perf_counter()
-        for path in paths:
-            if path.is_file():
-                path.stat()
-        print(f"file_table against is_file and stat for each: {(time.perf_counter() - start) / listed:.2f} x")
 
 
 if __name__ == "__main__":

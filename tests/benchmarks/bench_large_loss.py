@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_large_loss.py [--device cpu] [--repeats 300] [--threads 1]
 
-Prints microseconds of forward and backward of the loss alone, and the ratio to plain cross-entropy of the same run, for the
-batches of PASCAL VOC, COCO, CUB and OpenImages; with the checks of values and without.
+Prints microseconds of forward and backward of the loss alone, and the ratio to plain cross-entropy of the same run, for
+the batches of PASCAL VOC, COCO, CUB and OpenImages; with the checks of values and without.
 """
 
 import argparse
@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"forward + backward of the loss, {options.device}, {options.threads} threads, median of {options.repeats}, rate 1 %"
-    )
+    print(f"loss alone, forward and backward, {options.device}, {options.threads} threads, rate 1 %")
     for name, shape in SHAPES.items():
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(shape, generator=generator).to(options.device)

@@ -163,7 +163,13 @@ def main() -> None:
     prepare_environment()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     cluster.start(num_cpus=4, dashboard=False, log_to_driver=False)
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        compare(Path(folder), options.connections, options.requests, options.rounds)
+    cluster.stop()
+
+
+def compare(folder: Path, num_connections: int, num_requests: int, num_rounds: int) -> None:
+    """Serve the cases, let them take turns, print the median round of each."""
     conv, constant = make_bundle(folder / "conv", constant=False), make_bundle(folder / "constant", constant=True)
     module = "tests.benchmarks.bench_serving"
 
@@ -189,17 +195,16 @@ def main() -> None:
         cases["ingress alone (GET /v2)"] = http_request("/v2")
         cases["bare Serve no-op"] = http_request("/no-op")
         for request in cases.values():
-            asyncio.run(measure(endpoint.url, request, options.connections, 300))
+            asyncio.run(measure(endpoint.url, request, num_connections, 300))
         rounds: dict[str, list[Figures]] = {name: [] for name in cases}
-        for _ in range(options.rounds):
+        for _ in range(num_rounds):
             for name, request in cases.items():
-                rounds[name].append(asyncio.run(measure(endpoint.url, request, options.connections, options.requests)))
+                rounds[name].append(asyncio.run(measure(endpoint.url, request, num_connections, num_requests)))
         print(f"{'case':26} {'req/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'failed':>7}")
         for name, figures in rounds.items():
             middle = sorted(figures, key=lambda one: one.requests_per_s)[len(figures) // 2]
             failed = sum(one.num_failed for one in figures)
             print(f"{name:26} {middle.requests_per_s:8.0f} {middle.p50_ms:8.1f} {middle.p99_ms:8.1f} {failed:7d}")
-    cluster.stop()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from tenfold.engine.fit import FitPlan, FitResult
 from tenfold.engine.run import Interrupted, PlainRun
+from tests.engine import toy
 
 
 def plain(folder: Path, **options: object) -> PlainRun:

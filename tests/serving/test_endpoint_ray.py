@@ -39,7 +39,9 @@ class Deployed:
         self.models = {
             "colour": served(self.bundles["colour"], **SMALL),
             "batched": served(self.bundles["batched"], "batched", batch_wait_s=0.2, **SMALL),
-            "slow": served(self.bundles["slow"], "slow", max_batch_size=2, max_queued_requests=4, **SMALL),
+            "slow": served(
+                self.bundles["slow"], "slow", max_batch_size=2, max_ongoing_requests=4, max_queued_requests=4, **SMALL
+            ),
         }
         self.deploy()
 

@@ -14,6 +14,7 @@ from serve.app import Args, build, served_model
 from serve.deploying import deploy
 from serve.keys import Keys, new_key, presented_key
 from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models, is_loopback
+from tenfold import tracking
 from tests.serving.stand_ins import LOADER, make_bundle, served
 
 
@@ -45,7 +46,8 @@ def test_a_wrong_model_is_refused(changes, message):
 
 def test_a_cuda_model_takes_a_gpu_and_two_batches():
     assert (model().gpus, model(device="cuda").gpus, model(device="cuda", num_gpus=0.25).gpus) == (0, 1, 0.25)
-    assert model(max_batch_size=8).max_ongoing_requests == 16
+    assert [model(max_batch_size=size).ongoing_requests for size in (1, 8, 32)] == [16, 16, 64]
+    assert model(max_ongoing_requests=3).ongoing_requests == 3
     assert (model(num_cpus=0.5).threads, model(num_cpus=3).threads, model(num_threads=2).threads) == (1, 3, 2)
 
 
@@ -107,6 +109,21 @@ def test_a_folder_gives_name_and_version(tmp_path):
     assert (named.name, named.version) == ("c", "7")
     with pytest.raises(ValueError, match="every model needs 'model'"):
         served_model({"name": "c"})
+
+
+def test_a_registry_reference_becomes_a_pinned_version(tmp_path, monkeypatch):
+    bundle = make_bundle(tmp_path / "colours")
+    asked = []
+
+    def resolve(uri, reference):
+        asked.append((uri, reference))
+        return tracking.Resolved(name="colours", version="7", run_id="r", metrics={}, folder=bundle.folder)
+
+    monkeypatch.setattr(tracking, "resolve", resolve)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = served_model({"model": "models:/colours@champion", "max_batch_size": 8}, "sqlite:////somewhere/m.db")
+    assert (found.name, found.version, found.folder, found.max_batch_size) == ("colours", "7", str(bundle.folder), 8)
+    assert asked == [("sqlite:////somewhere/m.db", "models:/colours@champion")]
 
 
 def test_a_config_file_needs_keys_unless_it_names_a_loopback_host(tmp_path):

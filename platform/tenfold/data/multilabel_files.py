@@ -133,6 +133,7 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
         val=splits["val"],
         test=splits["test"],
         image_size=config.image_size,
+        mirrorable=True,
         fingerprint=fingerprint,
     )
 

@@ -9,8 +9,6 @@ ENVIRONMENT_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a training loop keep their meaning
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # a busy laptop imports torch slowly
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve reads both when its controller starts
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tenfold.engine.loader import BatchSource
-from tenfold.engine.run import Interrupted, Run
+from tenfold.engine.run import MAIN_STAGE, Interrupted, Run
 from tenfold.engine.settings import Precision, RunConfig
 from tenfold.engine.storage import Storage
 from tenfold.types import Batch
@@ -87,7 +87,7 @@ class FitPlan:
     mode: Literal["max", "min"] = "max"
     checkpoint_every_steps: int | None = None
     checkpoint_every_s: float = 300.0
-    stage: str = "fit"
+    stage: str = MAIN_STAGE
     """Name of this loop within the recipe; checkpoints carry it."""
 
     @classmethod

@@ -61,23 +61,27 @@ def launch(
         RuntimeError: The workers failed more often than ``scale.max_failures``.
     """
     if scale.kind == "plain":
-        return _launch_plain(work, settings, options, on_epoch)
+        return _launch_plain(work, settings, scale, options, on_epoch)
     return _launch_ray(work, settings, scale, options, callbacks)
 
 
 def _launch_plain(
     work: Callable[[Run, Any], Answer],
     settings: Any,
+    scale: ScaleConfig,
     options: LaunchOptions,
     on_epoch: Callable[[dict[str, float], int], None] | None,
 ) -> Answer:
     stop = threading.Event()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(scale.cpus_per_worker)))
     run = PlainRun(stop=stop, device=best_device(), on_epoch=on_epoch, **_run_options(options))
     with _asked_to_stop(stop.set):
         try:
             return work(run, settings)
         finally:
             run.close()
+            torch.set_num_threads(threads)
 
 
 def _launch_ray(

@@ -27,6 +27,8 @@ from tenfold.types import Batch
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 CHECKPOINTS_KEPT = 2
+MAIN_STAGE = "fit"
+"""The loop whose metrics keep their names; those of other loops carry the loop's name in front."""
 
 
 class Interrupted(Exception):  # noqa: N818 - a request that was met, not an error
@@ -269,10 +271,12 @@ class Run:
             epoch: Epochs begun, from 1.
             checkpoint: Folder with this worker's files of the checkpoint; it may be moved away.
         """
+        if stage != MAIN_STAGE:  # two loops of a recipe must not write into one curve
+            metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
         self._keep(stage, metrics, step, checkpoint)
         if metrics:
             self.log_metrics(metrics, epoch)
-            if self.is_main and self._on_epoch is not None:
+            if self.is_main and self._on_epoch is not None and stage == MAIN_STAGE:
                 self._on_epoch(dict(metrics), epoch)
 
     def _keep(self, stage: str, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:

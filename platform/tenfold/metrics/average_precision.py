@@ -1,8 +1,8 @@
 """Average precision of multi-label scores, all classes at once.
 
-One descending sort per class, then cumulative sums: precision is read at the last place of every run of equal scores,
-so that equal scores form one threshold, as in ``sklearn.metrics.average_precision_score``. A class without positives
-has an average precision of 0 and counts in the mean; a class that nobody looked at is left out (NaN).
+One descending sort per class; then precision is looked up at the positives alone, at the last place of their run of
+equal scores, so that equal scores form one threshold, as in ``sklearn.metrics.average_precision_score``. A class
+without positives has an average precision of 0 and counts in the mean; a class that nobody looked at is left out (NaN).
 Shapes: N images, K classes, G groups of classes.
 """
 
@@ -108,21 +108,24 @@ def _average_precision_of_chunk(scores: Tensor, targets: Tensor, observed: Tenso
         # Behind every finite score; they add no true positive there, so what their precision is does not matter.
         scores = scores.masked_fill(~observed, -torch.inf)
 
+    num_rows = len(scores)
     ranked, order = scores.T.contiguous().sort(dim=1, descending=True)  # (k, N)
-    true_positives = positive.T.gather(1, order).cumsum(1)  # (k, N)
-    num_positives = true_positives[:, -1:] if len(scores) else true_positives.new_zeros(len(ranked), 1)
-    run_ends = torch.ones_like(ranked, dtype=torch.bool)
-    torch.ne(ranked[:, 1:], ranked[:, :-1], out=run_ends[:, :-1])
-    places = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.float64)
-    precision = true_positives / places
-    if bool(run_ends.all()):
-        found = torch.diff(true_positives, dim=1, prepend=torch.zeros_like(num_positives))
-    else:
-        # True positives at the ends of runs never decrease: their running maximum is the value at the latest end.
-        at_ends = torch.where(run_ends, true_positives, 0)
-        before = torch.cummax(at_ends, dim=1).values.roll(1, dims=1)
-        before[:, :1] = 0
-        found = torch.where(run_ends, true_positives - before, 0)
-    value = (found * precision).sum(1, dtype=torch.float64) / num_positives.squeeze(1).clamp(min=1)
-    looked_at = torch.full_like(value, len(scores)) if observed is None else observed.sum(0)
+    hits = positive.T.gather(1, order)  # (k, N)
+    classes, places = hits.nonzero(as_tuple=True)  # of every positive, class by class, best place first
+    counts = hits.sum(1)
+    first = (counts.cumsum(0) - counts)[classes]
+    found = torch.arange(1, len(classes) + 1, device=scores.device) - first
+    last_of_run = torch.ones_like(hits)
+    torch.ne(ranked[:, 1:], ranked[:, :-1], out=last_of_run[:, :-1])
+    if not last_of_run.all():
+        # Equal scores are one threshold: count down to the end of the run, which may hold further positives.
+        ends = last_of_run.flatten().nonzero().squeeze(1)
+        flat = classes * num_rows + places
+        end = ends[torch.searchsorted(ends, flat)]
+        found = torch.searchsorted(flat, end, right=True) - first
+        places = end - classes * num_rows
+    precision = found / (places + 1).double()
+    # Each positive is a step of 1 / counts in recall.
+    value = torch.segment_reduce(precision, "sum", lengths=counts) / counts.clamp(min=1)
+    looked_at = torch.full_like(counts, num_rows) if observed is None else observed.sum(0)
     return torch.where(looked_at > 0, value, torch.nan)

@@ -25,7 +25,8 @@ class ModelConfig:
     name: str = "small_cnn"
     """``small_cnn``; ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME`` (``timm:resnet50.a1_in1k``)."""
     pretrained: bool = False
-    """Load the library's own weights; they must be in its cache or within reach."""
+    """Load the library's own weights, which must be in its cache or within reach; for ``small_cnn`` the embedded
+    pre-training on single digits."""
     checkpoint: str | None = None
     """Local weights (.safetensors, or .pth read without pickle) for the backbone; wins over ``pretrained``."""
     init: Literal["end_to_end", "linear"] = "end_to_end"
@@ -45,8 +46,6 @@ class ModelConfig:
             raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
         if self.linear_learning_rate <= 0:
             raise ValueError(f"linear_learning_rate must be positive, got {self.linear_learning_rate}")
-        if self.pretrained and self.name == "small_cnn" and self.checkpoint is None:
-            raise ValueError("small_cnn has no published weights: set model.checkpoint, or model.pretrained=false")
 
 
 class ImageClassifier(nn.Module):
@@ -115,7 +114,7 @@ def build_classifier(config: ModelConfig, num_classes: int, image_size: int) -> 
 def small_cnn() -> nn.Sequential:
     """Four 3x3 convolutions with batch norm: 64x64 pictures become 8x8 maps of 128 channels, about 0.1 M weights."""
     layers: list[nn.Module] = []
-    width_before, strides = 3, (1, 2, 2, 2)
+    width_before, strides = 3, (2, 2, 2, 1)
     for width, stride in zip(SMALL_CNN_WIDTHS, strides, strict=True):
         layers += [nn.Conv2d(width_before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         width_before = width

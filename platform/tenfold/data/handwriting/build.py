@@ -68,7 +68,7 @@ def build(
         task: One of ``KINDS``.
         config: What to draw; only the fields that concern the task's content enter the cache key.
         workers: Threads; None: as many as there are usable cores.
-        progress: Whether a build of more than a second shows a progress bar.
+        progress: whether a build of more than a second shows a progress bar (on a terminal).
 
     Raises:
         ValueError: If there is no such task, or ``workers`` is below 1.
@@ -99,7 +99,9 @@ def build(
                 _write_rows(arrays[split, name], start, stop, drawn[name], row)
 
         blocks = [(split, start) for split in SPLITS for start in range(0, lengths[split], BLOCK)]
-        bar = tqdm(total=len(blocks), desc=f"handwriting {task}", unit="block", delay=1.0, disable=not progress)
+        bar = tqdm(
+            total=len(blocks), desc=f"handwriting {task}", unit="block", delay=1.0, disable=None if progress else True
+        )
         with bar, ThreadPoolExecutor(num_workers) as pool:
             for _ in pool.map(draw_block, blocks):
                 bar.update()

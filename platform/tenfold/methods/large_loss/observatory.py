@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from torch import Tensor
 
 from tenfold.methods.large_loss.noise_record import (
@@ -280,13 +280,17 @@ def figure_detection(frame: pd.DataFrame) -> Figure:
         rates.plot(epoch, frame[name], color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
         rates.plot(epoch, frame[f"ever_{name}"], color=colour, linestyle=(0, (4, 2)), linewidth=1.2)
     rates.plot([], [], color=_INK, linestyle=(0, (4, 2)), linewidth=1.2, label="of all treated so far")
-    rates.set(ylim=(-0.03, 1.03), xlabel="epoch", title="Precision and recall against the truth")
+    rates.set(ylim=(-0.03, 1.18), xlabel="epoch", title="Precision and recall against the truth")
+    rates.yaxis.set_major_locator(MultipleLocator(0.2))
     rates.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rates.legend(frameon=False, fontsize=8.5)
+    rates.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=3)
 
     wrong = frame["num_treated"] - frame["rejected_fn"]
-    counts.bar(epoch, frame["rejected_fn"], color=_FOUND, width=0.75, label="false negatives (rightly treated)")
+    counts.bar(epoch, frame["rejected_fn"], color=_FOUND, width=0.75, label="false negatives")
     counts.bar(epoch, wrong, bottom=frame["rejected_fn"], color=_MISTAKEN, width=0.75, label="others")
+    counts.plot(
+        epoch, frame["ever_rejected_fn"], color=_INK, linestyle=(0, (4, 2)), linewidth=1.2, label="found so far"
+    )
     total = frame["total_fn"].max() if len(frame) else 0
     counts.axhline(total, color=_INK, linewidth=1, linestyle=":")
     counts.annotate(
@@ -294,7 +298,7 @@ def figure_detection(frame: pd.DataFrame) -> Figure:
         textcoords="offset points", fontsize=8.5, color=_INK,
     )  # fmt: skip
     counts.set(xlabel="epoch", title="Treated labels", ylim=(0, 1.32 * max([total, *frame["num_treated"], 1])))
-    counts.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=2)
+    counts.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=3)
     _tidy(rates, counts)
     return figure
 

@@ -38,6 +38,7 @@ from tenfold.metrics.multilabel import (
     split_logits,
 )
 from tenfold.models.image_classifier import ImageClassifier, build_classifier, parameter_groups
+from tenfold.models.pretraining import pretrained_backbone
 from tenfold.types import Batch, Predictor, Task
 
 METRIC = "val/mAP"
@@ -94,6 +95,8 @@ def _train(job: JobConfig, data: MultiLabelData, run: Run, folder: Path) -> None
     """The stage: everything it writes goes into ``folder``."""
     config: Config = job.method
     classifier = build_classifier(job.model, len(data.classes), data.image_size)
+    if job.model.name == "small_cnn" and job.model.pretrained and job.model.checkpoint is None:
+        classifier.backbone.load_state_dict(pretrained_backbone(run, job.data))
     recorder = None
     if config.observatory != "off" and (config.scheme in LARGE_LOSS_SCHEMES or config.scheme == "an"):
         recorder = LabelNoiseRecorder(

@@ -1,0 +1,107 @@
+"""Registered models behind one HTTP endpoint (Open Inference Protocol v2, and /predict for people).
+
+python jobs/deploy.py                                   # every registered champion
+python jobs/deploy.py model=models:/large_loss@champion serve.port=8001
+"""
+
+import sys
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jobs.cli import main
+from jobs.config import store_settings
+from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
+from tenfold.config import build
+from tenfold.engine import cluster
+from tenfold.engine.storage import Storage
+from tenfold.tracking import registered_champions, resolve
+from tenfold.training import storage_tracking_uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploySettings:
+    """Which models, and how they are served; the endpoint's own limits are ``ServeSettings``."""
+
+    model: str | None = None
+    """``models:/name@alias`` or ``models:/name/3``; None: every registered champion."""
+    tracking_uri: str | None = None
+    """None: MLFLOW_TRACKING_URI, else the database in ``storage``."""
+    storage: str = "outputs"
+    """Where runs are kept."""
+    replicas: int = 1
+    """Processes per model."""
+    max_batch_size: int = 32
+    """Pictures in one call of a model."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+    wait: bool = True
+    """Keep the endpoint up until Ctrl-C; on a cluster that goes on by itself, False returns at once."""
+    serve: ServeSettings = field(default_factory=ServeSettings)
+    """Host, port, keys file, limits."""
+
+
+def check(container: dict[str, Any]) -> DeploySettings:
+    serve = build(ServeSettings, container["serve"], "serve")
+    settings = build(DeploySettings, {key: value for key, value in container.items() if key != "serve"}, "deploy")
+    return replace(settings, serve=serve)
+
+
+def served_models(settings: DeploySettings, uri: str) -> list[ServedModel]:
+    """The models asked for, each pinned to the version that its reference names now.
+
+    Raises:
+        ValueError: There is no such model, or no champion at all.
+    """
+    references = (
+        [settings.model] if settings.model else [f"models:/{name}@champion" for name in registered_champions(uri)]
+    )
+    if not references:
+        raise ValueError(f"no model is registered in {uri}; train one first: python jobs/train.py")
+    models = []
+    for reference in references:
+        found = resolve(uri, reference)
+        models.append(
+            ServedModel(
+                name=found.name,
+                version=found.version,
+                folder=str(found.folder),
+                num_replicas=settings.replicas,
+                max_batch_size=settings.max_batch_size,
+                device=settings.device,
+            )
+        )
+    return models
+
+
+def work(settings: DeploySettings) -> None:
+    uri = storage_tracking_uri(settings.tracking_uri, Storage(settings.storage))
+    endpoint = deploy(served_models(settings, uri), settings.serve)
+    print(describe(endpoint), flush=True)
+    if not settings.wait:
+        return
+    wait(endpoint)
+
+
+def wait(endpoint: Endpoint) -> None:
+    """Until Ctrl-C, then let running requests finish."""
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nstopping: running requests finish first", file=sys.stderr, flush=True)
+        endpoint.shutdown()
+        cluster.stop()
+
+
+def describe(endpoint: Endpoint) -> str:
+    """Where it listens and how to ask it."""
+    lines = [f"serving on {endpoint.url} (docs: {endpoint.url}/docs)"]
+    for model in endpoint.models:
+        lines.append(f"  {model.name} version {model.version}")
+        lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
+        lines.append(f"    v2: {endpoint.url}/v2/models/{model.name}/infer")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__ or "", store_settings("deploy", DeploySettings), check, work))

@@ -1,0 +1,81 @@
+"""Pre-trained weights for the small network: what ImageNet is to a ResNet, single digits are to digit scenes.
+
+The backbone learns to name the one digit of a picture, from the same source digits that the training scenes are drawn
+with and none of those behind validation and test. Every run with the same source digits shares the result.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tenfold import __version__
+from tenfold.data.catalog import load_multilabel
+from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.multilabel import MultiLabelSplit
+from tenfold.engine.fit import Clock, FitPlan, fit
+from tenfold.engine.run import Run
+from tenfold.metrics.multilabel import split_logits
+from tenfold.models.image_classifier import ModelConfig, build_classifier
+from tenfold.types import Batch
+
+NUM_EPOCHS = 8
+BATCH_SIZE = 32
+LEARNING_RATE = 2e-3
+
+
+def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
+    """Weights of ``small_cnn`` for scenes of handwriting.
+
+    Args:
+        run: The machine.
+        data: Settings of the scenes; their seed decides which source digits are for training.
+
+    Raises:
+        ValueError: The data are not handwriting.
+    """
+    if not isinstance(data, HandwritingConfig):
+        raise ValueError(  # noqa: TRY004 - a choice of the user, not of a programmer
+            f"small_cnn is pre-trained on handwriting only, and the data are {data.name!r}: "
+            f"set model.pretrained=false, or another network such as model=resnet50"
+        )
+    single = replace(
+        data, max_digits=1, cooccurrence=0.0, cooccurrence_test=None, num_train=4000, num_val=500, num_test=1
+    )
+    loaded = run.once_per_node(lambda: load_multilabel(single))
+    key = {"data": loaded.fingerprint, "epochs": NUM_EPOCHS, "workers": run.world_size, "version": __version__}
+
+    def work(folder: Path) -> None:
+        model = build_classifier(ModelConfig(), len(loaded.classes), loaded.image_size)
+        result = fit(
+            run,
+            model,
+            _loss,
+            run.loader(lambda rows: _read(loaded.train, rows), len(loaded.train.images), BATCH_SIZE, shuffle=True),
+            FitPlan(num_epochs=NUM_EPOCHS, monitor="val/accuracy", stage="pretrain"),
+            optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=LEARNING_RATE),
+            schedule=lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+            evaluate=lambda bare: {"val/accuracy": _accuracy(run, bare, loaded.val)},
+        )
+        if run.is_main:
+            backbone = result.model.get_submodule("backbone").cpu().state_dict()
+            save_file(backbone, folder / "backbone.safetensors")
+
+    return load_file(run.stage("pretrain_small_cnn", key, work) / "backbone.safetensors")
+
+
+def _read(split: MultiLabelSplit, rows: np.ndarray) -> Batch:
+    return {"images": split.images.read(rows), "labels": torch.from_numpy(split.full[rows].argmax(1))}
+
+
+def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
+    return functional.cross_entropy(model(batch["images"]), batch["labels"])
+
+
+def _accuracy(run: Run, model: nn.Module, split: MultiLabelSplit) -> float:
+    return float((split_logits(run, model, split).argmax(1).numpy() == split.full.argmax(1)).mean())
