@@ -29,7 +29,7 @@ from tenfold.engine.settings import JobConfig
 from tenfold.tracking import resolve
 from tenfold.training import TrainResult, start_ray, train
 
-DEFAULTS = ("method=large_loss", "data=handwriting", "data.num_train=3000", "run.num_epochs=10")
+DEFAULTS = ("method=large_loss", "data=handwriting", "data.num_train=3000", "run.num_epochs=12", "run.batch_size=16")
 STORIES = {"assume negative": "method.scheme=an", "Large Loss, LL-R": "method.scheme=LL-R"}
 
 

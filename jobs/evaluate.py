@@ -37,7 +37,7 @@ def check(container: dict[str, Any]) -> EvaluateSettings:
     if data["name"] not in DATA:
         raise ConfigError(f"data.name must be one of {', '.join(DATA)}, got {data['name']!r}")
     return EvaluateSettings(
-        model=container["model"],
+        model=container["reference"],
         tracking_uri=container["tracking_uri"],
         data=build(DATA[data["name"]].config_class(), data, "data"),
         scale=build(ScaleConfig, container["scale"], "scale"),
@@ -68,4 +68,6 @@ def _evaluate(run: Run, settings: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", "evaluate", check, work))
+    # To Hydra `model` is the group of networks; here, as for deploy, it names a registered model.
+    words = [f"reference={word.removeprefix('model=')}" if word.startswith("model=") else word for word in sys.argv[1:]]
+    sys.exit(main(__doc__ or "", "evaluate", check, work, words))

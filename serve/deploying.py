@@ -1,6 +1,7 @@
 """From models to an address that answers: starts Ray and Serve where needed, waits until every model is ready."""
 
 import json
+import logging
 import time
 import urllib.error
 import urllib.request
@@ -95,6 +96,7 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
 
     from serve.app import application
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what goes wrong is raised, the rest is in Ray's log files
     app = application(models, settings)
     host, port = _address_of(settings)
     if _address is None:

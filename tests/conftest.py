@@ -39,7 +39,7 @@ def ray_cluster() -> Iterator[None]:
     prepare_environment()
     # Short and outside pytest's folders: the socket path inside must stay under 107 characters.
     folder = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
-    cluster.start(num_cpus=4, dashboard=True, object_store_mib=150, _temp_dir=folder, log_to_driver=False)
+    cluster.start(num_cpus=4, dashboard=True, object_store_mib=150, _temp_dir=folder)
     yield
     cluster.stop()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,9 @@
 """The one place that starts Ray: every job, test and endpoint of the project comes through here."""
 
+import logging
 import os
 import secrets
+import sys
 from typing import Any
 
 MIB = 2**20
@@ -34,7 +36,14 @@ def cluster_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
-def start(*, num_cpus: int | None = None, dashboard: bool = True, object_store_mib: int = 256, **options: Any) -> None:
+def start(
+    *,
+    num_cpus: int | None = None,
+    dashboard: bool = True,
+    object_store_mib: int = 256,
+    log_to_driver: bool = False,
+    **options: Any,
+) -> None:
     """Connect to the cluster this process belongs to, or start a local one; a second call does nothing.
 
     Args:
@@ -43,6 +52,8 @@ def start(*, num_cpus: int | None = None, dashboard: bool = True, object_store_m
         dashboard: Needed wherever Tune meets Train: without it a trial that is stopped early never gives its
             workers' resources back.
         object_store_mib: Shared memory of a local cluster. Small, since pictures travel by files and not by objects.
+        log_to_driver: Whether what workers print appears here. Off, since progress and errors come by other ways; all
+            of it is in Ray's log files.
         options: Passed on to ``ray.init`` for a local cluster.
     """
     set_environment()
@@ -51,8 +62,10 @@ def start(*, num_cpus: int | None = None, dashboard: bool = True, object_store_m
     if ray.is_initialized():
         return
     if address := cluster_address():
-        ray.init(address=address)
+        ray.init(address=address, log_to_driver=log_to_driver)
         return
+    # A job submitted to this cluster starts `python` from this PATH: it should be the one that has Ray.
+    os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
     if num_cpus is not None and num_cpus < 1:
         raise ValueError(f"num_cpus must be at least 1, got {num_cpus}")
     ray.init(
@@ -61,6 +74,8 @@ def start(*, num_cpus: int | None = None, dashboard: bool = True, object_store_m
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
         object_store_memory=object_store_mib * MIB,
+        log_to_driver=log_to_driver,
+        logging_level=logging.WARNING,
         **options,
     )
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from tenfold.engine.progress import PROGRESS_FILE, FollowedProgress
 from tenfold.engine.run import Interrupted, PlainRun, Recorder, Run, best_device
 from tenfold.engine.settings import ScaleConfig
 from tenfold.engine.storage import STOP_FILE, Storage, ray_storage
@@ -115,13 +116,16 @@ def _launch_ray(
             callbacks=list(callbacks),
         ),
     )
+    folder.remove(PROGRESS_FILE)
+    progress = FollowedProgress(folder, shown=options.progress)
     with _asked_to_stop(lambda: folder.write_json(STOP_FILE, {})):
         try:
             # Ray's own handler of Ctrl-C, which throws the work away, is set only by a fit in the main thread.
-            result = _in_thread(trainer.fit)
+            result = _in_thread(trainer.fit, progress.look)
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(f"training failed on the workers: {error}") from error
         finally:
+            progress.close()
             folder.remove(STOP_FILE)
     status, answer = result.return_value
     if status == "interrupted":
@@ -148,8 +152,8 @@ def _run_options(options: LaunchOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _in_thread(call: Callable[[], Any]) -> Any:
-    """Call in another thread and wait so that signals still reach this one."""
+def _in_thread(call: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
+    """Call in another thread and wait so that signals still reach this one; ``meanwhile`` twice a second."""
     with ThreadPoolExecutor(1) as pool:
         future: Future[Any] = pool.submit(call)
         while True:
@@ -158,6 +162,7 @@ def _in_thread(call: Callable[[], Any]) -> Any:
             except FutureTimeout:
                 if future.done():
                     raise
+                meanwhile()
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.experimental import tqdm_ray
 from torch import nn
 
-from tenfold.engine.run import Progress, Run, finite
+from tenfold.engine.progress import Progress, WrittenProgress
+from tenfold.engine.run import Run, finite
 from tenfold.engine.storage import STOP_FILE, Storage
 
 STOP_POLL_S = 1.0
@@ -35,7 +35,7 @@ class RayRun(Run):
     def progress(self, total: int | None, description: str) -> Progress:
         if not (self.is_main and self._show_progress):
             return super().progress(total, description)
-        return tqdm_ray.tqdm(total=total, desc=description)
+        return WrittenProgress(self.storage, total, description)
 
     def stop_requested(self) -> bool:
         """Looks for the file that the driver leaves in the run's folder, at most once a second."""

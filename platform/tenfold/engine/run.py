@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tenfold.engine.loader import Loader
+from tenfold.engine.progress import Progress, terminal_bar
 from tenfold.engine.storage import Storage
 from tenfold.hashing import content_hash
 from tenfold.types import Batch
@@ -44,14 +45,6 @@ class Recorder(Protocol):
     def log_figure(self, name: str, figure: Any) -> None: ...
     def log_text(self, name: str, text: str) -> None: ...
     def log_file(self, path: Path, folder: str = "") -> None: ...
-
-
-class Progress(Protocol):
-    """A progress bar."""
-
-    def update(self, n: int = 1) -> Any: ...
-    def set_description(self, desc: str) -> Any: ...
-    def close(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +227,7 @@ class Run:
 
     def progress(self, total: int | None, description: str) -> Progress:
         """A progress bar, shown by rank 0 only."""
-        from tqdm import tqdm
-
-        return tqdm(total=total, desc=description, disable=not (self.is_main and self._show_progress), leave=False)
+        return terminal_bar(total, description, shown=self.is_main and self._show_progress)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers of one moment; rank 0 only, others do nothing."""

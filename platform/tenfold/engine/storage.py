@@ -38,7 +38,7 @@ class Storage:
     def __truediv__(self, name: str) -> "Storage":
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"name must be a relative path without '..', got {name!r}")
-        return Storage(f"{self.url.rstrip('/')}/{name}")
+        return Storage(f"{self.url}{'' if self.url.endswith('/') else '/'}{name}")
 
     def local_path(self) -> Path:
         """The folder as a path of this machine; only for local storage."""
@@ -115,7 +115,8 @@ class Storage:
                 shutil.move(source, target)
             _fsync(target.parent)
             return
-        self.remove(MARKER)
+        self.remove(MARKER)  # first, so that what is left of the old content never counts as whole
+        self.remove()
         self.upload(source)
         self.write_json(MARKER, about)
 

@@ -45,7 +45,7 @@ def multilabel_metrics(logits: Tensor, split: MultiLabelSplit, prefix: str) -> d
     Where some entries have no truth (-1: OpenImages) they are left out, class by class, and ``{prefix}/mAP_G1`` to
     ``_G5`` give the mean over groups of classes by the number of observed positives in this split.
     """
-    truth = torch.from_numpy(np.ascontiguousarray(split.full))
+    truth = torch.from_numpy(np.array(split.full))  # a copy: the matrix may be a map that can't be written
     known = truth >= 0
     born_partial = not bool(known.all())
     ap = average_precision(logits, truth.clamp(min=0), known if born_partial else None)
@@ -73,14 +73,15 @@ def figure_predictions(
         classes: K names.
     """
     num_rows = -(-len(images) // num_columns)
-    figure = Figure(figsize=(2.1 * num_columns, 2.55 * num_rows), layout="constrained")
+    figure = Figure(figsize=(2.1 * num_columns, 2.75 * num_rows + 0.3))
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / num_rows, bottom=0.2 / num_rows, hspace=0.38)
     panels = np.atleast_1d(figure.subplots(num_rows, num_columns)).ravel()
     for panel in panels:
         panel.axis("off")
     for panel, image, prob, true in zip(panels, images, probs, truth, strict=False):
         panel.imshow(image)
-        given = np.flatnonzero(prob >= 0.5)
-        missed = np.flatnonzero((prob < 0.5) & (true == 1))
+        given = np.flatnonzero(prob >= 0.5).tolist()
+        missed = np.flatnonzero((prob < 0.5) & (true == 1)).tolist()
         words = [(f"{classes[k]} {prob[k]:.2f}", "tab:green" if true[k] == 1 else "tab:red") for k in given]
         words += [(f"({classes[k]} {prob[k]:.2f})", "tab:gray") for k in missed]
         for at, (word, colour) in enumerate(words[:6]):

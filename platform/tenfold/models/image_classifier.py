@@ -4,6 +4,7 @@ Backbone and head are apart because methods replace the head (class activation m
 initialisation) or give the head another learning rate.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -146,7 +147,8 @@ def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     except OSError as error:
         raise ValueError(f"weights of torchvision:{name} are out of reach ({error}); set model.checkpoint") from error
     if name.startswith(("resnet", "resnext", "wide_resnet")):
-        backbone: nn.Module = nn.Sequential(*list(network.children())[:-2])
+        # Named as in the network, so that published weights fit.
+        backbone: nn.Module = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
     else:
         nodes = get_graph_node_names(network)[1]
         if "features" not in nodes and not hasattr(network, "features"):
@@ -174,7 +176,8 @@ def _map_channels(backbone: nn.Module, name: str) -> int:
     with torch.no_grad():
         output = backbone(torch.zeros(1, 3, 224, 224))
     backbone.train(was_training)
-    if not isinstance(output, Tensor) or output.ndim != 4:
+    # A square picture has a square map: Swin and its like keep their channels last.
+    if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] != output.shape[3]:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{name} gives {shape} and no feature map (B, D, h, w): choose a convolutional network")
     return output.shape[1]

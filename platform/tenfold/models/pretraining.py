@@ -26,6 +26,7 @@ from tenfold.types import Batch
 
 NUM_EPOCHS = 8
 BATCH_SIZE = 32
+"""Over all workers together: the weights should not get worse with more of them."""
 LEARNING_RATE = 2e-3
 
 
@@ -51,12 +52,13 @@ def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
     key = {"data": loaded.fingerprint, "epochs": NUM_EPOCHS, "workers": run.world_size, "version": __version__}
 
     def work(folder: Path) -> None:
+        batch_size = max(1, BATCH_SIZE // run.world_size)
         model = build_classifier(ModelConfig(), len(loaded.classes), loaded.image_size)
         result = fit(
             run,
             model,
             _loss,
-            run.loader(lambda rows: _read(loaded.train, rows), len(loaded.train.images), BATCH_SIZE, shuffle=True),
+            run.loader(lambda rows: _read(loaded.train, rows), len(loaded.train.images), batch_size, shuffle=True),
             FitPlan(num_epochs=NUM_EPOCHS, monitor="val/accuracy", stage="pretrain"),
             optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=LEARNING_RATE),
             schedule=lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
