@@ -69,7 +69,10 @@ def tell(jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     found = resolve(best.tracking_uri, f"models:/{any_job.method_name}@champion")
     say(f"serving models:/{found.name}/{found.version} @champion")
     model = ServedModel(name=found.name, version=found.version, folder=str(found.folder))
-    with deploy([model], ServeSettings(port=0, access_log=False)) as endpoint:
+    # On a cluster that others use, beside what they serve.
+    shared = cluster.cluster_address() is not None
+    settings = ServeSettings(port=0, access_log=False, app_name="tenfold-demo", route_prefix="/demo" if shared else "/")
+    with deploy([model], settings) as endpoint:
         picture = data.test.images.read([0])[0].numpy()
         true = [data.classes[k] for k in np.flatnonzero(data.test.full[0] == 1)]
         plain = ask_plain(endpoint, found.name, picture)

@@ -4,8 +4,7 @@ python jobs/sweep.py study=large_loss_schedule budget=small
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,9 @@ class SweepSettings:
     """Instead of the study's own."""
 
 
+DEFAULTS = asdict(SweepSettings())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A study whose every trial is a valid job."""
@@ -68,17 +70,17 @@ def train_trial(container: dict[str, Any], trial: Trial) -> TrialOutcome:
     """One trial is one plain job, in the process that Tune gave it."""
     job = job_from_dict(container)
 
-    def on_epoch(metrics: Mapping[str, float], epoch: int) -> None:
-        trial.on_epoch(metrics, epoch)
-
-    result = train(job, parent_run_id=trial.parent_run_id, run_name=trial.name, on_epoch=on_epoch, progress=False)
+    parent, name = trial.parent_run_id, trial.name
+    result = train(job, parent_run_id=parent, run_name=name, on_epoch=trial.on_epoch, progress=False)
     return TrialOutcome(metrics=result.metrics, run_id=result.run_id, history=result.history)
 
 
 def work(checked: Checked) -> None:
     settings, study = checked.settings, checked.study
     uri = job_tracking_uri(checked.job)
-    command = f"python jobs/sweep.py study={settings.study}" + (f" budget={settings.budget}" if settings.budget else "")
+    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    words = [f"{key}={'null' if value is None else value}" for key, value in given.items() if value != DEFAULTS[key]]
+    command = " ".join(["python jobs/sweep.py", *words])
     result = run_study(
         study,
         apply_values(checked.base, {"run.tracking_uri": uri}),

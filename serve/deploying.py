@@ -19,8 +19,8 @@ _POLL_S = 0.1
 # Serve's own limit stands behind the application's, which answers with a sentence in JSON.
 _OUTER_TIMEOUT_FACTOR = 1.5
 
-# Serve's HTTP address can be set only once per cluster, and Serve tells it to nobody.
-_address: tuple[str, int] | None = None
+_owned: dict[str, bool] = {}
+"""Applications of this process, and whether Serve was started for them: a roll-out must not forget it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Endpoint:
     """Base address without a closing slash."""
     models: tuple[ServedModel, ...]
     ready_timeout_s: float
+    app_name: str
+    owns_serve: bool
+    """Whether Serve was started for this endpoint and ends with it; on a shared cluster other applications go on."""
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Return once every model answers.
@@ -55,12 +58,13 @@ class Endpoint:
         raise TimeoutError(f"{self.url} was not ready after {limit_s:g} s (last: {last})")
 
     def shutdown(self) -> None:
-        """Let running requests finish, then stop Serve with all that it serves; Ray stays."""
-        global _address
+        """Let running requests finish, then stop the application, and Serve if it was started for it; Ray stays."""
         from ray import serve
 
-        serve.shutdown()
-        _address = None
+        if self.owns_serve:
+            serve.shutdown()
+        else:
+            serve.delete(self.app_name)
 
     def __enter__(self) -> "Endpoint":
         return self
@@ -83,7 +87,6 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
         RuntimeError: If a model's replicas can't start.
         TimeoutError: If the models are not ready in time.
     """
-    global _address
     models = list(models)
     check_models(models)
     if settings.keys_file:
@@ -98,23 +101,44 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what goes wrong is raised, the rest is in Ray's log files
     app = application(models, settings)
-    host, port = _address_of(settings)
-    if _address is None:
+    running = _running_address()
+    host, port = running or (settings.host, settings.port or free_port(settings.host))
+    if running is None:
         serve.start(
             http_options=HTTPOptions(
                 host=host, port=port, request_timeout_s=_OUTER_TIMEOUT_FACTOR * settings.request_timeout_s
             ),
         )
-        _address = (host, port)
+    elif settings.host != host or settings.port not in (0, port):
+        raise ValueError(
+            f"Serve listens on {host}:{port} already and can't move to {settings.host}:{settings.port}; "
+            f"shut it down first, or use its address (serve.port=0 does)"
+        )
     try:
-        serve.run(app, name=settings.app_name, route_prefix="/")
+        serve.run(app, name=settings.app_name, route_prefix=settings.route_prefix)
     except RuntimeError as error:
         raise RuntimeError(f"{error} {_deployment_messages(settings.app_name)}") from error
+    owns_serve = running is None or _owned.get(settings.app_name, False)
+    _owned[settings.app_name] = owns_serve
     endpoint = Endpoint(
-        f"http://{f'[{host}]' if ':' in host else host}:{port}", tuple(models), settings.ready_timeout_s
+        f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.route_prefix.rstrip('/')}",
+        tuple(models),
+        settings.ready_timeout_s,
+        settings.app_name,
+        owns_serve,
     )
     endpoint.wait_ready()
     return endpoint
+
+
+def _running_address() -> tuple[str, int] | None:
+    """Where Serve listens on this cluster, None if it does not run; set once, by whoever started it."""
+    from ray.serve.context import _get_global_client  # nothing public tells
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    return str(client.http_config.host), int(client.http_config.port)
 
 
 def _deployment_messages(app_name: str) -> str:
@@ -124,17 +148,6 @@ def _deployment_messages(app_name: str) -> str:
     status = serve.status().applications.get(app_name)
     deployments = status.deployments if status else {}
     return " ".join(f"{name}: {one.message}" for name, one in deployments.items() if one.status != "HEALTHY")
-
-
-def _address_of(settings: ServeSettings) -> tuple[str, int]:
-    if _address is None:
-        return settings.host, settings.port or free_port(settings.host)
-    if settings.host != _address[0] or settings.port not in (0, _address[1]):
-        raise ValueError(
-            f"Serve listens on {_address[0]}:{_address[1]} already and can't move to "
-            f"{settings.host}:{settings.port}; shut that endpoint down first or use its address"
-        )
-    return _address
 
 
 __all__ = ["Autoscaling", "Endpoint", "ServeSettings", "ServedModel", "deploy"]

@@ -137,6 +137,8 @@ class ServeSettings:
     access_log: bool = True
     """One JSON line per request on the standard output of the ingress."""
     app_name: str = "tenfold"
+    route_prefix: str = "/"
+    """Path of the application on the address; another application of the same cluster needs another one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -149,6 +151,8 @@ class ServeSettings:
         )
         if not self.app_name:
             raise ValueError("app_name must not be empty")
+        if not re.fullmatch(r"/|(/[A-Za-z0-9_-]+)+", self.route_prefix):
+            raise ValueError(f"route_prefix must be / or a path such as /demo, got {self.route_prefix!r}")
         if self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host!r} can be reached from other machines, so keys_file must be given "

@@ -172,7 +172,7 @@ def _closing(tracker: Tracker) -> Iterator[None]:
     """Leave the MLflow run with the status it deserves."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, SystemExit):  # the last is how Tune ends a trial that it gives up
         tracker.finish("KILLED")
         raise
     except BaseException:

