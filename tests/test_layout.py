@@ -14,10 +14,10 @@ FLOORS = {
     "types": 0, "hashing": 0,
     "data": 1, "models": 1, "metrics": 1, "engine": 1, "bundle": 1, "tracking": 1,
     "methods": 2,
-    "catalog": 3, "config": 3, "training": 3, "sweep": 3, "study": 3,
+    "catalog": 3, "config": 3, "training": 3, "sweep": 3, "studies": 3,
     "serve": 4, "jobs": 5,
 }  # fmt: skip
-"""By the first word of a module's name (``study_report`` is on the floor of ``study``); an import never goes up."""
+"""By the first word of a module's name (``studies.report`` is on the floor of ``study``); an import never goes up."""
 DOORS = {
     "ray.train": ("tenfold/engine/",),
     "ray.data": ("tenfold/engine/",),

@@ -1,6 +1,6 @@
 """Runs a study on Ray Tune: every trial is a plain job, every finished trial is kept for good.
 
-What is finished is known from the study's own records (``study_records``), not from Tune's snapshots, which lag
+What is finished is known from the study's own records (``studies.records``), not from Tune's snapshots, which lag
 behind and would bring back the settings of the first start. Starting a study again therefore means: trials that do
 not depend on each other (grid, random) are submitted unless they have a record; where the past steers the future
 (Optuna, ASHA) the recorded trials are replayed, in their order and without computing, so that searcher and scheduler
@@ -26,13 +26,13 @@ from typing import Any
 from tqdm import tqdm
 
 from tenfold.engine import cluster
-from tenfold.study import Point, Study, StudyError, digest, format_value, short_name
-from tenfold.study_jobs import study_folder_name
-from tenfold.study_records import StudyFolder, TrialRecord, write_atomically, write_json
-from tenfold.study_results import PointResult, StudyResult, collect, format_spread
-from tenfold.study_space import Axis
-from tenfold.study_tracking import StudyTracking, open_study_run
-from tenfold.study_trial import TrainTrial, Work
+from tenfold.studies.jobs import study_folder_name
+from tenfold.studies.records import StudyFolder, TrialRecord, write_atomically, write_json
+from tenfold.studies.results import PointResult, StudyResult, collect, format_spread
+from tenfold.studies.space import Axis
+from tenfold.studies.study import Point, Study, StudyError, digest, format_value, short_name
+from tenfold.studies.tracking import StudyTracking, open_study_run
+from tenfold.studies.trial import TrainTrial, Work
 
 if "ray" not in sys.modules:
     cluster.set_environment()  # Ray reads it once, when it is imported: in the next line
@@ -75,7 +75,7 @@ def run_study(
     """Run a study, or go on with it, and write its tables, figures and report.
 
     Args:
-        study: The study, checked (``study_jobs.check_study``).
+        study: The study, checked (``studies.jobs.check_study``).
         base: The job's container with ``study.base`` applied.
         train: Runs one job; travels to Ray's workers by cloudpickle. It runs there outside the main thread. An
             exception ends that trial alone.
@@ -92,7 +92,7 @@ def run_study(
         StudyFailedError: If every trial failed.
         KeyboardInterrupt: After Ctrl-C, once the trials are stopped and the report says how far it came.
     """
-    from tenfold.study_report import write_report  # not for the workers, which import this module without any plots
+    from tenfold.studies.report import write_report  # not for the workers, which import this module without any plots
 
     started = time.monotonic()
     concurrent = study.max_concurrent_trials if max_concurrent_trials is None else max_concurrent_trials

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.study import Point, Study, StudyError, load_study, parse_study, trial_id
-from tenfold.study_jobs import apply_values, check_study, study_folder_name
-from tenfold.study_space import Axis
+from tenfold.studies.jobs import apply_values, check_study, study_folder_name
+from tenfold.studies.space import Axis
+from tenfold.studies.study import Point, Study, StudyError, load_study, parse_study, trial_id
 
 STUDIES = Path(__file__).parents[2] / "tune_spaces"
 

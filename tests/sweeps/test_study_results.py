@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tenfold.study import Point, Study, StudyError, parse_study
-from tenfold.study_records import StudyFolder, TrialRecord
-from tenfold.study_report import draw_figures, render_report, summary_table, write_report
-from tenfold.study_results import Spread, StudyResult, collect, format_spread
-from tenfold.study_trial import Trial, TrialOutcome, Work
+from tenfold.studies.records import StudyFolder, TrialRecord
+from tenfold.studies.report import draw_figures, render_report, summary_table, write_report
+from tenfold.studies.results import Spread, StudyResult, collect, format_spread
+from tenfold.studies.study import Point, Study, StudyError, parse_study
+from tenfold.studies.trial import Trial, TrialOutcome, Work
 
 STUDY: dict[str, Any] = {
     "name": "schedule",
@@ -251,8 +251,8 @@ def test_a_process_killed_while_it_writes_leaves_the_old_record_or_the_new_one(t
     """A child replaces one record over and over until it is killed; whatever is there then is whole."""
     program = f"""
 from pathlib import Path
-from tenfold.study import Point
-from tenfold.study_records import StudyFolder, TrialRecord
+from tenfold.studies.study import Point
+from tenfold.studies.records import StudyFolder, TrialRecord
 folder, count = StudyFolder(Path({str(tmp_path)!r})), 0
 while True:
     count += 1

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import ray
 
-from tenfold.study import StudyError, parse_study
-from tenfold.study_tracking import StudyTracking
-from tenfold.study_trial import Trial, TrialOutcome
+from tenfold.studies.study import StudyError, parse_study
+from tenfold.studies.tracking import StudyTracking
+from tenfold.studies.trial import Trial, TrialOutcome
 from tenfold.sweep import StudyFailedError, run_study
 from tenfold.tracking import start_run
 from tenfold.tracking_search import child_runs
@@ -250,8 +250,8 @@ DRIVER = """
     from pathlib import Path
     sys.path[:0] = {path!r}
     logging.basicConfig(level="INFO", format="%(message)s")
-    from tenfold.study import parse_study
-    from tenfold.study_trial import TrialOutcome
+    from tenfold.studies.study import parse_study
+    from tenfold.studies.trial import TrialOutcome
     from tenfold.sweep import run_study
 
     def train(config, trial):

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tenfold.study_space import Axis, Scalar, as_scalar
+from tenfold.studies.space import Axis, Scalar, as_scalar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
@@ -135,7 +135,7 @@ class Figure(_Model):
 
 
 class Study(_Model):
-    """A study that exists is a consistent one; whether the job knows its keys is for ``study_jobs.check_study``."""
+    """A study that exists is a consistent one; whether the job knows its keys is for ``studies.jobs.check_study``."""
 
     name: str
     """Letters, digits, ``_`` and ``-``: names the folder and the tracked run."""

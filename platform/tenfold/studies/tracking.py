@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tenfold.study import Study
-from tenfold.study_records import read_json, write_json
-from tenfold.study_results import StudyResult
+from tenfold.studies.records import read_json, write_json
+from tenfold.studies.results import StudyResult
+from tenfold.studies.study import Study
 
 if TYPE_CHECKING:
     from tenfold.tracking import Tracker
@@ -69,7 +69,7 @@ def open_study_run(study: Study, folder: Path, tracking: StudyTracking | None, c
     if known is not None and known["uri"] == tracking.uri:
         tracker = resume_run(tracking.uri, known["run_id"])
     else:
-        tags = {"tenfold.study": study.name, "tenfold.study_folder": str(folder)}
+        tags = {"tenfold.studies.study": study.name, "tenfold.study_folder": str(folder)}
         tracker = start_run(tracking.uri, tracking.experiment, f"study {folder.name}", tags=tags)
         write_json(folder / "run.json", {"uri": tracking.uri, "run_id": tracker.run_id})
         values = {"study": study.name, "budget": study.budget, "search": study.search, "metric": study.metric}

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from tenfold.study import Point, Study, format_value, short_name
-from tenfold.study_figures import draw_figure
-from tenfold.study_records import write_atomically
-from tenfold.study_results import PointResult, StudyResult, format_spread
+from tenfold.studies.figures import draw_figure
+from tenfold.studies.records import write_atomically
+from tenfold.studies.results import PointResult, StudyResult, format_spread
+from tenfold.studies.study import Point, Study, format_value, short_name
 
 
 def summary_table(result: StudyResult) -> pd.DataFrame:

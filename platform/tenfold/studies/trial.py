@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.study import Point, Study, StudyError
-from tenfold.study_jobs import apply_values
-from tenfold.study_records import StudyFolder, TrialRecord
-from tenfold.study_space import Scalar
+from tenfold.studies.jobs import apply_values
+from tenfold.studies.records import StudyFolder, TrialRecord
+from tenfold.studies.space import Scalar
+from tenfold.studies.study import Point, Study, StudyError
 
 WORST = 1e30
 """What searcher and scheduler are told of a metric that is not finite; large, yet safe to interpolate."""

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from tenfold.study import Figure, Study, format_value, short_name
-from tenfold.study_results import PointResult, format_spread
-from tenfold.study_space import Axis, Scalar
+from tenfold.studies.results import PointResult, format_spread
+from tenfold.studies.space import Axis, Scalar
+from tenfold.studies.study import Figure, Study, format_value, short_name
 
 COLOURS = [colormaps["tab10"](index) for index in (0, 1, 2, 3, 4, 6, 8, 9, 5)]
 BASELINE_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))

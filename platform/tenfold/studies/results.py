@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tenfold.study import Point, Study
-from tenfold.study_records import StudyFolder, TrialRecord
-from tenfold.study_space import Scalar
+from tenfold.studies.records import StudyFolder, TrialRecord
+from tenfold.studies.space import Scalar
+from tenfold.studies.study import Point, Study
 
 
 @dataclass(frozen=True)

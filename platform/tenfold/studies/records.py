@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tenfold.study import Point, StudyError, trial_id
-from tenfold.study_space import Scalar
+from tenfold.studies.space import Scalar
+from tenfold.studies.study import Point, StudyError, trial_id
 
 Status = Literal["done", "stopped", "failed"]
 

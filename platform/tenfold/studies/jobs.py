@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from tenfold.study import Point, Study, StudyError, digest
-from tenfold.study_space import Scalar
+from tenfold.studies.space import Scalar
+from tenfold.studies.study import Point, Study, StudyError, digest
 
 
 def apply_values(container: Mapping[str, Any], values: Mapping[str, Scalar]) -> dict[str, Any]:
