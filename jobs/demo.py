@@ -125,7 +125,7 @@ def summary(
         f"runs and pictures   mlflow ui --backend-store-uri {best.tracking_uri}",
         f"model               models:/{model.name}/{model.version} @champion",
         f"endpoint            {endpoint.url} (docs at {endpoint.url}/docs)",
-        "serve it again      .venv/bin/python jobs/deploy.py",
+        f"serve it again      .venv/bin/python jobs/deploy.py tracking_uri={best.tracking_uri}",
         "train on            .venv/bin/python jobs/train.py method.scheme=LL-Ct run.num_epochs=20",
         f"took                {seconds:.0f} s",
     ]

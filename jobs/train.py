@@ -7,7 +7,7 @@ import sys
 
 from jobs.cli import main
 from tenfold.config import job_from_dict
-from tenfold.engine.settings import JobConfig
+from tenfold.engine.settings import JobConfig, ScaleConfig
 from tenfold.training import TrainResult, train
 
 
@@ -27,7 +27,8 @@ def report(job: JobConfig, result: TrainResult) -> str:
         entry = result.registered
         lines.append(f"{'registered':<28}models:/{entry.name}/{entry.version} @{entry.alias}")
         reference = f"models:/{entry.name}@{entry.alias}"
-        where = "" if job.run.tracking_uri is None else f" tracking_uri={result.tracking_uri}"
+        usual = job.run.tracking_uri is None and job.scale.storage == ScaleConfig().storage
+        where = "" if usual else f" tracking_uri={result.tracking_uri}"
         lines += [
             "",
             f"python jobs/evaluate.py model={reference}{where}",

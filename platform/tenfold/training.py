@@ -70,9 +70,7 @@ def train(
     uri = job_tracking_uri(job)
     record = folder.read_json(RECORD) or {}
     if record.get("status") == "finished":
-        before = record["result"]
-        registered = Registered(**before["registered"]) if before["registered"] else None
-        return TrainResult(**{**before, "status": "unchanged", "registered": registered})
+        return _finished_before(job, uri, folder, record)
     tracker = _open_run(job, uri, record, parent_run_id, run_name)
     folder.write_json(RECORD, {"status": "running", "run_id": tracker.run_id, "job": job.as_dict()})
     if job.scale.kind == "ray":
@@ -88,18 +86,8 @@ def train(
     )
     with _closing(tracker):
         answer = launch(_work, job.as_dict(), job.scale, options, on_epoch=on_epoch, callbacks=callbacks)
-        entry: Registered | None = None
-        if job.run.register:
-            entry = register(
-                uri,
-                answer["model_uri"],
-                job.method_name,
-                run_id=tracker.run_id,
-                metric=answer["metric"],
-                value=answer["metrics"][answer["metric"]],
-                mode=answer["mode"],
-                data_fingerprint=answer["data_fingerprint"],
-            )
+        model = {name: answer[name] for name in ("model_uri", "metric", "metrics", "mode", "data_fingerprint")}
+        entry = _register(job, uri, tracker.run_id, model) if job.run.register else None
     result = TrainResult(
         status="finished",
         run_id=tracker.run_id,
@@ -112,8 +100,33 @@ def train(
         bundle=answer["bundle"],
         history=answer["history"],
     )
-    folder.write_json(RECORD, {"status": "finished", "run_id": tracker.run_id, "result": asdict(result)})
+    record = {"status": "finished", "run_id": tracker.run_id, "model": model}
+    folder.write_json(RECORD, {**record, "result": asdict(result)})
     return result
+
+
+def _finished_before(job: JobConfig, uri: str, folder: Storage, record: dict[str, Any]) -> TrainResult:
+    """The result of a training that ended earlier, registered now if that was left out then."""
+    before = record["result"]
+    if before["registered"] is None and job.run.register:
+        before["registered"] = asdict(_register(job, uri, record["run_id"], record["model"]))
+        folder.write_json(RECORD, record)
+    registered = Registered(**before["registered"]) if before["registered"] else None
+    return TrainResult(**{**before, "status": "unchanged", "registered": registered})
+
+
+def _register(job: JobConfig, uri: str, run_id: str, model: dict[str, Any]) -> Registered:
+    """Enter a logged model into the registry under its method's name."""
+    return register(
+        uri,
+        model["model_uri"],
+        job.method_name,
+        run_id=run_id,
+        metric=model["metric"],
+        value=model["metrics"][model["metric"]],
+        mode=model["mode"],
+        data_fingerprint=model["data_fingerprint"],
+    )
 
 
 def job_tracking_uri(job: JobConfig) -> str:

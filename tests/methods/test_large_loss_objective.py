@@ -166,7 +166,8 @@ def test_nothing_is_treated_while_warming_up(tmp_path, scheme):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "true"), [("bce", True), ("bce_ls", True), ("an", False), ("an_ls", False), ("wan", False), ("pr", False)]
+    ("scheme", "true"),
+    [("bce", True), ("bce_ls", True), ("an", False), ("an_ls", False), ("wan", False), ("pr", False)],
 )
 def test_baselines_are_those_of_their_papers(tmp_path, scheme, true):
     bench = Bench(tmp_path, scheme)
@@ -336,7 +337,7 @@ def with_entry(matrix: np.ndarray, value: int) -> np.ndarray:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_labels_outside_the_coding_are_refused(scheme):
     split = changed(observed=with_entry(make_split().observed, 2))
-    with pytest.raises(ValueError, match=r"must be -1, 0 or 1, got \[.*2"):
+    with pytest.raises(ValueError, match=r"must be -1, 0 or 1, got .*2"):
         check_labels(Config(scheme=scheme), split)
 
 
@@ -364,7 +365,9 @@ def test_only_some_schemes_know_observed_negatives(scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_schemes_that_need_the_whole_truth_say_so(scheme):
     split = changed(full=with_entry(make_split().full, -1))
-    split = MultiLabelSplit(images=split.images, full=split.full, observed=make_split(1 if scheme == "iu" else 0).observed)
+    split = MultiLabelSplit(
+        images=split.images, full=split.full, observed=make_split(1 if scheme == "iu" else 0).observed
+    )
     if scheme in ("full", "bce", "bce_ls", "iun"):
         with pytest.raises(ValueError, match=rf"scheme {scheme} needs the whole truth"):
             check_labels(Config(scheme=scheme), split)

@@ -1,6 +1,7 @@
 """Scores of a split by many workers, their mAP, and the pictures."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score
 
 from tenfold.data.images import ArrayImages
-from tenfold.data.multilabel import MultiLabelSplit
+from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.engine.run import PlainRun, Run
 from tenfold.metrics.multilabel import (
+    annotation_counts,
     figure_history,
     figure_predictions,
     model_metrics,
@@ -44,7 +46,7 @@ def scores(images: torch.Tensor) -> torch.Tensor:
 class Shard(PlainRun):
     """One of several workers, whose exchange the test does itself."""
 
-    def __init__(self, rank: int, world_size: int, parts: dict[int, tuple[torch.Tensor, torch.Tensor]], **options: object):
+    def __init__(self, rank: int, world_size: int, parts: dict[int, Any], **options: Any) -> None:
         self.rank, self.world_size = rank, world_size
         super().__init__(**options)
         self._parts = parts
@@ -99,11 +101,7 @@ def test_entries_without_truth_are_left_out_class_by_class():
         known = split.full[:, k] >= 0
         if known.any():
             by_class.append(100 * average_precision_score(split.full[known, k], logits[known, k].numpy()))
-    metrics = multilabel_metrics(logits, split, "val")
-    assert metrics["val/mAP"] == pytest.approx(np.mean(by_class))
-    groups = [metrics[f"val/mAP_G{number}"] for number in range(1, 6)]
-    assert all(0 <= value <= 100 or np.isnan(value) for value in groups)
-    assert len(metrics) == 6
+    assert multilabel_metrics(logits, split, "val") == {"val/mAP": pytest.approx(np.mean(by_class))}
 
 
 def test_groups_are_of_rare_to_frequent_classes_in_training():
@@ -114,10 +112,25 @@ def test_groups_are_of_rare_to_frequent_classes_in_training():
     known = split.full[:, 1] >= 0
     most_frequent = 100 * average_precision_score(split.full[known, 1], logits[known, 1].numpy())
     assert metrics["test/mAP_G5"] == pytest.approx(most_frequent)
-    few = multilabel_metrics(logits[:, :4], MultiLabelSplit(
-        images=split.images, full=split.full[:, :4], observed=split.observed[:, :4]
-    ), "test")  # fmt: skip
-    assert list(few) == ["test/mAP"]  # four classes make no five groups
+    assert np.isnan(metrics["test/mAP_G1"]) or 0 <= metrics["test/mAP_G1"] <= 100
+    assert len(metrics) == 6
+    few = MultiLabelSplit(images=split.images, full=split.full[:, :4], observed=split.observed[:, :4])
+    metrics = multilabel_metrics(logits[:, :4], few, "test", train_counts=torch.from_numpy(counts[:4]))
+    assert list(metrics) == ["test/mAP"]  # four classes make no five groups
+
+
+def test_annotations_are_counted_where_data_are_born_partial():
+    whole, partial = make_split(40), make_split(40, unknown=True)
+    observed = partial.observed.copy()
+    observed[:3, 1], observed[5, 1], observed[7, 4] = 1, -1, -1
+    train = MultiLabelSplit(images=partial.images, full=partial.full, observed=observed)
+
+    def counts(val: MultiLabelSplit) -> torch.Tensor | None:
+        data = {"name": "x", "classes": CLASSES, "image_size": 2, "fingerprint": "f"}
+        return annotation_counts(MultiLabelData(train=train, val=val, test=val, **data))
+
+    assert counts(whole) is None
+    assert counts(partial).tolist() == [0, 4, 0, 0, 1, 0]
 
 
 def test_a_truth_that_can_not_be_written_is_read_without_a_warning(tmp_path):

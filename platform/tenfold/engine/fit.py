@@ -8,7 +8,6 @@ in the data and the random state of every worker.
 
 import contextlib
 import math
-import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tenfold.engine.loader import BatchSource
+from tenfold.engine.randomness import random_state, set_random_state
 from tenfold.engine.run import MAIN_STAGE, Interrupted, Run
 from tenfold.engine.settings import Precision, RunConfig
 from tenfold.engine.storage import Storage
@@ -368,7 +367,7 @@ class _Loop:
                     folder / "state.pt",
                 )
                 Storage(folder).write_json("about.json", {"stage": self.plan.stage, "world_size": run.world_size})
-            mine = {"random": _random_state(run.device), "objective": self.objective.state_dict()}
+            mine = {"random": random_state(run.device), "objective": self.objective.state_dict()}
             torch.save({**mine, "loss_sum": state.loss_sum}, folder / f"rank-{run.rank}.pt")
             run.report(self.plan.stage, metrics, step=state.step, epoch=len(state.history), checkpoint=folder)
         self.saved_at = time.monotonic()
@@ -397,7 +396,7 @@ class _Loop:
         self.state = _State(**saved["loop"])
         self.loss_sum.fill_(mine["loss_sum"])
         self.objective.load_state_dict(mine["objective"])
-        _set_random_state(mine["random"], run.device)
+        set_random_state(mine["random"], run.device)
 
 
 def _precision(precision: Precision, device: torch.device) -> tuple[Callable[[], Any], bool]:
@@ -413,25 +412,3 @@ def _precision(precision: Precision, device: torch.device) -> tuple[Callable[[],
 def _describe(epoch: int, plan: FitPlan, metrics: Mapping[str, float]) -> str:
     shown = plan.monitor if plan.monitor is not None and plan.monitor in metrics else "train/loss"
     return f"{plan.stage} epoch {epoch}/{plan.num_epochs} {shown} {metrics[shown]:.4g}"
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """Python's, numpy's and torch's streams as tensors and plain values."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)

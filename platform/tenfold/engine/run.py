@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tenfold.engine.loader import Loader
 from tenfold.engine.progress import Progress, terminal_bar
+from tenfold.engine.randomness import random_state, set_determinism, set_random_state
 from tenfold.engine.storage import Storage
 from tenfold.hashing import content_hash
 from tenfold.types import Batch
@@ -102,6 +103,9 @@ class Run:
         """A folder of this worker alone, gone when the run is closed."""
         set_determinism(deterministic)
         self.seed_all()
+        self._open_stages: list[tuple[Storage, Path]] = []
+        self._sent: dict[Path, int] = {}
+        """Files of stages that are in an object store already, with the time of their last change."""
 
     def close(self) -> None:
         """Delete what this worker kept for itself."""
@@ -262,6 +266,8 @@ class Run:
             epoch: Epochs begun, from 1.
             checkpoint: Folder with this worker's files of the checkpoint; it may be moved away.
         """
+        if checkpoint is not None:
+            self.synchronise_stages()  # before the checkpoint: what it says was done must be there
         if stage != MAIN_STAGE:  # two loops of a recipe must not write into one curve
             metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
         self._keep(stage, metrics, step, checkpoint)
@@ -279,14 +285,21 @@ class Run:
 
     # -- stages
 
-    def stage(self, name: str, key: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+    def stage(
+        self, name: str, key: Mapping[str, Any], work: Callable[[Path], None], *, seed: int | None = None
+    ) -> Path:
         """Do a step of a recipe once for the same inputs, ever.
+
+        Random streams start anew for the work and are as before when it is done, so that neither its outcome depends
+        on what came first, nor what follows on whether it had to be done.
 
         Args:
             name: What the step is called.
             key: Everything that its output depends on, as JSON-like values: settings, fingerprint of the data.
             work: Called on every worker with a folder to write into; files of a previous attempt that was killed
-                are still there, so long work can skip what exists.
+                are still there, so long work can skip what exists. In an object store they are as they were at the
+                last checkpoint, or at the last ``synchronise_stages``.
+            seed: Of the work, for a step that runs with different seeds share; None: the run's.
 
         Returns:
             The folder with the files of all workers, as a local path.
@@ -299,9 +312,13 @@ class Run:
             local.mkdir(parents=True, exist_ok=True)
             if not storage.is_local:
                 storage.download(local)
-            work(local)
-            if not storage.is_local:
-                storage.upload(local)
+            self._open_stages.append((storage, local))
+            try:
+                with self._own_streams(self.seed if seed is None else seed):
+                    work(local)
+            finally:
+                self.synchronise_stages()
+                self._open_stages.pop()
             self.barrier()
             if self.is_main:
                 storage.write_json("_COMPLETE", {"stage": name, "key": dict(key), "digest": digest})
@@ -309,6 +326,23 @@ class Run:
         if not storage.is_local:
             storage.download(local)
         return local
+
+    def synchronise_stages(self) -> None:
+        """Send what open stages have written to their object store; nothing to do where stages lie on a disk."""
+        for storage, local in self._open_stages:
+            if not storage.is_local:
+                storage.upload(local, since=self._sent)
+
+    @contextmanager
+    def _own_streams(self, seed: int) -> Iterator[None]:
+        before, state = self.seed, random_state(self.device)
+        self.seed = seed
+        self.seed_all()
+        try:
+            yield
+        finally:
+            self.seed = before
+            set_random_state(state, self.device)
 
 
 class PlainRun(Run):
@@ -343,13 +377,6 @@ class PlainRun(Run):
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Metrics as JSON can hold them: None where a value is not finite."""
     return {name: float(value) if np.isfinite(value) else None for name, value in metrics.items()}
-
-
-def set_determinism(deterministic: bool) -> None:
-    """Choose between kernels that repeat bit for bit and the fastest ones. Matters on GPUs."""
-    torch.use_deterministic_algorithms(deterministic and torch.cuda.is_available(), warn_only=True)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
 
 
 def best_device() -> torch.device:

@@ -34,6 +34,8 @@ class Storage:
         self.url = str(url)
         self.fs, self.root = _filesystem(self.url)
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local:
+            self.url = self.root  # absolute: workers and later calls may run in another folder
 
     def __truediv__(self, name: str) -> "Storage":
         if not name or name.startswith("/") or ".." in name.split("/"):
@@ -99,31 +101,41 @@ class Storage:
         What stood here before is replaced; a local source folder is moved.
         """
         if self.is_local:
-            Storage(source).write_json(MARKER, about)
-            for entry in source.rglob("*"):
-                if entry.is_file():
-                    _fsync(entry)
-            _fsync(source)
             target = Path(self.root)
             target.parent.mkdir(parents=True, exist_ok=True)
+            # The source may lie on another disk, from where a move is a copy: only the rename below is one step.
+            new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
+            shutil.move(source, new)
+            Storage(new).write_json(MARKER, about)
+            for entry in [*(each for each in new.rglob("*") if each.is_file()), new]:
+                _fsync(entry)
+            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
             if target.exists():
-                old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
                 target.rename(old)
-                shutil.move(source, target)
-                shutil.rmtree(old)
-            else:
-                shutil.move(source, target)
+            new.rename(target)
             _fsync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
             return
         self.remove(MARKER)  # first, so that what is left of the old content never counts as whole
         self.remove()
         self.upload(source)
         self.write_json(MARKER, about)
 
-    def upload(self, source: Path) -> None:
-        """Copy every file of a local folder here, without the marker."""
+    def upload(self, source: Path, since: dict[Path, int] | None = None) -> None:
+        """Copy every file of a local folder here, without the marker.
+
+        Args:
+            source: The local folder.
+            since: Files copied before and the time of their last change, in ns; unchanged ones are left out, and it is
+                brought up to date.
+        """
         for entry in sorted(source.rglob("*")):
             if entry.is_file() and entry.name != MARKER:
+                changed = entry.stat().st_mtime_ns
+                if since is not None:
+                    if since.get(entry) == changed:
+                        continue
+                    since[entry] = changed
                 target = self.path(entry.relative_to(source).as_posix())
                 self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
                 self.fs.put_file(str(entry), target)

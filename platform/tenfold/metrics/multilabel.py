@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tenfold.data.multilabel import MultiLabelSplit
+from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit, shared_tensor
 from tenfold.engine.run import Run
 from tenfold.metrics.average_precision import average_precision, group_mean_ap
 
@@ -39,26 +39,41 @@ def split_logits(
     return run.gather_rows(torch.cat(logits), torch.cat(index), len(split.images))
 
 
-def multilabel_metrics(logits: Tensor, split: MultiLabelSplit, prefix: str) -> dict[str, float]:
+def multilabel_metrics(
+    logits: Tensor, split: MultiLabelSplit, prefix: str, train_counts: Tensor | None = None
+) -> dict[str, float]:
     """``{prefix}/mAP`` in percent against the true labels, ranked by logit.
 
-    Where some entries have no truth (-1: OpenImages) they are left out, class by class, and ``{prefix}/mAP_G1`` to
-    ``_G5`` give the mean over groups of classes by the number of observed positives in this split.
+    Where some entries have no truth (-1: OpenImages) they are left out, class by class. With ``train_counts (K,)``, the
+    annotations of each class in training (``annotation_counts``), ``{prefix}/mAP_G1`` to ``_G5`` give the mean over
+    five groups of classes, from those with the fewest to those with the most.
     """
-    truth = torch.from_numpy(np.array(split.full))  # a copy: the matrix may be a map that can't be written
+    truth = shared_tensor(split.full)
     known = truth >= 0
-    born_partial = not bool(known.all())
-    ap = average_precision(logits, truth.clamp(min=0), known if born_partial else None)
+    ap = average_precision(logits, truth.clamp(min=0), None if bool(known.all()) else known)
     metrics = {f"{prefix}/mAP": 100 * float(ap.nanmean())}
-    if born_partial and truth.shape[1] >= 5:
-        groups = group_mean_ap(ap, known.sum(0), num_groups=5)
+    if train_counts is not None and len(train_counts) >= 5:
+        groups = group_mean_ap(ap, train_counts, num_groups=5)
         metrics.update({f"{prefix}/mAP_G{number}": float(value) for number, value in enumerate(groups, 1)})
     return metrics
 
 
-def model_metrics(run: Run, model: Callable[[Tensor], Tensor], split: MultiLabelSplit, prefix: str) -> dict[str, float]:
+def annotation_counts(data: MultiLabelData) -> Tensor | None:
+    """Annotations of each class in training ``(K,)`` where data are born partial; None where all is known."""
+    if bool((data.val.full >= 0).all()):
+        return None
+    return (shared_tensor(data.train.observed) != 0).sum(0)
+
+
+def model_metrics(
+    run: Run,
+    model: Callable[[Tensor], Tensor],
+    split: MultiLabelSplit,
+    prefix: str,
+    train_counts: Tensor | None = None,
+) -> dict[str, float]:
     """``multilabel_metrics`` of a model in eval mode, or of any function from pictures to logits."""
-    return multilabel_metrics(split_logits(run, model, split), split, prefix)
+    return multilabel_metrics(split_logits(run, model, split), split, prefix, train_counts)
 
 
 def figure_predictions(

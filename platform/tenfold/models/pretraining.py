@@ -68,7 +68,7 @@ def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
             backbone = result.model.get_submodule("backbone").cpu().state_dict()
             save_file(backbone, folder / "backbone.safetensors")
 
-    return load_file(run.stage("pretrain_small_cnn", key, work) / "backbone.safetensors")
+    return load_file(run.stage("pretrain_small_cnn", key, work, seed=data.seed) / "backbone.safetensors")
 
 
 def _read(split: MultiLabelSplit, rows: np.ndarray) -> Batch:

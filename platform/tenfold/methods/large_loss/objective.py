@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenfold.data.multilabel import MultiLabelSplit
+from tenfold.data.multilabel import MultiLabelSplit, shared_tensor
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.run import Run
 from tenfold.methods.large_loss.baselines import apl_update, asymmetric_loss, role_initial_logits, spml_loss
@@ -209,9 +209,9 @@ def check_labels(config: Config, split: MultiLabelSplit) -> None:
         ValueError: Labels outside the coding, no positive at all, or a scheme that needs negatives or full truth.
     """
     scheme = config.scheme
-    outside = sorted(set(np.unique(split.observed)) - {-1, 0, 1})
-    if outside:
-        raise ValueError(f"observed training labels must be -1, 0 or 1, got {outside[:5]}")
+    lowest, highest = int(split.observed.min()), int(split.observed.max())
+    if lowest < -1 or highest > 1:
+        raise ValueError(f"observed training labels must be -1, 0 or 1, got values from {lowest} to {highest}")
     if not (split.observed == 1).any():
         raise ValueError("no training picture has an observed positive label: nothing can be learnt (data.num_pos=1)")
     if scheme == "iu" and not (split.observed == -1).any():
@@ -221,6 +221,18 @@ def check_labels(config: Config, split: MultiLabelSplit) -> None:
         raise ValueError(f"scheme {scheme} is defined without observed negatives: set data.num_neg=0")
     if scheme in ("full", "bce", "bce_ls", "iun") and (split.full < 0).any():
         raise ValueError(f"scheme {scheme} needs the whole truth, and these data have entries that nobody looked at")
+
+
+def check_length(config: Config, num_epochs: int) -> None:
+    """Refuse a training that ends before a scheme's last phase begins.
+
+    Raises:
+        ValueError: em_apl would never pseudo-label.
+    """
+    if config.scheme == "em_apl" and config.apl_warmup_epochs >= num_epochs:
+        raise ValueError(
+            f"method.apl_warmup_epochs must be less than run.num_epochs = {num_epochs}, got {config.apl_warmup_epochs}"
+        )
 
 
 def role_model(classifier: nn.Module, split: MultiLabelSplit, seed: int) -> WithLabelEstimator:
@@ -234,6 +246,4 @@ def _stored_labels(scheme: str, observed: np.ndarray) -> Tensor:
     """A copy where the scheme writes into it; else the very matrix, which may be a memory map of many gigabytes."""
     if scheme == "em_apl":
         return torch.from_numpy(observed.astype(np.float32))
-    if scheme == "LL-Cp" or not observed.flags.writeable:
-        return torch.from_numpy(np.array(observed))
-    return torch.from_numpy(observed)
+    return torch.from_numpy(np.array(observed)) if scheme == "LL-Cp" else shared_tensor(observed)

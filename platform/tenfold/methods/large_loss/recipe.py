@@ -20,7 +20,13 @@ from tenfold.engine.fit import FitPlan, FitResult, fit
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.large_loss.noise_record import write_manifest
-from tenfold.methods.large_loss.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
+from tenfold.methods.large_loss.objective import (
+    TrainingLabels,
+    WithLabelEstimator,
+    check_labels,
+    check_length,
+    role_model,
+)
 from tenfold.methods.large_loss.observatory import (
     LabelNoiseRecorder,
     detection_curve,
@@ -31,6 +37,7 @@ from tenfold.methods.large_loss.observatory import (
 from tenfold.methods.large_loss.predictor import load
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
 from tenfold.metrics.multilabel import (
+    annotation_counts,
     figure_history,
     figure_predictions,
     model_metrics,
@@ -48,6 +55,7 @@ NUM_PICTURES = 18
 
 def train(job: JobConfig, run: Run) -> Outcome:
     """Train, choose by clean validation mAP, test, and leave a bundle, a record of the label noise and pictures."""
+    check_length(job.method, job.run.num_epochs)
     data = run.once_per_node(lambda: load_multilabel(job.data))
     check_labels(job.method, data.train)
     key = {"job": job.digest(), "data": data.fingerprint, "version": __version__}
@@ -86,8 +94,9 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
         return predictor(images)["logits"]
 
     metrics: dict[str, float] = {}
+    counts = annotation_counts(loaded)
     for name, split in (("val", loaded.val), ("test", loaded.test)):
-        metrics.update(model_metrics(run, predict, split, name))
+        metrics.update(model_metrics(run, predict, split, name, counts))
     return metrics
 
 
@@ -114,7 +123,8 @@ def _train(job: JobConfig, data: MultiLabelData, run: Run, folder: Path) -> None
         _linear_init(job, data, run, classifier)
     result = _fit(job, data, run, classifier, labels)
     best = _classifier(result.model)
-    metrics = {**model_metrics(run, best, data.val, "val"), **model_metrics(run, best, data.test, "test")}
+    counts = annotation_counts(data)
+    metrics = model_metrics(run, best, data.val, "val", counts) | model_metrics(run, best, data.test, "test", counts)
     if run.is_main:
         _save(job, data, folder, best, metrics, result)
         if recorder is not None:
@@ -249,7 +259,7 @@ def _log_pictures(
     observatory = folder / "observatory"
     if not observatory.exists():
         return
-    run.log_file(observatory, "observatory")
+    run.log_file(observatory)
     if job.method.scheme in LARGE_LOSS_SCHEMES:
         run.log_figure("detected_false_negatives.png", figure_detection(detection_curve(observatory)))
     if job.method.observatory == "all":

@@ -1,0 +1,159 @@
+"""What every method keeps to, whatever it does. A new method adds one row to ``ROWS``."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jobs.config import compose_job
+from tenfold.bundle import check_probe, load_bundle
+from tenfold.catalog import METHODS, load_predictor
+from tenfold.config import job_from_dict
+from tenfold.data.catalog import load_multilabel
+from tenfold.engine.fit import Clock, Objective
+from tenfold.engine.run import Outcome, PlainRun
+from tenfold.engine.settings import JobConfig
+from tenfold.types import Batch, Task
+
+OUTPUTS = {Task.MULTI_LABEL: {"probs", "logits"}, Task.CLASSIFICATION: {"probs", "logits"}}
+"""Names that a predictor must give, by task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A method in the middle of its training: what learns, from what, at which moment."""
+
+    model: nn.Module
+    objective: Objective
+    batch: Callable[[], Batch]
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method's line of the table."""
+
+    settings: tuple[str, ...]
+    """A training of seconds, as on a command line."""
+    learner: Callable[[JobConfig, PlainRun], Learner]
+
+
+def large_loss(job: JobConfig, run: PlainRun) -> Learner:
+    import numpy as np
+
+    from tenfold.methods.large_loss.objective import TrainingLabels
+    from tenfold.models.image_classifier import build_classifier
+
+    data = load_multilabel(job.data)
+    labels = TrainingLabels(job.method, data.train, run, mirror=data.mirrorable, recorder=None)
+    rows = np.arange(16)
+    return Learner(
+        model=build_classifier(job.model, len(data.classes), data.image_size),
+        objective=labels.objective(),
+        batch=lambda: {**labels.read(rows), "index": torch.from_numpy(rows)},
+        clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
+    )
+
+
+TINY_SCENES = ("data=handwriting", "data.num_train=64", "data.num_val=32", "data.num_test=32", "model.pretrained=false")
+ROWS = {
+    "large_loss": Row(settings=("method=large_loss", *TINY_SCENES), learner=large_loss),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(params=sorted(ROWS))
+def name(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TENFOLD_CACHE", str(cache))
+    return request.param
+
+
+@pytest.fixture
+def job(name: str) -> JobConfig:
+    return compose_job([*ROWS[name].settings, "scale=local", "run.num_epochs=1", "run.batch_size=32"])
+
+
+def learner(name: str, job: JobConfig, folder: Path) -> Learner:
+    return ROWS[name].learner(job, PlainRun(folder=folder, seed=job.run.seed, progress=False))
+
+
+def test_the_table_is_that_of_the_catalog():
+    assert set(ROWS) == set(METHODS)
+
+
+def test_the_defaults_are_valid_and_survive_being_written_down(name, job):
+    config = METHODS[name].config_class()()
+    assert type(job.method) is type(config)
+    assert job_from_dict(json.loads(json.dumps(job.as_dict()))) == job
+
+
+def loss_of(each: Learner) -> Tensor:
+    return each.objective.loss(each.model, each.batch(), each.clock)
+
+
+def test_the_loss_is_finite_and_reaches_every_weight(name, job, tmp_path):
+    each = learner(name, job, tmp_path)
+    loss = loss_of(each)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.isfinite()
+    for key, parameter in each.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+
+
+def test_the_same_seed_gives_the_same_loss(name, job, tmp_path):
+    first, second = (loss_of(learner(name, job, tmp_path)).item() for _ in range(2))
+    assert first == second
+
+
+def test_a_few_steps_lower_the_loss(name, job, tmp_path):
+    each = learner(name, job, tmp_path)
+    optimizer = torch.optim.Adam([weight for weight in each.model.parameters() if weight.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(8):
+        loss = loss_of(each)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+def test_a_training_ends_in_a_bundle_that_answers_as_the_training_did(name, job, tmp_path):
+    run = PlainRun(folder=tmp_path / "run", shared=tmp_path, seed=job.run.seed, progress=False)
+    try:
+        outcome = METHODS[name].recipe().train(job, run)
+    finally:
+        run.close()
+    assert isinstance(outcome, Outcome)
+    assert outcome.metric in outcome.metrics
+    assert outcome.mode in ("max", "min")
+    assert len(outcome.history) == job.run.num_epochs
+    bundle = load_bundle(outcome.bundle)
+    assert bundle.metadata.method == name
+    assert bundle.metadata.task == METHODS[name].task
+    assert bundle.metadata.data_fingerprint == outcome.data_fingerprint
+    assert bundle.metadata.metrics == outcome.metrics
+    assert job_from_dict(bundle.config) == job
+    predictor = load_predictor(bundle)
+    assert predictor.task == bundle.metadata.task
+    assert tuple(predictor.classes) == bundle.metadata.classes
+    assert check_probe(bundle, predictor) == 0.0  # same machine, same kernels, same batch
+    size = predictor.preprocessing.image_size
+    picture = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    answer = predictor(picture)
+    assert OUTPUTS[predictor.task] <= set(answer)
+    for key, value in answer.items():
+        assert len(value) == 2, key
+        assert value.dtype == torch.float32, key
+        assert torch.equal(value, load_predictor(outcome.bundle)(picture)[key]), key
