@@ -214,7 +214,7 @@ def test_rival_that_appears_while_saving_keeps_its_place(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("step", ["save_file", "_encode", "_sync"])
+@pytest.mark.parametrize("step", ["save_file", "_encode", "sync"])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_interrupted_save_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]

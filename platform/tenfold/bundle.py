@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tenfold
+from tenfold.files import sync
 from tenfold.types import Predictor, Preprocessing, Task
 
 CONFIG_FILE = "config.yaml"
@@ -174,14 +175,14 @@ def save_bundle(
         )
         (partial / METADATA_FILE).write_bytes(_encode(metadata))
         for path in [*partial.iterdir(), partial]:
-            _sync(path)
+            sync(path)
         _refuse_existing(folder)
         try:
             partial.rename(folder)
         except OSError as error:
             # Somebody else's bundle took the place since the check above; theirs stays.
             raise BundleError(f"{folder} could not be put in place: {error}") from error
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
     return load_bundle(folder)
@@ -320,14 +321,6 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _render(document: Mapping[str, Any]) -> str:

@@ -26,8 +26,9 @@ from typing import Any
 from tqdm import tqdm
 
 from tenfold.engine import cluster
+from tenfold.files import write_atomically
 from tenfold.studies.jobs import study_folder_name
-from tenfold.studies.records import StudyFolder, TrialRecord, write_atomically, write_json
+from tenfold.studies.records import StudyFolder, TrialRecord, write_json
 from tenfold.studies.results import PointResult, StudyResult, collect, format_spread
 from tenfold.studies.space import Axis
 from tenfold.studies.study import Point, Study, StudyError, digest, format_value, short_name

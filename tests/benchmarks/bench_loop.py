@@ -128,7 +128,7 @@ def compare_plain(num_rounds: int, num_steps: int) -> None:
 
 
 def compare_ray(num_rounds: int, num_steps: int, threads: int) -> None:
-    """``fit`` in the one worker of a Ray Train job, the bare loop here."""
+    """``fit`` in the one worker of a Ray Train job; the bare loop here and, to tell process from loop, there too."""
     loader = make_loader(num_steps)
     cluster.start(num_cpus=max(2, threads + 1))
     # Ray's sockets and the worker's files need short paths.
@@ -140,15 +140,17 @@ def compare_ray(num_rounds: int, num_steps: int, threads: int) -> None:
         job = pool.submit(launch, _ray_work, settings, scale, options)
         _wait_for(turns, "ready.json", job)
         bare_round(make_loader(50))  # warm up
-        pairs = []
+        pairs, pairs_inside = [], []
         for number in range(num_rounds):
             first = bare_round(loader) if number % 2 == 0 else None
             turns.write_json(f"go-{number}.json", {})
-            through_fit = Round(**_wait_for(turns, f"done-{number}.json", job))
+            inside, through_fit = (Round(**each) for each in _wait_for(turns, f"done-{number}.json", job))
             pairs.append((first or bare_round(loader), through_fit))
+            pairs_inside.append((inside, through_fit))
         job.result()
     cluster.stop()
-    _report("Ray Train, 1 worker", pairs)
+    _report("Ray Train, 1 worker, against a bare loop outside", pairs)
+    _report("Ray Train, 1 worker, against a bare loop inside the worker", pairs_inside)
 
 
 def _ray_work(run: Run, settings: dict[str, Any]) -> None:
@@ -160,7 +162,9 @@ def _ray_work(run: Run, settings: dict[str, Any]) -> None:
     for number in range(settings["rounds"]):
         while not turns.exists(f"go-{number}.json"):
             time.sleep(POLL_S)
-        turns.write_json(f"done-{number}.json", asdict(fit_round(run, loader, number)))
+        bare = bare_round(loader) if number % 2 else None
+        through_fit = fit_round(run, loader, number)
+        turns.write_json(f"done-{number}.json", [asdict(bare or bare_round(loader)), asdict(through_fit)])
 
 
 def first_step(scales: Sequence[str], repeats: int) -> None:

@@ -329,3 +329,26 @@ def test_a_plain_process_keeps_two_checkpoints(tmp_path):
         folder.mkdir()
         run.report("fit", {}, step=step, epoch=1, checkpoint=folder)
     assert [int(name) for name in Storage(tmp_path / "checkpoints/fit").list()] == [10, 11]
+
+
+def test_what_a_stage_fetched_is_not_sent_back_over_newer_files(tmp_path):
+    """Another worker may have written its files anew by then."""
+    shared = f"memory://fetched-{tmp_path.name}-{id(tmp_path)}"
+    places: list[str] = []
+
+    def work(into: Path) -> None:
+        places.append(into.name)
+        if len(places) == 1:
+            (into / "of-another-worker").write_text("first attempt")
+            raise RuntimeError("killed")
+        (Storage(shared) / f"stages/{into.name}").write_json("of-another-worker", "second attempt")
+        (into / "mine").write_text("second attempt")
+
+    def attempt() -> Path:
+        return PlainRun(folder=tmp_path / "run", shared=shared, progress=False).stage("shared", {}, work)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        attempt()
+    folder = attempt()
+    assert (folder / "mine").read_text() == "second attempt"
+    assert (folder / "of-another-worker").read_text() == '"second attempt"'

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tenfold.engine.loader import Loader
 from tenfold.engine.progress import Progress, terminal_bar
 from tenfold.engine.randomness import random_state, set_determinism, set_random_state
-from tenfold.engine.storage import Storage
+from tenfold.engine.storage import MARKER, Storage
 from tenfold.hashing import content_hash
 from tenfold.types import Batch
 
@@ -321,7 +321,7 @@ class Run:
                 self._open_stages.pop()
             self.barrier()
             if self.is_main:
-                storage.write_json("_COMPLETE", {"stage": name, "key": dict(key), "digest": digest})
+                storage.write_json(MARKER, {"stage": name, "key": dict(key), "digest": digest})
             self.barrier()
         if not storage.is_local:
             storage.download(local)

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from tenfold.files import sync, write_atomically
+
 MARKER = "_COMPLETE"
 """Written last into a folder that appears whole."""
 STOP_FILE = "STOP"
@@ -73,14 +75,7 @@ class Storage:
         """Write a JSON file that is never seen half-written."""
         data = json.dumps(content, indent=2, sort_keys=True).encode()
         if self.is_local:
-            target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            write_atomically(Path(self.path(name)), data)
             return
         with self.fs.open(self.path(name), "wb") as file:  # an object appears when its upload ends
             file.write(data)
@@ -108,12 +103,12 @@ class Storage:
             shutil.move(source, new)
             Storage(new).write_json(MARKER, about)
             for entry in [*(each for each in new.rglob("*") if each.is_file()), new]:
-                _fsync(entry)
+                sync(entry)
             old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
             if target.exists():
                 target.rename(old)
             new.rename(target)
-            _fsync(target.parent)
+            sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
             return
         self.remove(MARKER)  # first, so that what is left of the old content never counts as whole
@@ -198,11 +193,3 @@ def _filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise ValueError(f"storage {url!r} is not a folder or a URL that fsspec can open here: {error}") from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,14 +7,13 @@ in between - a worker, the driver, the machine - costs only the trials that had 
 import dataclasses
 import fcntl
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tenfold.files import write_atomically
 from tenfold.studies.space import Scalar
 from tenfold.studies.study import Point, StudyError, trial_id
 
@@ -106,22 +105,6 @@ class StudyFolder:
                     f"{self.path}: another process runs this study; wait for it, or end it and start again"
                 ) from error
             yield
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is never seen half-written, not even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the rename itself
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from tenfold.files import write_atomically
 from tenfold.studies.figures import draw_figure
-from tenfold.studies.records import write_atomically
 from tenfold.studies.results import PointResult, StudyResult, format_spread
 from tenfold.studies.study import Point, Study, format_value, short_name
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.files import sync, write_atomically
+
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _TEMPORARY = ".building-"
@@ -112,15 +114,11 @@ def _new_folder(root: Path) -> Path:
 def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(folder.rglob("*.npy")):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         status = path.stat()
         digest = _sha256(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
         files[path.relative_to(folder).as_posix()] = {"bytes": status.st_size, "sha256": digest}
-    with (folder / _MANIFEST).open("w") as file:
-        json.dump({"settings": dict(settings), "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / _MANIFEST, json.dumps({"settings": dict(settings), "files": files}, indent=1).encode())
 
 
 def _take_place(temporary: Path, folder: Path) -> None:

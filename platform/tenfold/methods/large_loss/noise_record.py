@@ -12,8 +12,7 @@ not at all.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+
+from tenfold.files import write_atomically
 
 _CLASSES_KEY = b"classes"
 _PARTITIONING = ds.partitioning(pa.schema([("epoch", pa.int16())]), flavor="hive")
@@ -102,7 +103,7 @@ def write_manifest(
         "data_fingerprint": data_fingerprint,
     }
     text = json.dumps(manifest, indent=2) + "\n"
-    _write_atomically(Path(folder) / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(Path(folder) / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -210,17 +211,4 @@ def _dataset(folder: Path | str, part: str) -> ds.Dataset:
 
 def _write_table(path: Path, table: pa.Table, classes: Sequence[str]) -> None:
     table = table.replace_schema_metadata({_CLASSES_KEY: json.dumps(list(classes)).encode()})
-    _write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A leading dot: readers of Parquet data sets pass over such files.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
