@@ -72,16 +72,17 @@ def tell(jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     # On a cluster that others use, beside what they serve.
     shared = cluster.cluster_address() is not None
     settings = ServeSettings(port=0, access_log=False, app_name="tenfold-demo", route_prefix="/demo" if shared else "/")
-    with deploy([model], settings) as endpoint:
-        picture = data.test.images.read([0])[0].numpy()
-        true = [data.classes[k] for k in np.flatnonzero(data.test.full[0] == 1)]
-        plain = ask_plain(endpoint, found.name, picture)
-        v2 = ask_v2(endpoint, found.name, picture)
-        print(summary(results, best, endpoint, model, true, plain, v2, time.monotonic() - started), flush=True)
-        if keep_serving:
-            say("the endpoint stays up; Ctrl-C ends it")
-            wait(endpoint)
-            return
+    endpoint = deploy([model], settings)
+    picture = data.test.images.read([0])[0].numpy()
+    true = [data.classes[k] for k in np.flatnonzero(data.test.full[0] == 1)]
+    plain = ask_plain(endpoint, found.name, picture)
+    v2 = ask_v2(endpoint, found.name, picture)
+    print(summary(results, best, endpoint, model, true, plain, v2, time.monotonic() - started), flush=True)
+    if keep_serving:
+        say("the endpoint stays up; Ctrl-C ends it")
+        wait(endpoint)
+        return
+    endpoint.drain()
     cluster.stop()
 
 

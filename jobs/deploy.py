@@ -89,8 +89,8 @@ def wait(endpoint: Endpoint) -> None:
         threading.Event().wait()
     except KeyboardInterrupt:
         print("\nstopping: running requests finish first", file=sys.stderr, flush=True)
-        endpoint.shutdown()
-        cluster.stop()
+        endpoint.drain()
+        cluster.stop()  # Serve ends with it
 
 
 def describe(endpoint: Endpoint) -> str:

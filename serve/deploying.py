@@ -57,14 +57,19 @@ class Endpoint:
             time.sleep(_POLL_S)
         raise TimeoutError(f"{self.url} was not ready after {limit_s:g} s (last: {last})")
 
-    def shutdown(self) -> None:
-        """Let running requests finish, then stop the application, and Serve if it was started for it; Ray stays."""
+    def drain(self) -> None:
+        """Let running requests finish, then stop the application; Serve and Ray stay."""
         from ray import serve
 
+        serve.delete(self.app_name)
+
+    def shutdown(self) -> None:
+        """``drain``, and stop Serve if it was started for this endpoint; Ray stays."""
+        from ray import serve
+
+        self.drain()
         if self.owns_serve:
             serve.shutdown()
-        else:
-            serve.delete(self.app_name)
 
     def __enter__(self) -> "Endpoint":
         return self
