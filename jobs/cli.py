@@ -1,6 +1,6 @@
 """What all entry points share: reading the command line, one clear message for a mistake, exit codes.
 
-0 done, 1 failed, 2 settings that make no job (nothing was started), 130 stopped by Ctrl-C (143 by SIGTERM).
+0 done, 1 failed, 2 settings that make no job (nothing was started), 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import sys

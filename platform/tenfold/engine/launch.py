@@ -7,8 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -153,16 +152,23 @@ def _run_options(options: LaunchOptions) -> dict[str, Any]:
 
 
 def _in_thread(call: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
-    """Call in another thread and wait so that signals still reach this one; ``meanwhile`` twice a second."""
-    with ThreadPoolExecutor(1) as pool:
-        future: Future[Any] = pool.submit(call)
-        while True:
-            try:
-                return future.result(timeout=0.5)
-            except FutureTimeout:
-                if future.done():
-                    raise
-                meanwhile()
+    """Call in another thread and wait so that signals still reach this one; ``meanwhile`` twice a second.
+
+    The thread is a daemon: a second Ctrl-C must not wait for it.
+    """
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="trainer", daemon=True).start()
+    while not future.done():
+        wait([future], timeout=0.5)
+        meanwhile()
+    return future.result()
 
 
 @contextmanager

@@ -38,8 +38,8 @@ class RayRun(Run):
         return WrittenProgress(self.storage, total, description)
 
     def stop_requested(self) -> bool:
-        """Looks for the file that the driver leaves in the run's folder, at most once a second."""
-        if not self._stopped and time.monotonic() - self._polled_at > STOP_POLL_S:
+        """Rank 0 looks for the file that the driver leaves in the run's folder, at most once a second."""
+        if self.is_main and not self._stopped and time.monotonic() - self._polled_at > STOP_POLL_S:
             self._stopped = self.storage.exists(STOP_FILE)
             self._polled_at = time.monotonic()
         return self._stopped
