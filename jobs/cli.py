@@ -3,6 +3,7 @@
 0 done, 1 failed, 2 settings that make no job (nothing was started), 130 stopped by Ctrl-C or SIGTERM.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -40,7 +41,10 @@ def main(
     show = "--cfg" in words
     if show:
         at = words.index("--cfg")
-        del words[at : at + 2]  # the word behind it, "job", is Hydra's and has no other value here
+        if words[at + 1 : at + 2] != ["job"]:
+            print("error: --cfg needs the word job behind it: write --cfg job", file=sys.stderr)
+            return MISTAKE
+        del words[at : at + 2]
     wants_help = bool({"--help", "-h"} & set(words))
     words = [word for word in words if word not in ("--help", "-h")]
     try:
@@ -65,7 +69,7 @@ def main(
 
 def run(work: Callable[[], int | None], words: Sequence[str]) -> int:
     """Do the work; a stop by the user says how to go on, a mistake in data or model is one line."""
-    command = " ".join(["python", *([sys.argv[0]] if sys.argv else []), *words])
+    command = shlex.join(["python", *sys.argv[:1], *words])
     try:
         return work() or 0
     except (Interrupted, KeyboardInterrupt):

@@ -10,10 +10,11 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import resources
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -48,6 +49,9 @@ def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[s
             raise ConfigError(f"{override!r}: settings can be changed, not added or removed; write key=value")
         if "=" not in override:
             raise ConfigError(f"{override!r} is no setting; write key=value, as in run.seed=1")
+        if override.startswith("hydra."):
+            raise ConfigError(f"{override!r}: Hydra's own settings mean nothing here; write key=value")
+    _check_choices(config_name, overrides)
     _store_defaults()
     GlobalHydra.instance().clear()
     try:
@@ -98,11 +102,9 @@ def _default(field: "Field[Any]") -> Any:
 
 def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's complaint without its advice to add keys, which would only move the mistake."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} can't be read as key=value; put texts with special characters into quotes"
     text = str(error)
-    choice = re.search(r"Could not find '([^/']+)/([^']+)'", text)
-    if choice is not None:
-        group, name = choice.groups()
-        return f"{group} must be one of {', '.join(_choices(group))}, got {name!r}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return " ".join(text.split())
@@ -116,7 +118,27 @@ def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -
     return f"{key}: there is no such setting; {'.'.join(path[:-1]) or 'the job'} has {choices}"
 
 
+def _check_choices(config_name: str, overrides: Sequence[str]) -> None:
+    """Refuse, in our words, a choice that a group does not have; Hydra passes over those of an optional group."""
+    file = resources.files("jobs.conf") / f"{config_name}.yaml"
+    if not file.is_file():
+        return
+    defaults = yaml.safe_load(file.read_text())["defaults"]
+    groups = {key.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry}
+    for override in overrides:
+        group, _, name = override.partition("=")
+        if group not in groups:
+            continue
+        choices = _choices(group)
+        if not choices:
+            raise ConfigError(f"{group} is a group of settings: write {group}.KEY=VALUE, got {override!r}")
+        if name not in choices:
+            raise ConfigError(f"{group} must be one of {', '.join(choices)}, got {name!r}")
+
+
 def _choices(group: str) -> list[str]:
-    """Files of a group."""
+    """Files of a group; none where it has defaults alone."""
     folder = resources.files("jobs.conf") / group
+    if not folder.is_dir():
+        return []
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))

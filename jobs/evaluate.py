@@ -4,7 +4,7 @@ python jobs/evaluate.py model=models:/large_loss@champion data=handwriting data.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.cli import main
@@ -50,8 +50,8 @@ def work(settings: EvaluateSettings) -> None:
     model = resolve(uri, settings.model)
     if scale.kind == "ray":
         start_ray(scale)
-    name = f"evaluate-{content_hash([model.name, model.version, settings.data.name])[:10]}"
-    options = LaunchOptions(name=name, folder=(Storage(scale.storage) / name).url, shared=scale.storage)
+    name = f"evaluate-{content_hash([model.name, model.version, asdict(settings.data)])[:10]}"
+    options = LaunchOptions(name=name, folder=(Storage(scale.storage) / name).url, shared=Storage(scale.storage).url)
     metrics = launch(_evaluate, {"bundle": str(model.folder), "data": settings.data}, scale, options)
     tracker = resume_run(uri, model.run_id)
     tracker.log_metrics({f"evaluated/{settings.data.name}/{key}": value for key, value in metrics.items()}, 0)

@@ -34,7 +34,12 @@ def job_from_dict(container: Mapping[str, Any]) -> JobConfig:
     unknown = sorted(set(container) - set(GROUPS))
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]!r}; a job has the groups {', '.join(GROUPS)}")
-    groups = {name: dict(container.get(name) or {}) for name in GROUPS}
+    groups: dict[str, dict[str, Any]] = {}
+    for name in GROUPS:
+        given = container.get(name)
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError(f"{name} must be a group of settings, got {given!r}")
+        groups[name] = dict(given or {})
     method_name = groups["method"].pop("name", None)
     if method_name not in METHODS:
         raise ConfigError(f"method.name must be one of {', '.join(METHODS)}, got {method_name!r}")
@@ -72,13 +77,16 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
         lines = [f"{where}.{key}: there is no such setting; {where} has {', '.join(known)}" for key in unknown]
         raise ConfigError("\n".join(lines))
     if "__pydantic_config__" not in vars(cls):
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
         lines = []
         for offence in error.errors():
             key = ".".join(str(part) for part in (where, *offence["loc"]))
+            message = offence["msg"].removeprefix("Value error, ")
             got = "" if offence["type"] in ("value_error", "missing") else f", got {offence['input']!r}"
-            lines.append(f"{key}: {offence['msg'].removeprefix('Value error, ')}{got}")
+            # A range is checked by the dataclass, whose messages begin with the name of the field.
+            of_field = not offence["loc"] and message.split(" ", 1)[0] in known
+            lines.append(f"{key}.{message}" if of_field else f"{key}: {message}{got}")
         raise ConfigError("\n".join(lines)) from error

@@ -70,21 +70,21 @@ def train(
     uri = job_tracking_uri(job)
     record = folder.read_json(RECORD) or {}
     if record.get("status") == "finished":
-        return _finished_before(job, uri, folder, record)
+        return _finished_before(job, folder, record)
     tracker = _open_run(job, uri, record, parent_run_id, run_name)
     folder.write_json(RECORD, {"status": "running", "run_id": tracker.run_id, "job": job.as_dict()})
-    if job.scale.kind == "ray":
-        start_ray(job.scale)
     options = LaunchOptions(
         name=job.run_name,
         folder=folder.url,
-        shared=job.scale.storage,
+        shared=Storage(job.scale.storage).url,
         seed=job.run.seed,
         deterministic=job.run.deterministic,
         recorder=tracker,
         progress=progress,
     )
     with _closing(tracker):
+        if job.scale.kind == "ray":
+            start_ray(job.scale)
         answer = launch(_work, job.as_dict(), job.scale, options, on_epoch=on_epoch, callbacks=callbacks)
         model = {name: answer[name] for name in ("model_uri", "metric", "metrics", "mode", "data_fingerprint")}
         entry = _register(job, uri, tracker.run_id, model) if job.run.register else None
@@ -105,11 +105,11 @@ def train(
     return result
 
 
-def _finished_before(job: JobConfig, uri: str, folder: Storage, record: dict[str, Any]) -> TrainResult:
+def _finished_before(job: JobConfig, folder: Storage, record: dict[str, Any]) -> TrainResult:
     """The result of a training that ended earlier, registered now if that was left out then."""
     before = record["result"]
     if before["registered"] is None and job.run.register:
-        before["registered"] = asdict(_register(job, uri, record["run_id"], record["model"]))
+        before["registered"] = asdict(_register(job, before["tracking_uri"], record["run_id"], record["model"]))
         folder.write_json(RECORD, record)
     registered = Registered(**before["registered"]) if before["registered"] else None
     return TrainResult(**{**before, "status": "unchanged", "registered": registered})

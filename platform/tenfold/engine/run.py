@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tenfold.engine.loader import Loader
 from tenfold.engine.progress import Progress, terminal_bar
 from tenfold.engine.randomness import random_state, set_determinism, set_random_state
-from tenfold.engine.storage import MARKER, Storage
+from tenfold.engine.storage import Storage
 from tenfold.hashing import content_hash
 from tenfold.types import Batch
 
@@ -312,6 +312,9 @@ class Run:
             local.mkdir(parents=True, exist_ok=True)
             if not storage.is_local:
                 storage.download(local)
+                # Not to be sent back: other workers may have written theirs anew by then.
+                fetched = (path for path in local.rglob("*") if path.is_file())
+                self._sent.update({path: path.stat().st_mtime_ns for path in fetched})
             self._open_stages.append((storage, local))
             try:
                 with self._own_streams(self.seed if seed is None else seed):
@@ -321,7 +324,7 @@ class Run:
                 self._open_stages.pop()
             self.barrier()
             if self.is_main:
-                storage.write_json(MARKER, {"stage": name, "key": dict(key), "digest": digest})
+                storage.mark_complete({"stage": name, "key": dict(key), "digest": digest})
             self.barrier()
         if not storage.is_local:
             storage.download(local)

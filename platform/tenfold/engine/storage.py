@@ -116,6 +116,13 @@ class Storage:
         self.upload(source)
         self.write_json(MARKER, about)
 
+    def mark_complete(self, about: Mapping[str, Any]) -> None:
+        """Say that the folder is whole, once what it holds is sure to survive a power cut."""
+        if self.is_local:
+            for entry in (*Path(self.root).rglob("*"), Path(self.root)):
+                sync(entry)
+        self.write_json(MARKER, about)
+
     def upload(self, source: Path, since: dict[Path, int] | None = None) -> None:
         """Copy every file of a local folder here, without the marker.
 

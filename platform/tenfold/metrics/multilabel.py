@@ -76,10 +76,14 @@ def model_metrics(
     return multilabel_metrics(split_logits(run, model, split), split, prefix, train_counts)
 
 
+_COLOURS = {1: "tab:green", 0: "tab:red", -1: "tab:blue"}
+"""Of a label that the model gives, by the truth."""
+
+
 def figure_predictions(
     images: np.ndarray, probs: np.ndarray, truth: np.ndarray, classes: Sequence[str], num_columns: int = 6
 ) -> Figure:
-    """Pictures with the labels a model gives them: green where right, red where wrong, grey where missed.
+    """Pictures with the labels a model gives them: green where right, red wrong, blue unknown, grey where missed.
 
     Args:
         images: uint8 ``(P, S, S, 3)``.
@@ -97,7 +101,7 @@ def figure_predictions(
         panel.imshow(image)
         given = np.flatnonzero(prob >= 0.5).tolist()
         missed = np.flatnonzero((prob < 0.5) & (true == 1)).tolist()
-        words = [(f"{classes[k]} {prob[k]:.2f}", "tab:green" if true[k] == 1 else "tab:red") for k in given]
+        words = [(f"{classes[k]} {prob[k]:.2f}", _COLOURS[int(true[k])]) for k in given]
         words += [(f"({classes[k]} {prob[k]:.2f})", "tab:gray") for k in missed]
         for at, (word, colour) in enumerate(words[:6]):
             panel.text(
@@ -106,7 +110,8 @@ def figure_predictions(
             )  # fmt: skip
         if not words:
             panel.text(0.02, -0.06, "no label", transform=panel.transAxes, color="tab:gray", fontsize=7.5, va="top")
-    figure.suptitle("green: given and true · red: given, not true · (grey): true, not given", fontsize=9)
+    legend = "green: given and true · red: given, not true · blue: given, unknown · (grey): true, not given"
+    figure.suptitle(legend, fontsize=9)
     return figure
 
 

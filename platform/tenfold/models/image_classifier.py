@@ -7,9 +7,12 @@ initialisation) or give the head another learning rate.
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises where it refuses; nothing is unpickled
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tenfold.types import Preprocessing
@@ -42,7 +45,7 @@ class ModelConfig:
         if self.name != "small_cnn" and (
             library not in ("torchvision", "timm") or self.name in (library, f"{library}:")
         ):
-            raise ValueError(f"model.name must be small_cnn, torchvision:NAME or timm:NAME, got {self.name!r}")
+            raise ValueError(f"name must be small_cnn, torchvision:NAME or timm:NAME, got {self.name!r}")
         if self.linear_epochs < 1:
             raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
         if self.linear_learning_rate <= 0:
@@ -106,7 +109,10 @@ def build_classifier(config: ModelConfig, num_classes: int, image_size: int) -> 
     else:
         build = _torchvision_backbone if library == "torchvision" else _timm_backbone
         backbone, feature_dim = build(name, config.pretrained and config.checkpoint is None)
-        preprocessing = Preprocessing(image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        # timm knows what each of its networks was trained on; torchvision's share one normalisation.
+        trained_on = getattr(backbone, "pretrained_cfg", {})
+        mean, std = trained_on.get("mean", IMAGENET_MEAN), trained_on.get("std", IMAGENET_STD)
+        preprocessing = Preprocessing(image_size=image_size, mean=tuple(mean), std=tuple(std))
     if config.checkpoint is not None:
         _load_backbone(backbone, Path(config.checkpoint))
     return ImageClassifier(backbone, feature_dim, num_classes, preprocessing)
@@ -153,7 +159,10 @@ def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
         nodes = get_graph_node_names(network)[1]
         if "features" not in nodes and not hasattr(network, "features"):
             raise ValueError(f"torchvision:{name} has no convolutional feature map; use a ResNet or a timm network")
-        backbone = network.features if hasattr(network, "features") else create_feature_extractor(network, ["features"])
+        if hasattr(network, "features"):
+            backbone = nn.Sequential(OrderedDict(features=network.features))
+        else:
+            backbone = create_feature_extractor(network, ["features"])
     return backbone, _map_channels(backbone, f"torchvision:{name}")
 
 
@@ -186,12 +195,17 @@ def _map_channels(backbone: nn.Module, name: str) -> int:
 def _load_backbone(backbone: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"model.checkpoint: there is no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"model.checkpoint {path} is damaged or holds more than tensors: {error}") from error
+    if not isinstance(weights, dict):
+        raise ValueError(  # noqa: TRY004 - the content of a file, not an argument
+            f"model.checkpoint {path} must hold tensors by name, got {type(weights).__name__}"
+        )
     try:
         incompatible = backbone.load_state_dict(weights, strict=False)
     except RuntimeError as error:
