@@ -15,6 +15,7 @@ NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No word of Ray; what is set within a test goes with it."""
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in NAMES})
+    monkeypatch.setattr(cluster, "_ray_is_imported", lambda: False)  # other tests may have imported it
     return monkeypatch
 
 
@@ -57,6 +58,13 @@ def test_no_token_is_made_where_the_user_or_the_cluster_has_decided(environment,
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         assert os.environ.get(name) == given.get(name)
     assert os.environ["RAY_AUTH_MODE"] == given.get("RAY_AUTH_MODE", "token")
+
+
+def test_a_ray_imported_earlier_keeps_the_mode_that_it_read(environment):
+    environment.setattr(cluster, "_ray_is_imported", lambda: True)
+    cluster.set_environment()
+    assert "RAY_AUTH_MODE" not in os.environ
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def test_what_the_user_has_set_stays(environment):

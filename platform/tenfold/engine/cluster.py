@@ -24,11 +24,17 @@ def set_environment() -> None:
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_MODE" not in os.environ:
+        if _ray_is_imported():
+            return  # Ray read its mode when it was imported (a notebook, say): its own default, a token file, holds
         os.environ["RAY_AUTH_MODE"] = "token"
     if os.environ["RAY_AUTH_MODE"] == "token" and not cluster_address():
         named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
         if not named:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _ray_is_imported() -> bool:
+    return "ray" in sys.modules
 
 
 def cluster_address() -> str | None:
