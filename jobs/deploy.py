@@ -4,6 +4,7 @@ python jobs/deploy.py                                   # every registered champ
 python jobs/deploy.py model=models:/large_loss@champion serve.port=8001
 """
 
+import signal
 import sys
 import threading
 from dataclasses import dataclass, field, replace
@@ -84,13 +85,14 @@ def work(settings: DeploySettings) -> None:
 
 
 def wait(endpoint: Endpoint) -> None:
-    """Until Ctrl-C, then let running requests finish."""
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("\nstopping: running requests finish first", file=sys.stderr, flush=True)
-        endpoint.drain()
-        cluster.stop()  # Serve ends with it
+    """Until Ctrl-C or SIGTERM, then let running requests finish."""
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    asked.wait()
+    print("\nstopping: running requests finish first", file=sys.stderr, flush=True)
+    endpoint.drain()
+    cluster.stop()  # Serve ends with it
 
 
 def describe(endpoint: Endpoint) -> str:
