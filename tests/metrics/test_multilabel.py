@@ -12,14 +12,14 @@ from sklearn.metrics import average_precision_score
 from tenfold.data.images import ArrayImages
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.engine.run import PlainRun, Run
+from tenfold.metrics.figures import figure_history
 from tenfold.metrics.multilabel import (
     annotation_counts,
-    figure_history,
     figure_predictions,
     model_metrics,
     multilabel_metrics,
-    split_logits,
 )
+from tenfold.metrics.predictions import predict_images
 
 K = 6
 CLASSES = tuple("abcdef")
@@ -62,7 +62,7 @@ def expected_rows(num: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_logits_are_in_the_order_of_the_split(tmp_path, batch_size):
-    logits = split_logits(PlainRun(folder=tmp_path), scores, make_split(), batch_size)
+    logits = predict_images(PlainRun(folder=tmp_path), scores, make_split().images, batch_size)
     assert logits.dtype == torch.float32
     assert not logits.is_inference()
     torch.testing.assert_close(logits, expected_rows(20), rtol=0, atol=0)
@@ -71,7 +71,7 @@ def test_logits_are_in_the_order_of_the_split(tmp_path, batch_size):
 def test_shards_of_several_workers_make_the_whole(tmp_path):
     parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for rank in range(3):
-        split_logits(Shard(rank, 3, parts, folder=tmp_path), scores, make_split(), 4)
+        predict_images(Shard(rank, 3, parts, folder=tmp_path), scores, make_split().images, 4)
     assert {len(values) for values, _ in parts.values()} == {7}
     whole = torch.full((20, K), torch.nan)
     for values, index in parts.values():
@@ -81,7 +81,9 @@ def test_shards_of_several_workers_make_the_whole(tmp_path):
 
 def test_a_model_is_asked_without_gradients(tmp_path):
     model = torch.nn.Linear(1, K)
-    logits = split_logits(PlainRun(folder=tmp_path), lambda images: model(images[:, 0, 0, :1].float()), make_split())
+    logits = predict_images(
+        PlainRun(folder=tmp_path), lambda images: model(images[:, 0, 0, :1].float()), make_split().images
+    )
     assert not logits.requires_grad
 
 

@@ -1,42 +1,15 @@
 """How good is a multi-label model: scores of a whole split, their mAP, and pictures a person can judge."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit, shared_tensor
 from tenfold.engine.run import Run
 from tenfold.metrics.average_precision import average_precision, group_mean_ap
-
-
-def split_logits(
-    run: Run, predict: Callable[[Tensor], Tensor], split: MultiLabelSplit, batch_size: int = 256
-) -> Tensor:
-    """Logits ``(N, K)`` float32 of every picture of a split, computed by all workers together.
-
-    Args:
-        run: The machine.
-        predict: uint8 pictures ``(B, S, S, 3)`` on the run's device to logits ``(B, K)``.
-        split: Which pictures.
-        batch_size: Pictures per forward pass.
-    """
-    loader = run.loader(
-        lambda rows: {"images": split.images.read(rows)},
-        len(split.images),
-        batch_size,
-        shuffle=False,
-        prefetch=0 if split.images.in_memory else 2,
-    )
-    logits, index = [], []
-    with torch.inference_mode():
-        for batch in loader.epoch(0):
-            logits.append(predict(run.to_device(batch)["images"]).float().cpu())
-            index.append(batch["index"])
-    return run.gather_rows(torch.cat(logits), torch.cat(index), len(split.images))
+from tenfold.metrics.predictions import predict_images
 
 
 def multilabel_metrics(
@@ -73,7 +46,7 @@ def model_metrics(
     train_counts: Tensor | None = None,
 ) -> dict[str, float]:
     """``multilabel_metrics`` of a model in eval mode, or of any function from pictures to logits."""
-    return multilabel_metrics(split_logits(run, model, split), split, prefix, train_counts)
+    return multilabel_metrics(predict_images(run, model, split.images), split, prefix, train_counts)
 
 
 _COLOURS = {1: "tab:green", 0: "tab:red", -1: "tab:blue"}
@@ -112,19 +85,4 @@ def figure_predictions(
             panel.text(0.02, -0.06, "no label", transform=panel.transAxes, color="tab:gray", fontsize=7.5, va="top")
     legend = "green: given and true · red: given, not true · blue: given, unknown · (grey): true, not given"
     figure.suptitle(legend, fontsize=9)
-    return figure
-
-
-def figure_history(history: Sequence[dict[str, float]], names: Sequence[str], title: str) -> Figure:
-    """Curves of metrics over epochs, one panel each."""
-    shown = [name for name in names if any(name in row for row in history)]
-    figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.2), layout="constrained")
-    panels: Any = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
-    for panel, name in zip(panels, shown, strict=False):
-        points = [(row["epoch"], row[name]) for row in history if name in row]
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        panel.set_xlabel("epoch")
-        panel.set_title(name, fontsize=10)
-        panel.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
     return figure

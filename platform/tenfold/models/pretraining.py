@@ -20,7 +20,7 @@ from tenfold.data.handwriting.config import HandwritingConfig
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import Run
-from tenfold.metrics.multilabel import split_logits
+from tenfold.metrics.predictions import predict_images
 from tenfold.models.image_classifier import ModelConfig, build_classifier
 from tenfold.types import Batch
 
@@ -80,4 +80,4 @@ def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
 
 
 def _accuracy(run: Run, model: nn.Module, split: MultiLabelSplit) -> float:
-    return float((split_logits(run, model, split).argmax(1).numpy() == split.full.argmax(1)).mean())
+    return float((predict_images(run, model, split.images).argmax(1).numpy() == split.full.argmax(1)).mean())

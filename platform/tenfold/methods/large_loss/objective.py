@@ -22,7 +22,7 @@ from tenfold.methods.large_loss.loss import (
 )
 from tenfold.methods.large_loss.observatory import LabelNoiseRecorder
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
-from tenfold.metrics.multilabel import split_logits
+from tenfold.metrics.predictions import predict_images
 from tenfold.types import Batch
 
 
@@ -195,7 +195,7 @@ class TrainingLabels:
     def _pseudo_label(self, model: nn.Module, clock: Clock) -> None:
         was_training = model.training
         model.eval()
-        logits = split_logits(self._run, model, self._split)
+        logits = predict_images(self._run, model, self._split.images)
         model.train(was_training)
         assert self._num_unobserved is not None
         warmup, num_epochs = self._config.apl_warmup_epochs, clock.num_epochs

@@ -36,14 +36,14 @@ from tenfold.methods.large_loss.observatory import (
 )
 from tenfold.methods.large_loss.predictor import load
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
+from tenfold.metrics.figures import figure_history
 from tenfold.metrics.multilabel import (
     annotation_counts,
-    figure_history,
     figure_predictions,
     model_metrics,
     multilabel_metrics,
-    split_logits,
 )
+from tenfold.metrics.predictions import predict_images
 from tenfold.models.image_classifier import ImageClassifier, build_classifier, parameter_groups
 from tenfold.models.pretraining import pretrained_backbone
 from tenfold.types import Batch, Predictor, Task
@@ -166,7 +166,7 @@ def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: Ima
 
     def work(folder: Path) -> None:
         frozen = classifier.to(run.device).eval()
-        features = {name: split_logits(run, frozen.features, getattr(data, name)) for name in ("train", "val")}
+        features = {name: predict_images(run, frozen.features, getattr(data, name).images) for name in ("train", "val")}
         labels = TrainingLabels(job.method, data.train, run, mirror=False, recorder=None)
 
         def read(rows: np.ndarray) -> Batch:

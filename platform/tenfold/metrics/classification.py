@@ -1,0 +1,78 @@
+"""How good is a model that names one class: accuracies of a whole split, and pictures a person can judge."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+TOP = 5
+
+
+def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
+    """Accuracies in percent, counted over pictures.
+
+    ``{prefix}/accuracy`` is top-1, ``{prefix}/top5`` top-5 (where there are more than five classes), and
+    ``{prefix}/macro_accuracy`` the mean over the classes that occur.
+
+    Args:
+        logits: ``(N, K)``, K at least 2.
+        labels: Class of each picture, int64 ``(N,)``.
+        prefix: Of the metrics' names: the split.
+
+    Raises:
+        ValueError: Shapes that don't fit together, no picture, or a label outside 0..K - 1.
+    """
+    if logits.ndim != 2 or labels.shape != (len(logits),) or not len(labels):
+        raise ValueError(
+            f"logits must be (N, K) and labels (N,) with N at least 1, "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    num_classes = logits.shape[1]
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+
+    def accuracy(average: Literal["micro", "none"], top: int = 1) -> Tensor:
+        return 100 * multiclass_accuracy(logits, labels, num_classes, average=average, top_k=top)
+
+    of_class = accuracy("none")[labels.unique()]
+    metrics = {f"{prefix}/accuracy": float(accuracy("micro")), f"{prefix}/macro_accuracy": float(of_class.mean())}
+    if num_classes > TOP:
+        metrics[f"{prefix}/top5"] = float(accuracy("micro", TOP))
+    return metrics
+
+
+def figure_confusion(logits: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
+    """Share of each true class (rows) that was given each name (columns), in percent.
+
+    Args:
+        logits: ``(N, K)``.
+        labels: int64 ``(N,)``.
+        classes: K names; they are written at the axes where there are at most 40.
+        title: Above the picture.
+    """
+    matrix = 100 * multiclass_confusion_matrix(logits, labels, len(classes), normalize="true").numpy()
+    named = len(classes) <= 40
+    side = 2.5 + 0.32 * min(len(classes), 40)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    panel: Any = figure.subplots()
+    image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=panel, shrink=0.8, label="%")
+    panel.set_xlabel("predicted")
+    panel.set_ylabel("true")
+    if named:
+        places = np.arange(len(classes))
+        panel.set_xticks(places, classes, rotation=60, ha="right", fontsize=8)
+        panel.set_yticks(places, classes, fontsize=8)
+    if len(classes) <= 12:
+        for row, column in np.ndindex(*matrix.shape):
+            value = matrix[row, column]
+            if value >= 1:
+                panel.text(
+                    column, row, f"{value:.0f}",
+                    ha="center", va="center", fontsize=7, color="white" if value > 60 else "black",
+                )  # fmt: skip
+    panel.set_title(title, fontsize=10)
+    return figure

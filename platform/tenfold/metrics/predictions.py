@@ -1,0 +1,33 @@
+"""What a model gives for all pictures of a split, computed by all workers together."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tenfold.data.multilabel import ImageSource
+from tenfold.engine.run import Run
+
+
+def predict_images(run: Run, predict: Callable[[Tensor], Tensor], images: ImageSource, batch_size: int = 256) -> Tensor:
+    """One row float32 ``(N, K)`` for every picture, in their order, on the CPU of every worker.
+
+    Args:
+        run: The machine.
+        predict: uint8 pictures ``(B, S, S, 3)`` on the run's device to rows ``(B, K)``: logits, features, embeddings.
+        images: Which pictures.
+        batch_size: Pictures per forward pass.
+    """
+    loader = run.loader(
+        lambda rows: {"images": images.read(rows)},
+        len(images),
+        batch_size,
+        shuffle=False,
+        prefetch=0 if images.in_memory else 2,
+    )
+    values, index = [], []
+    with torch.inference_mode():
+        for batch in loader.epoch(0):
+            values.append(predict(run.to_device(batch)["images"]).float().cpu())
+            index.append(batch["index"])
+    return run.gather_rows(torch.cat(values), torch.cat(index), len(images))
