@@ -1,9 +1,9 @@
 """The few words that every floor of the house shares: tensors by name, tasks, what an image looks like."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -26,11 +26,16 @@ class Preprocessing:
     """How a decoded picture becomes the network's input: resize, scale to [0, 1], normalise."""
 
     image_size: int
-    """Height and width in pixels; pictures of another size are resized (bilinear, aspect not kept)."""
+    """Height and width in pixels that the network takes."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Per RGB channel, subtracted after scaling to [0, 1]."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Per RGB channel, divided by after the mean is subtracted."""
+    resize: Literal["stretch", "crop"] = "stretch"
+    """How pictures of another size get there: ``stretch`` does not keep the aspect; ``crop`` brings the shorter side
+    to ``image_size`` and cuts out the centre."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of the resizing; both with antialiasing."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -51,4 +56,26 @@ class Predictor(Protocol):
 
         Multi-label and classification: ``probs (B, K)`` float32 and ``logits (B, K)`` float32.
         """
+        ...
+
+
+class OpenVocabularyPredictor(Predictor, Protocol):
+    """A predictor that can also name classes which the caller brings along, by what is written about them."""
+
+    prompt_template: str
+    """One sentence with ``{}`` for the name: what a class is called when only its name is given."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit vectors float32 ``(B, D)`` on the CPU for uint8 ``(B, S, S, 3)``."""
+        ...
+
+    def prototypes_of(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
+        """Class prototypes float32 ``(K, D)`` on the CPU, in the order of the mapping of name to at least one prompt.
+
+        What was asked before is remembered.
+        """
+        ...
+
+    def classify(self, embeddings: Tensor, prototypes: Tensor) -> Mapping[str, Tensor]:
+        """``probs`` and ``logits``, float32 ``(B, K)``; with its own prototypes this is what a call gives."""
         ...
