@@ -45,8 +45,8 @@ class Row:
 def large_loss(job: JobConfig, run: PlainRun) -> Learner:
     import numpy as np
 
-    from tenfold.methods.large_loss.objective import TrainingLabels
     from tenfold.models.image_classifier import build_classifier
+    from tenfold.models.partial_labels.objective import TrainingLabels
 
     data = load_multilabel(job.data)
     labels = TrainingLabels(job.method, data.train, run, mirror=data.mirrorable, recorder=None)

@@ -1,42 +1,14 @@
 """A trained multi-label classifier, ready to answer."""
 
-import torch
-from torch import Tensor
-
 from tenfold.bundle import Bundle
-from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
-from tenfold.types import Task
+from tenfold.models.partial_labels.predictor import MultiLabelPredictor
+from tenfold.models.partial_labels.predictor import load as load_multilabel_predictor
 
 
-class LargeLossPredictor:
-    """Logits and probabilities of every label of a picture."""
-
-    task = Task.MULTI_LABEL
-
-    def __init__(self, model: ImageClassifier, classes: tuple[str, ...], device: str) -> None:
-        self.model = model.to(device).eval()
-        self.classes = classes
-        self.preprocessing = model.preprocessing
-        self._device = device
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 pictures ``(B, S, S, 3)``."""
-        with torch.inference_mode():
-            logits = self.model(images.to(self._device)).float().cpu()
-        return {"probs": logits.sigmoid(), "logits": logits}
-
-
-def load(bundle: Bundle, device: str = "cpu") -> LargeLossPredictor:
+def load(bundle: Bundle, device: str = "cpu") -> MultiLabelPredictor:
     """The network that a bundle describes, with its weights.
 
     Raises:
         ValueError: The weights don't fit the network that the bundle's settings name.
     """
-    settings = {**bundle.config["model"], "pretrained": False, "checkpoint": None}
-    metadata = bundle.metadata
-    model = build_classifier(ModelConfig(**settings), len(metadata.classes), metadata.preprocessing.image_size)
-    try:
-        model.load_state_dict(bundle.tensors())
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {bundle.folder} don't fit model {settings['name']!r}: {error}") from error
-    return LargeLossPredictor(model, metadata.classes, device)
+    return load_multilabel_predictor(bundle, device)
