@@ -189,3 +189,19 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         (tmp_path / f"damaged.{ending}").write_bytes(b"not a checkpoint at all")
         with pytest.raises(ValueError, match=r"model\.checkpoint .*damaged"):
             small(checkpoint=str(tmp_path / f"damaged.{ending}"))
+
+
+def test_a_head_may_read_the_feature_map():
+    class Peak(nn.Module):
+        def __init__(self, feature_dim: int, num_classes: int) -> None:
+            super().__init__()
+            self.score = nn.Conv2d(feature_dim, num_classes, 1)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.score(features).amax((2, 3))
+
+    model = build_classifier(ModelConfig(), K, 64, map_head=Peak).eval()
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(model(images), model.head.score(model.feature_map(images)).amax((2, 3)))
+    groups = parameter_groups(model, 1e-3, 10.0)
+    assert [len(group["params"]) for group in groups] == [len(list(model.backbone.parameters())), 2]

@@ -1,10 +1,12 @@
-"""Convolutional image classifiers: a backbone that gives a feature map, and a linear head on its mean.
+"""Convolutional image classifiers: a backbone that gives a feature map, and a head.
 
-Backbone and head are apart because methods replace the head (class activation maps), freeze the backbone (linear
-initialisation) or give the head another learning rate.
+The plain head is linear on the map's mean; a method may bring one that reads the map itself (class activation maps).
+Backbone and head are apart because methods also freeze the backbone (linear initialisation) or give the head another
+learning rate.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises where it refuses; nothing is unpickled
@@ -53,24 +55,33 @@ class ModelConfig:
 
 
 class ImageClassifier(nn.Module):
-    """Logits = head(mean over space of backbone(normalised picture)).
+    """Logits = head(mean over space of backbone(normalised picture)), or head(backbone(normalised picture)).
 
     Args:
         backbone: ``(B, 3, H, W)`` float to a feature map ``(B, D, h, w)``.
         feature_dim: Channels D of that map.
         num_classes: Classes K, at least 1.
         preprocessing: What the backbone was made for.
+        map_head: Feature map ``(B, D, h, w)`` to logits ``(B, K)``; None: linear on the map's mean.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        num_classes: int,
+        preprocessing: Preprocessing,
+        map_head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.backbone = backbone
-        self.head = nn.Linear(feature_dim, num_classes)
+        self.head = map_head or nn.Linear(feature_dim, num_classes)
+        self.reads_map = map_head is not None
         self.feature_dim = feature_dim
         self.preprocessing = preprocessing
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
@@ -92,11 +103,22 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, K)`` of uint8 pictures ``(B, H, W, 3)``."""
-        return self.head(self.features(images))
+        return self.head(self.feature_map(images) if self.reads_map else self.features(images))
 
 
-def build_classifier(config: ModelConfig, num_classes: int, image_size: int) -> ImageClassifier:
+def build_classifier(
+    config: ModelConfig,
+    num_classes: int,
+    image_size: int,
+    map_head: Callable[[int, int], nn.Module] | None = None,
+) -> ImageClassifier:
     """The network that a configuration names, with fresh head.
+
+    Args:
+        config: Which network.
+        num_classes: Classes K.
+        image_size: Side of the pictures.
+        map_head: Channels D and classes K to a head that reads the feature map; None: the plain head.
 
     Raises:
         ValueError: Unknown network, missing or unfitting checkpoint, weights out of reach, no feature map.
@@ -115,7 +137,8 @@ def build_classifier(config: ModelConfig, num_classes: int, image_size: int) -> 
         preprocessing = Preprocessing(image_size=image_size, mean=tuple(mean), std=tuple(std))
     if config.checkpoint is not None:
         _load_backbone(backbone, Path(config.checkpoint))
-    return ImageClassifier(backbone, feature_dim, num_classes, preprocessing)
+    head = map_head(feature_dim, num_classes) if map_head is not None else None
+    return ImageClassifier(backbone, feature_dim, num_classes, preprocessing, head)
 
 
 def small_cnn() -> nn.Sequential:
