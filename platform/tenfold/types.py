@@ -79,3 +79,23 @@ class OpenVocabularyPredictor(Predictor, Protocol):
     def classify(self, embeddings: Tensor, prototypes: Tensor) -> Mapping[str, Tensor]:
         """``probs`` and ``logits``, float32 ``(B, K)``; with its own prototypes this is what a call gives."""
         ...
+
+
+class ExplainingPredictor(Predictor, Protocol):
+    """A predictor that can say where in a picture it saw what it answers."""
+
+    def explain(self, images: Tensor, labels: Tensor | None = None) -> Mapping[str, Tensor]:
+        """What a call gives, and where it comes from, in one forward pass.
+
+        Args:
+            images: uint8 ``(B, S, S, 3)``.
+            labels: Class to explain for each picture, int64 ``(B,)``; None: the one with the highest logit.
+
+        Returns:
+            The outputs of a call, and ``attributions`` float32 ``(B, S, S)`` in [0, 1] (each map by itself: 1 is its
+            strongest place) and ``explained`` int64 ``(B,)``, all on the CPU.
+
+        Raises:
+            ValueError: A label that is no class.
+        """
+        ...
