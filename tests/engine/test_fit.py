@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from tenfold.engine.fit import FitPlan, FitResult
+from tenfold.engine.fit import FitPlan, FitResult, fit
 from tenfold.engine.run import Interrupted, PlainRun
 from tests.engine import toy
 
@@ -171,3 +171,29 @@ def test_clock_counts_epochs_and_steps(tmp_path):
     assert seen[0] == (1, 0, 26)
     assert seen[13] == (2, 13, 26)
     assert len(seen) == 26
+
+
+def test_the_average_keeps_a_mask_of_infinities(tmp_path):
+    class Masked(nn.Module):
+        mask: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = toy.network()
+            self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.inner(inputs)
+
+    inputs, targets = toy.data()
+    run = PlainRun(folder=tmp_path, progress=False)
+    result = fit(
+        run,
+        Masked(),
+        toy.loss,
+        run.loader(lambda rows: {"inputs": inputs[rows], "targets": targets[rows]}, len(inputs), 32, shuffle=True),
+        FitPlan(num_epochs=2, ema_decay=0.9),
+        optimizer=lambda bare: torch.optim.SGD(bare.parameters(), lr=0.1),
+    )
+    assert torch.equal(result.model.get_buffer("mask"), torch.full((2, 2), float("-inf")).triu(1))
+    assert all(value.isfinite().all() for value in result.model.get_submodule("inner").state_dict().values())

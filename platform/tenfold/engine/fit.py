@@ -185,6 +185,14 @@ class _Loop:
             if plan.ema_decay is not None
             else None
         )
+        # A causal mask holds -inf, of which an average is no number.
+        self.not_averaged = [
+            (kept, buffer)
+            for kept, buffer in zip(
+                self.averaged.module.buffers() if self.averaged is not None else (), self.bare.buffers(), strict=False
+            )
+            if not buffer.isfinite().all()
+        ]
         self.autocast, use_scaler = _precision(plan.precision, run.device)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=use_scaler)
         self.state = _State()
@@ -259,6 +267,8 @@ class _Loop:
             self.schedule.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.bare)
+            for kept, buffer in self.not_averaged:
+                kept.copy_(buffer)
         self.state.step += 1
 
     def _attend(self) -> None:
