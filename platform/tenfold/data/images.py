@@ -23,13 +23,23 @@ from tenfold.data.array_cache import cached_array
 from tenfold.data.multilabel import ImageSource
 
 ImageFormat = Literal["jpeg", "png", "webp"]
+Resize = Literal["stretch", "crop"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 # A progressive JPEG holds about ten scans; thousands of them are a way to burn CPU with a small file.
 _MAX_JPEG_SCANS = 100
 # What Pillow raises on broken bytes, beside its own OSError: measured by feeding it damaged files.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
-# Part of every cache key: raise it when decoding or resizing changes the bytes.
-_RESIZE_RULE = "exif-rgb-white-bilinear-1"
+# Part of every cache key: raise the number when decoding or resizing changes the bytes.
+_RESIZE_RULES = {
+    ("stretch", "bilinear"): "exif-rgb-white-bilinear-1",
+    ("stretch", "bicubic"): "exif-rgb-white-bicubic-1",
+    ("crop", "bilinear"): "exif-rgb-white-crop-bilinear-1",
+    ("crop", "bicubic"): "exif-rgb-white-crop-bicubic-1",
+}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# A strip more elongated than this is never resized whole: 16 million pixels in a row would become gigabytes.
+_LONGEST_STRIP = 64
 
 
 def sniff_format(data: bytes) -> ImageFormat | None:
@@ -60,21 +70,53 @@ def decode_image(data: bytes, *, max_pixels: int = 16_000_000) -> np.ndarray:
     return np.array(_decode(data, max_pixels))
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 ``(H, W, 3)`` to ``(size, size, 3)``: bilinear with antialiasing, aspect not kept.
+def resize_image(
+    image: np.ndarray, size: int, resize: Resize = "stretch", interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Resize uint8 ``(H, W, 3)`` to ``(size, size, 3)``, with antialiasing.
+
+    Args:
+        image: Decoded picture.
+        size: Height and width of the result.
+        resize: ``stretch`` does not keep the aspect; ``crop`` brings the shorter side to ``size`` and cuts out the
+            centre, to the byte like torchvision's ``Resize`` and ``CenterCrop`` on a Pillow picture (what CLIP does).
+        interpolation: ``bilinear`` or ``bicubic``.
 
     Raises:
-        ValueError: ``image`` is not uint8 ``(H, W, 3)`` with H, W at least 1, or ``size`` is below 1.
+        ValueError: ``image`` is not uint8 ``(H, W, 3)`` with H, W at least 1, ``size`` is below 1, or an unknown way.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    return np.array(_resize(Image.fromarray(image), size))
+    _check_resizing(resize, interpolation)
+    return np.array(_resize(Image.fromarray(image), size, resize, interpolation))
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+def _check_resizing(resize: str, interpolation: str) -> None:
+    if (resize, interpolation) not in _RESIZE_RULES:
+        raise ValueError(
+            f"resize must be stretch or crop, interpolation bilinear or bicubic; got {resize!r} and {interpolation!r}"
+        )
+
+
+def _resize(image: Image.Image, size: int, resize: str, interpolation: str) -> Image.Image:
+    resample = _FILTERS[interpolation]
+    if resize == "stretch":
+        return image.resize((size, size), resample)
+    shorter, longer = min(image.size), max(image.size)
+    # torchvision's rules: the longer side is cut to a whole number, the margin rounded half to even.
+    resized = int(size * longer / shorter)
+    start = round((resized - size) / 2)
+    wide = image.width > image.height
+    if longer > _LONGEST_STRIP * shorter:
+        scale = longer / resized
+        first, last = start * scale, min((start + size) * scale, longer)
+        box = (first, 0, last, shorter) if wide else (0, first, shorter, last)
+        return image.resize((size, size), resample, box=box)
+    whole = image.resize((resized, size) if wide else (size, resized), resample)
+    left, top = (start, 0) if wide else (0, start)
+    return whole.crop((left, top, left + size, top + size))
 
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -141,14 +183,24 @@ class ArrayImages:
     """Pictures that lie decoded in an array or a memory map, uint8 ``(N, S, S, 3)``.
 
     A memory map of a whole file travels to other processes as its path, not as its bytes.
+
+    Args:
+        array: The pictures.
+        originals: Where they come from, if ``array`` holds resized ones; what ``read_raw`` reads.
+
+    Raises:
+        ValueError: Another type or shape, or ``originals`` of another length.
     """
 
     in_memory = True
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, originals: ImageSource | None = None) -> None:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
             raise ValueError(f"array must be uint8 (N, S, S, 3), got {array.dtype} {array.shape}")
+        if originals is not None and len(originals) != len(array):
+            raise ValueError(f"originals must be as many as the array's {len(array)} pictures, got {len(originals)}")
         self.array = array
+        self.originals = originals
 
     def __len__(self) -> int:
         return len(self.array)
@@ -158,14 +210,22 @@ class ArrayImages:
         rows = _check_rows(indices, len(self))
         return torch.from_numpy(np.asarray(self.array)[rows])  # the plain array: a memmap would copy twice
 
+    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
+        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        if self.originals is not None:
+            return self.originals.read_raw(indices)
+        return list(self.read(indices).numpy())
+
     def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"originals": self.originals}
         array = self.array
         # The base of a map of a whole file is the mmap itself; a slice of it has lost its offset.
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
-            return {"file": str(array.filename), "offset": array.offset, "shape": array.shape}
-        return {"array": np.asarray(array)}
+            return state | {"file": str(array.filename), "offset": array.offset, "shape": array.shape}
+        return state | {"array": np.asarray(array)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.originals = state["originals"]
         if "file" in state:
             self.array = np.memmap(
                 state["file"], dtype=np.uint8, mode="r", offset=state["offset"], shape=state["shape"]
@@ -189,6 +249,57 @@ class SubsetImages:
         """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there."""
         return self.source.read(self.rows[_check_rows(indices, len(self))])
 
+    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
+        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        return self.source.read_raw(self.rows[_check_rows(indices, len(self))])
+
+
+class ResizedImages:
+    """Another source at another size, resized at each reading; ``read_raw`` gives what that source has.
+
+    Args:
+        source: Pictures to resize.
+        image_size: Height and width of what ``read`` gives.
+        resize: As in ``resize_image``.
+        interpolation: As in ``resize_image``.
+
+    Raises:
+        ValueError: ``image_size`` below 1, or an unknown way.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        *,
+        resize: Resize = "stretch",
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        _check_resizing(resize, interpolation)
+        self.source = source
+        self.image_size = image_size
+        self.resize: Resize = resize
+        self.interpolation: Interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
+        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there."""
+        images = self.source.read_raw(_check_rows(indices, len(self)))
+        out = torch.empty((len(images), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        for row, image in zip(out.numpy(), images, strict=True):
+            row[:] = resize_image(image, self.image_size, self.resize, self.interpolation)
+        return out
+
+    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
+        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        return self.source.read_raw(indices)
+
 
 class FileImages:
     """Picture files, decoded and resized by a pool of threads at each reading.
@@ -196,23 +307,36 @@ class FileImages:
     Args:
         paths: JPEG, PNG or WEBP files; opened only when read.
         image_size: Height and width of what ``read`` gives.
+        resize: As in ``resize_image``.
+        interpolation: As in ``resize_image``.
         num_workers: Decoding threads (Pillow lets go of the interpreter lock while it decodes).
         max_pixels: Larger files are refused.
 
     Raises:
-        ValueError: A number below 1; on reading, a missing, truncated, damaged or too large file, by its name.
+        ValueError: A number below 1, an unknown way to resize; on reading, a missing, truncated, damaged or too large
+            file, by its name.
     """
 
     in_memory = False
 
     def __init__(
-        self, paths: Sequence[str | Path], image_size: int, *, num_workers: int = 8, max_pixels: int = 80_000_000
+        self,
+        paths: Sequence[str | Path],
+        image_size: int,
+        *,
+        resize: Resize = "stretch",
+        interpolation: Interpolation = "bilinear",
+        num_workers: int = 8,
+        max_pixels: int = 80_000_000,
     ) -> None:
         for name, value in (("image_size", image_size), ("num_workers", num_workers), ("max_pixels", max_pixels)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        _check_resizing(resize, interpolation)
         self.paths = tuple(str(path) for path in paths)
         self.image_size = image_size
+        self.resize: Resize = resize
+        self.interpolation: Interpolation = interpolation
         self.num_workers = num_workers
         self.max_pixels = max_pixels
         self._pool: ThreadPoolExecutor | None = None
@@ -228,22 +352,28 @@ class FileImages:
         self.read_into(out.numpy(), rows)
         return out
 
+    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
+        """The pictures at their own sizes, uint8 ``(H, W, 3)`` each; raises as ``read`` does."""
+        return [np.array(image) for image in self._threads().map(self._open, _check_rows(indices, len(self)))]
+
     def read_into(self, out: np.ndarray, rows: Iterable[int]) -> None:
         """Decode ``rows`` into ``out``, uint8 ``(B, S, S, 3)``."""
         for _ in self._threads().map(self._read_one, out, rows):
             pass
 
     def _read_one(self, out: np.ndarray, row: int) -> None:
+        out[:] = np.asarray(_resize(self._open(row), self.image_size, self.resize, self.interpolation))
+
+    def _open(self, row: int) -> Image.Image:
         path = self.paths[row]
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read picture {path}: {error.strerror or error}") from error
         try:
-            image = _decode(data, self.max_pixels)
+            return _decode(data, self.max_pixels)
         except ValueError as error:
             raise ValueError(f"cannot decode {path}: {error}") from error
-        out[:] = np.asarray(_resize(image, self.image_size))
 
     def _threads(self) -> ThreadPoolExecutor:
         # Threads do not survive a fork: a child that inherits the pool would wait for ever.
@@ -284,16 +414,16 @@ def file_table(paths: Sequence[str | Path], *, allow_missing: bool = False) -> t
 def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True) -> ArrayImages:
     """Decode every file once into a memory-mapped ``.npy`` in ``folder`` and read from there from then on.
 
-    The name holds a hash of paths, sizes, times and image size, so a changed file makes a new cache. The file appears
-    whole or not at all; processes that ask at the same time wait for the one that builds. It takes N * S * S * 3
-    bytes (49 GB for COCO's 82,081 training pictures at 448).
+    The name holds a hash of paths, sizes, times, image size and way of resizing, so a changed file makes a new cache.
+    The file appears whole or not at all; processes that ask at the same time wait for the one that builds. It takes
+    N * S * S * 3 bytes (49 GB for COCO's 82,081 training pictures at 448). ``read_raw`` still reads the picture files.
 
     Raises:
         ValueError: A file is missing, truncated or damaged, by its name.
         OSError: The disk is full, said before anything is decoded.
     """
     sizes, times = file_table(files.paths)
-    digest = hashlib.sha256(f"{_RESIZE_RULE}\0{files.image_size}\0".encode())
+    digest = hashlib.sha256(f"{_RESIZE_RULES[files.resize, files.interpolation]}\0{files.image_size}\0".encode())
     digest.update("\0".join(files.paths).encode())
     digest.update(sizes.tobytes() + times.tobytes())
     array = cached_array(
@@ -305,4 +435,4 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
         description="decoding pictures",
         progress=progress,
     )
-    return ArrayImages(array)
+    return ArrayImages(array, files)

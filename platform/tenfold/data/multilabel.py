@@ -26,6 +26,10 @@ class ImageSource(Protocol):
         """uint8 ``(B, S, S, 3)`` RGB for the rows asked for, in their order."""
         ...
 
+    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
+        """The same pictures before any resizing, uint8 ``(H, W, 3)`` RGB each."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelSplit:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tenfold.data.multilabel_readers.listing import Listing, OfficialLists, check_distinct, read_lines, require_file
+from tenfold.data.multilabel_readers.listing import Listing, OfficialLists, read_numbered, require_file
 
 FOLDER = Path("CUB_200_2011")
 
@@ -17,16 +17,16 @@ FOLDER = Path("CUB_200_2011")
 def read_cub_classes(root: Path) -> tuple[str, ...]:
     """The attribute names of ``attributes.txt``, in its order."""
     path = root / "attributes.txt"
-    return tuple(_numbered(path, "lines 'attribute_id name', ids 1, 2, ..."))
+    return tuple(read_numbered(path, "lines 'attribute_id name', ids 1, 2, ..."))
 
 
 def read_cub(root: Path) -> OfficialLists:
     """Read both lists. Raises ValueError, with the path, for a missing or malformed file."""
     classes = read_cub_classes(root)
     folder = root / FOLDER
-    names = _numbered(folder / "images.txt", "lines 'image_id path', ids 1, 2, ...")
+    names = read_numbered(folder / "images.txt", "lines 'image_id path', ids 1, 2, ...")
     split_path = folder / "train_test_split.txt"
-    flags = _numbered(split_path, "lines 'image_id is_training', ids 1, 2, ...", distinct=False)
+    flags = read_numbered(split_path, "lines 'image_id is_training', ids 1, 2, ...", distinct=False)
     if len(flags) != len(names) or not set(flags) <= {"0", "1"}:
         raise ValueError(f"{split_path}: expected {len(names)} flags 0 or 1 as in images.txt, got {len(flags)}")
     full = _read_attributes(folder / "attributes" / "image_attribute_labels.txt", len(names), len(classes))
@@ -36,19 +36,6 @@ def read_cub(root: Path) -> OfficialLists:
         return Listing(folder=folder / "images", names=[names[row] for row in np.flatnonzero(rows)], full=full[rows])
 
     return OfficialLists(classes=classes, train=part(is_train), test=part(~is_train))
-
-
-def _numbered(path: Path, what: str, *, distinct: bool = True) -> list[str]:
-    pairs = [line.split(maxsplit=1) for line in read_lines(path, what)]
-    for number, pair in enumerate(pairs, start=1):
-        if len(pair) != 2 or pair[0] != str(number):
-            raise ValueError(f"{path}, line {number}: expected {what}, got {' '.join(pair)!r}")
-    values = [pair[1].strip() for pair in pairs]
-    if not values:
-        raise ValueError(f"{path} is empty: expected {what}")
-    if distinct:
-        check_distinct(values, path, "entry")
-    return values
 
 
 def _read_attributes(path: Path, num_images: int, num_classes: int) -> np.ndarray:

@@ -64,3 +64,17 @@ def check_distinct(values: list[str] | tuple[str, ...], path: Path, what: str) -
         if value in seen:
             raise ValueError(f"{path} names the {what} {value!r} twice")
         seen.add(value)
+
+
+def read_numbered(path: Path, what: str, *, distinct: bool = True) -> list[str]:
+    """The values of lines 'number value', numbers 1, 2, ...; a ValueError, with the line, for anything else."""
+    pairs = [line.split(maxsplit=1) for line in read_lines(path, what)]
+    for number, pair in enumerate(pairs, start=1):
+        if len(pair) != 2 or pair[0] != str(number):
+            raise ValueError(f"{path}, line {number}: expected {what}, got {' '.join(pair)!r}")
+    values = [pair[1].strip() for pair in pairs]
+    if not values:
+        raise ValueError(f"{path} is empty: expected {what}")
+    if distinct:
+        check_distinct(values, path, "entry")
+    return values

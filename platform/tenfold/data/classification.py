@@ -1,0 +1,122 @@
+"""Pictures with one class each: what every reader gives, whatever the data set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tenfold.data.multilabel import ImageSource
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSplit:
+    """One part (train, val or test) of a data set."""
+
+    images: ImageSource
+    """N pictures; ``read`` gives them at the size of the network, ``read_raw`` as they were taken."""
+    labels: np.ndarray
+    """Class of each picture, int64 ``(N,)``."""
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
+            raise ValueError(
+                f"labels must be int64 of shape ({len(self.images)},), one for each image, "
+                f"got {self.labels.dtype} {self.labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationData:
+    """A data set ready for few-shot learning or zero-shot classification.
+
+    Raises:
+        ValueError: No classes, a name that is empty or comes twice, a label out of range, an empty part, or a class
+            without a training picture. In val and test a class may be absent: its accuracy is then undefined.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    """K names as the data set stores them, in label order."""
+    train: ClassificationSplit | None = None
+    """None where the data set has no such part, or it was not asked for."""
+    val: ClassificationSplit | None = None
+    test: ClassificationSplit
+    image_size: int
+    fingerprint: str
+    """Hex digest of what determines the stored pictures and their labels; resizing is the network's business."""
+    domain_word: str = ""
+    """What the pictures show, for prompts, with a space at its end ("satellite "); may be empty."""
+    concept: str | None = None
+    """What the classes have in common ("bird"); None where nothing helps."""
+    prompt_names: tuple[str, ...] | None = None
+    """Names for use in prompts, in label order, where ``classes`` are no words; None: ``classes`` serve."""
+    prepared_shots: bool = False
+    """Whether ``train`` is a prepared few-shot folder, in natural order: the first n of a class are its n shots."""
+    sort_case_insensitive: bool = False
+    """Whether labels follow the names without regard to case, whatever the order of a descriptor file's keys."""
+    mirrorable: bool = False
+    """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError(f"{self.name} has no classes")
+        if "" in self.classes:
+            raise ValueError(f"{self.name}: the name of class {self.classes.index('')} is empty")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"{self.name} names the class {twice!r} twice")
+        if self.prompt_names is not None and len(self.prompt_names) != len(self.classes):
+            raise ValueError(
+                f"{self.name} needs a prompt name for each of {len(self.classes)} classes, got {len(self.prompt_names)}"
+            )
+        for part, split in self.splits().items():
+            self._check(part, split)
+
+    def splits(self) -> Mapping[Split, ClassificationSplit]:
+        """The parts that are there, by name."""
+        parts: dict[Split, ClassificationSplit | None] = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: split for part, split in parts.items() if split is not None}
+
+    def split(self, part: Split) -> ClassificationSplit:
+        """A part by its name.
+
+        Raises:
+            ValueError: The data set has none, or it was not asked for.
+        """
+        there = self.splits()
+        if part not in there:
+            raise ValueError(f"{self.name} has no {part} part here; it has {', '.join(there)}")
+        return there[part]
+
+    def _check(self, part: Split, split: ClassificationSplit) -> None:
+        if not len(split):
+            raise ValueError(f"{self.name}: the {part} part holds no picture")
+        low, high = split.labels.min(), split.labels.max()
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(f"{self.name}: {part} labels must lie in 0..{len(self.classes) - 1}, got {low}..{high}")
+        counts = np.bincount(split.labels, minlength=len(self.classes))
+        if part == "train" and not counts.all():
+            absent = [self.classes[label] for label in np.flatnonzero(counts == 0)]
+            raise ValueError(
+                f"{self.name}: {len(absent)} of {len(self.classes)} classes have no training picture, "
+                f"first: {absent[0]!r}"
+            )
+
+
+def check_splits(splits: Sequence[str]) -> tuple[Split, ...]:
+    """The parts asked for, in the order train, val, test.
+
+    Raises:
+        ValueError: No part, or an unknown one.
+    """
+    unknown = [part for part in splits if part not in SPLITS]
+    if unknown or not splits:
+        raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}")
+    return tuple(part for part in SPLITS if part in splits)

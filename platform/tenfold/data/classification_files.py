@@ -1,0 +1,218 @@
+"""Real data sets with one class for each picture, from disk: reader, parts, pictures and fingerprint in one call."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
+from tenfold.data.classification_domains import DOMAINS
+from tenfold.data.classification_readers import torchvision_sets
+from tenfold.data.classification_readers.birds import read_cub200
+from tenfold.data.classification_readers.folders import read_few_shots, read_folders
+from tenfold.data.classification_readers.imagenet import read_imagenet, read_imagenet_100, read_imagenetv2
+from tenfold.data.classification_readers.listing import PictureList, PictureLists
+from tenfold.data.classification_readers.split_files import read_split_file, read_text_lists
+from tenfold.data.classification_readers.stl10 import read_stl10
+from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_images, file_table
+from tenfold.data.multilabel import ImageSource
+from tenfold.types import Preprocessing
+
+_Reader = Callable[[Path, Sequence[Split]], PictureLists]
+_READERS: dict[str, _Reader] = {
+    "imagenet": read_imagenet,
+    "imagenetv2": lambda root, parts: read_imagenetv2(root),
+    "cub200": read_cub200,
+    "places365": torchvision_sets.read_places365,
+    "dtd": torchvision_sets.read_dtd,
+    "food101": torchvision_sets.read_food101,
+    "eurosat": torchvision_sets.read_eurosat,
+    "pets": torchvision_sets.read_pets,
+    "flowers102": torchvision_sets.read_flowers102,
+    "cars": torchvision_sets.read_cars,
+    "caltech101": torchvision_sets.read_caltech101,
+    "sun397": torchvision_sets.read_sun397,
+    "stl10": read_stl10,
+    "folders": read_folders,
+}
+_NEED_SETTINGS = ("fgvc_aircraft", "imagenet_100")
+NAMES = tuple(sorted((*_READERS, *_NEED_SETTINGS)))
+"""Data sets that have a reader here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationFilesConfig:
+    """Which data set, where, and how it is divided."""
+
+    name: str
+    """One of ``NAMES``; ``folders`` is any data set in ``{train,val,test}/<class>/`` or ``<class>/``."""
+    root: str
+    """Folder of the data set; what it holds is said with each reader."""
+    split_file: str | None = None
+    """Who is in train, val and test, by a path that starts at ``root`` or is absolute: a CSV with the header
+    ``split,filename``, JSON of ``[path, label, name]`` by part, or a folder of ``train.txt`` ... with lines
+    ``path,label`` (one such file is the training part). None: the official parts. A part that the file does not
+    have is absent, but for the official test part."""
+    few_shot_folder: str | None = None
+    """Prepared shots ``<class>/<file>`` that become the training part, by a path that starts at ``root`` or is
+    absolute (such as ``real_train_fewshot/seed0``); None: the training part is what the lists say."""
+    level: str = "variant"
+    """FGVC aircraft: 100 classes by ``variant``, or 70 by ``family``."""
+    classes_file: str = "classes.txt"
+    """imagenet_100: the classes in label order, a WordNet id and optionally a name a line; starts at ``root``."""
+    domain_word: str | None = None
+    """What the pictures show, for prompts, with a space at its end; None: what is usual for the data set."""
+    concept: str | None = None
+    """What the classes have in common; None: what is usual for the data set, an empty text: nothing."""
+    mirrorable: bool = True
+    """Whether a picture mirrored left to right is as good a picture."""
+    cache: str | None = None
+    """Folder for decoded validation and test pictures (N * image_size^2 * 3 bytes); None decodes at each reading.
+    Training pictures are always decoded at each reading: few of many are used."""
+    num_workers: int = 8
+    """Decoding threads."""
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
+        if not self.root:
+            raise ValueError("root must be the data set's folder, got an empty string")
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        if self.level not in ("variant", "family"):
+            raise ValueError(f"level must be variant or family, got {self.level!r}")
+        if self.level != "variant" and self.name != "fgvc_aircraft":
+            raise ValueError(f"level is a setting of fgvc_aircraft, {self.name} has none: leave it at variant")
+        if self.domain_word and not self.domain_word.endswith(" "):
+            raise ValueError(f"domain_word must end with a space, got {self.domain_word!r}")
+        if self.split_file is not None and Path(self.split_file).suffix not in ("", ".csv", ".json", ".txt"):
+            raise ValueError(f"split_file must be .csv, .json, .txt or a folder of lists, got {self.split_file!r}")
+
+
+def load_classification_files(
+    config: ClassificationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
+) -> ClassificationData:
+    """Read the lists of the parts asked for and check that every picture exists; no picture is decoded without a cache.
+
+    The test part is always read; a part that the data set does not have is None. The fingerprint covers the parts
+    that were read.
+
+    Raises:
+        ValueError: Anything missing or malformed, with its path and what was expected; a picture in two parts.
+        OSError: No room for the cache.
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder: root must be where the data set {config.name} lies")
+    wanted = tuple(part for part in SPLITS if part in (*check_splits(splits), "test"))
+    lists = _read_lists(config, root, wanted)
+    _check_disjoint(config.name, lists)
+    sizes = {part: _sizes(pictures) for part, pictures in lists.parts.items()}
+    domain = DOMAINS[config.name]
+    loaded = {part: _split(config, part, pictures, preprocessing) for part, pictures in lists.parts.items()}
+    if "test" not in loaded:
+        raise ValueError(f"{root}: {config.name} has no test part here")
+    return ClassificationData(
+        name=config.name,
+        classes=lists.classes,
+        train=loaded.get("train"),
+        val=loaded.get("val"),
+        test=loaded["test"],
+        image_size=preprocessing.image_size,
+        fingerprint=_fingerprint(config.name, root, lists, sizes),
+        domain_word=domain.word if config.domain_word is None else config.domain_word,
+        concept=domain.concept if config.concept is None else config.concept or None,
+        prompt_names=lists.prompt_names,
+        prepared_shots=config.few_shot_folder is not None and "train" in loaded,
+        sort_case_insensitive=domain.sort_case_insensitive,
+        mirrorable=config.mirrorable,
+    )
+
+
+def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Split, ...]) -> PictureLists:
+    prepared = config.few_shot_folder is not None and "train" in wanted
+    read = _reader(config)
+    official_parts = tuple(part for part in wanted if not (part == "train" and prepared))
+    if config.split_file is None:
+        lists = read(root, official_parts)
+        parts = dict(lists.parts)
+    else:
+        path = root / config.split_file
+        if path.suffix in (".csv", ".json"):
+            lists = read(root, SPLITS)
+            if any(isinstance(part.pictures, np.ndarray) for part in lists.parts.values()):
+                raise ValueError(f"{config.name} keeps its pictures in one file: a split_file cannot name them")
+            divided = read_split_file(path, lists)
+        else:
+            lists = read(root, ("test",))
+            divided = read_text_lists(path, root, len(lists.classes))
+        parts = {part: divided[part] for part in official_parts if part in divided}
+        parts.setdefault("test", lists.parts["test"])
+    if prepared:
+        parts["train"] = read_few_shots(root / str(config.few_shot_folder), lists.classes)
+    return PictureLists(
+        classes=lists.classes,
+        parts={part: parts[part] for part in SPLITS if part in parts},
+        prompt_names=lists.prompt_names,
+    )
+
+
+def _reader(config: ClassificationFilesConfig) -> _Reader:
+    if config.name == "fgvc_aircraft":
+        return lambda root, parts: torchvision_sets.read_fgvc_aircraft(root, parts, config.level)
+    if config.name == "imagenet_100":
+        return lambda root, parts: read_imagenet_100(root, parts, root / config.classes_file)
+    return _READERS[config.name]
+
+
+def _check_disjoint(name: str, lists: PictureLists) -> None:
+    seen: dict[str, str] = {}
+    for part, pictures in lists.parts.items():
+        for path in pictures.pictures if isinstance(pictures.pictures, list) else ():
+            other = seen.setdefault(path, part)
+            if other != part:
+                raise ValueError(f"{name}: {path} is in the {other} part and in the {part} part")
+
+
+def _sizes(pictures: PictureList) -> np.ndarray:
+    """Bytes of each picture's file, int64 ``(N,)``."""
+    if isinstance(pictures.pictures, np.ndarray):
+        return np.full(len(pictures), pictures.pictures[0].nbytes, dtype=np.int64)
+    return file_table(pictures.pictures)[0]
+
+
+def _split(
+    config: ClassificationFilesConfig, part: Split, listed: PictureList, preprocessing: Preprocessing
+) -> ClassificationSplit:
+    size, resize, interpolation = preprocessing.image_size, preprocessing.resize, preprocessing.interpolation
+    images: ImageSource
+    if isinstance(listed.pictures, np.ndarray):
+        images = ArrayImages(listed.pictures)
+        if listed.pictures.shape[1] != size:
+            images = ResizedImages(images, size, resize=resize, interpolation=interpolation)
+    else:
+        files = FileImages(
+            listed.pictures, size, resize=resize, interpolation=interpolation, num_workers=config.num_workers
+        )
+        images = files
+        if config.cache is not None and part != "train":
+            images = cache_images(files, config.cache, progress=config.progress)
+    return ClassificationSplit(images=images, labels=listed.labels)
+
+
+def _fingerprint(name: str, root: Path, lists: PictureLists, sizes: dict[Split, np.ndarray]) -> str:
+    """SHA-256 of classes, names and sizes of the picture files, and labels; not of where things lie."""
+    digest = hashlib.sha256(json.dumps([name, lists.classes]).encode())
+    prefix = f"{root}/"
+    for part, listed in lists.parts.items():
+        digest.update(f"\0{part}\0".encode())
+        if isinstance(listed.pictures, np.ndarray):
+            digest.update(hashlib.sha256(np.ascontiguousarray(listed.pictures).data).digest())
+        else:
+            digest.update("\0".join(path.removeprefix(prefix) for path in listed.pictures).encode())
+        digest.update(sizes[part].tobytes() + listed.labels.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""What every reader gives: pictures and labels of a data set's official parts."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tenfold.data.classification import Split
+from tenfold.data.multilabel_readers.listing import read_lines
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+"""Endings of picture files, in lower case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureList:
+    """N pictures with their labels."""
+
+    pictures: list[str] | np.ndarray
+    """Paths of files, or decoded pictures uint8 ``(N, S, S, 3)``."""
+    labels: np.ndarray
+    """int64 ``(N,)``."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureLists:
+    """The parts of a data set."""
+
+    classes: tuple[str, ...]
+    """Names as stored, in label order."""
+    parts: Mapping[Split, PictureList] = field(default_factory=dict)
+    prompt_names: tuple[str, ...] | None = None
+    """Names for use in prompts where ``classes`` are no words."""
+
+
+def picture_list(pairs: "list[tuple[str, int]]") -> PictureList:
+    """Paths and labels from pairs of them."""
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    return PictureList(pictures=[path for path, _ in pairs], labels=labels)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which ``9.jpg`` comes before ``10.jpg``: runs of digits compare as numbers."""
+    pieces = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces)
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """``path``, or a ValueError that says ``what`` was expected there."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder: expected {what}")
+    return path
+
+
+def subfolders(path: Path) -> list[str]:
+    """Names of the folders in ``path``, sorted; those that begin with a dot are passed over."""
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Names of the picture files in ``folder``, in natural order; files that begin with a dot are passed over."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
+    return sorted((name for name in names if not name.startswith(".")), key=natural_key)
+
+
+def folder_pictures(folder: Path, class_folders: "list[str] | tuple[str, ...]") -> PictureList:
+    """All pictures in ``folder/<class>/``, class by class; the label is the place in ``class_folders``.
+
+    Raises:
+        ValueError: A class has no folder, or no picture in it.
+    """
+    pairs: list[tuple[str, int]] = []
+    for label, name in enumerate(class_folders):
+        place = require_folder(folder / name, f"the pictures of class {name!r}")
+        names = picture_names(place)
+        if not names:
+            raise ValueError(f"{place} holds no picture of class {name!r}; expected files {', '.join(EXTENSIONS)}")
+        pairs.extend((f"{place}/{file}", label) for file in names)
+    return picture_list(pairs)
+
+
+def check_lines(path: Path, pattern: str, what: str) -> None:
+    """ValueError, with the line, unless every line of a text file matches ``pattern``; ``what`` says it in words."""
+    lines = read_lines(path, what)
+    if not lines:
+        raise ValueError(f"{path} is empty: expected {what}")
+    matches = re.compile(pattern).fullmatch
+    for number, line in enumerate(lines, start=1):
+        if not matches(line.strip()):
+            raise ValueError(f"{path}, line {number}: expected {what}, got {line.strip()!r}")

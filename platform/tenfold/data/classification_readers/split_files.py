@@ -1,0 +1,146 @@
+"""Lists that say which pictures are for training, validation and testing.
+
+Three forms: a CSV with the header ``split,filename``; JSON ``{"train": [[path, label, name], ...], "val": ...,
+"test": ...}``; and text, one ``path,label`` a line, one file a part. The first two name pictures of the data set, and
+the labels are those of its reader; the third stands for itself.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tenfold.data.classification import SPLITS, Split
+from tenfold.data.classification_readers.listing import PictureList, PictureLists, picture_list
+from tenfold.data.multilabel_readers.listing import read_lines, require_file
+
+_CSV = "a CSV with the header 'split,filename', split being train, val or test"
+_JSON = 'JSON {"train": [[path, label, name], ...], "val": [...], "test": [...]}'
+_TEXT = "lines 'path,label'"
+
+
+def read_split_file(path: Path, pool: PictureLists) -> dict[Split, PictureList]:
+    """The parts that a ``.csv`` or ``.json`` file makes of a data set's pictures.
+
+    A name in the file is the end of a picture's path; where no path ends with it, the file name alone decides, if it
+    is the only one.
+
+    Args:
+        path: The split file.
+        pool: All pictures of the data set.
+
+    Raises:
+        ValueError: The file is missing or malformed, names a picture that is not there, is ambiguous, or lists a
+            picture twice.
+    """
+    labels: dict[str, int] = {}
+    for part in pool.parts.values():
+        labels.update(zip((str(picture) for picture in part.pictures), part.labels.tolist(), strict=True))
+    by_file: dict[str, list[str]] = {}
+    for picture in labels:
+        by_file.setdefault(picture.rpartition("/")[2], []).append(picture)
+
+    pairs: dict[Split, list[tuple[str, int]]] = {}
+    seen: set[str] = set()
+    renamed: dict[Any, int] = {}
+    for where, part_name, name, foreign_label in _json_entries(path) if path.suffix == ".json" else _csv_entries(path):
+        picture = _find(name, by_file, f"{path}, {where}")
+        if picture in seen:
+            raise ValueError(f"{path}, {where}: {name} is listed twice")
+        seen.add(picture)
+        label = labels[picture]
+        if foreign_label is not None and renamed.setdefault(foreign_label, label) != label:
+            first = pool.classes[renamed[foreign_label]]
+            raise ValueError(
+                f"{path}, {where}: label {foreign_label} stood for {first!r}, but {name} is {pool.classes[label]!r}"
+            )
+        pairs.setdefault(part_name, []).append((picture, label))
+    if not pairs:
+        raise ValueError(f"{path} lists no picture: expected {_JSON if path.suffix == '.json' else _CSV}")
+    return {part: picture_list(pairs[part]) for part in SPLITS if part in pairs}
+
+
+def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, PictureList]:
+    """The parts in a folder of ``train.txt``, ``val.txt``, ``test.txt``, or one ``.txt`` file as the training part.
+
+    Paths that are not absolute start at ``root``.
+
+    Raises:
+        ValueError: No list, or a malformed line, a label out of range or a picture listed twice, with file and line.
+    """
+    if path.is_dir():
+        files: dict[Split, Path] = {part: path / f"{part}.txt" for part in SPLITS if (path / f"{part}.txt").is_file()}
+        if not files:
+            raise ValueError(f"{path} holds no train.txt, val.txt or test.txt: expected {_TEXT}")
+    else:
+        files = {"train": path}
+    lists: dict[Split, PictureList] = {}
+    seen: set[str] = set()
+    for part, file in files.items():
+        pairs = []
+        for number, line in enumerate(read_lines(file, _TEXT), start=1):
+            name, comma, label = line.strip().rpartition(",")
+            if not comma or not name or not label.strip().isdecimal() or int(label) >= num_classes:
+                raise ValueError(
+                    f"{file}, line {number}: expected 'path,label' with a label in 0..{num_classes - 1}, "
+                    f"got {line.strip()!r}"
+                )
+            picture = str(root / name)
+            if picture in seen:
+                raise ValueError(f"{file}, line {number}: {name} is listed twice")
+            seen.add(picture)
+            pairs.append((picture, int(label)))
+        if not pairs:
+            raise ValueError(f"{file} is empty: expected {_TEXT}")
+        lists[part] = picture_list(pairs)
+    return lists
+
+
+_Entry = tuple[str, Split, str, Any]
+
+
+def _csv_entries(path: Path) -> Iterator[_Entry]:
+    lines = read_lines(path, _CSV)
+    rows = csv.reader(lines)
+    header = next(rows, None)
+    if header is None or [name.strip() for name in header] != ["split", "filename"]:
+        raise ValueError(f"{path}, line 1: expected {_CSV}, got {','.join(header or [])!r}")
+    for row in rows:
+        part = next((part for part in SPLITS if row and row[0] == part), None)
+        if part is None or len(row) != 2 or not row[1].strip(" /"):
+            raise ValueError(f"{path}, line {rows.line_num}: expected {_CSV}, got {','.join(row)!r}")
+        yield f"line {rows.line_num}", part, row[1].strip(), None
+
+
+def _json_entries(path: Path) -> Iterator[_Entry]:
+    try:
+        content = json.loads(require_file(path, _JSON).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: expected {_JSON} ({error})") from error
+    if not isinstance(content, dict) or not content or not set(content) <= set(SPLITS):
+        raise ValueError(f"{path}: expected {_JSON}")
+    for part in SPLITS:
+        entries = content.get(part, [])
+        for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+            if not _is_entry(entry):
+                raise ValueError(f"{path}: entry {number} of {part} must be [path, label, name], got {entry!r:.80}")
+            yield f"entry {number} of {part}", part, entry[0], entry[1]
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    return isinstance(entry[0], str) and entry[0].strip("/") != "" and isinstance(entry[1], int)
+
+
+def _find(name: str, by_file: dict[str, list[str]], where: str) -> str:
+    wanted = name.strip("/")
+    same_file = by_file.get(wanted.rpartition("/")[2], [])
+    ending = [picture for picture in same_file if picture.endswith(f"/{wanted}")]
+    found = ending or same_file
+    if not found:
+        raise ValueError(f"{where}: {name} is not among the data set's pictures")
+    if len(found) > 1:
+        raise ValueError(f"{where}: {name} may be {found[0]} or {found[1]}; write more of the path")
+    return found[0]

@@ -1,0 +1,188 @@
+"""Data sets whose layout torchvision knows: its classes read the lists, nothing is downloaded or decoded.
+
+What is checked here is what torchvision leaves to chance: each list file by its name and line, and that the parts
+number their classes alike (DTD and Oxford pets derive the numbers from each part by itself).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.io.matlab import MatReadError
+from torchvision import datasets
+
+from tenfold.data.classification import Split
+from tenfold.data.classification_readers.listing import (
+    PictureLists,
+    check_lines,
+    folder_pictures,
+    picture_list,
+    require_folder,
+    subfolders,
+)
+from tenfold.data.multilabel_readers.listing import require_file
+
+# What torchvision's readers raise on lists that are missing, cut off or of another form.
+_BROKEN = (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, MatReadError)
+
+EUROSAT_NAMES = (
+    "annual crop land",
+    "forest",
+    "brushland or shrubland",
+    "highway or road",
+    "industrial buildings or commercial buildings",
+    "pasture land",
+    "permanent crop land",
+    "residential buildings or homes or apartments",
+    "river",
+    "lake or sea",
+)
+"""How CLIP's authors name the classes of EuroSAT in prompts, in label order."""
+
+
+def read_dtd(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Describable textures, partition 1, from ``dtd/dtd/labels`` and ``dtd/dtd/images``."""
+    for part in parts:
+        check_lines(root / "dtd/dtd/labels" / f"{part}1.txt", r"[^/\s]+/[^/]+", "DTD's list, lines 'class/file'")
+    return _read(root, parts, lambda part: datasets.DTD(root, split=part, partition=1), "DTD")
+
+
+def read_food101(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Food-101 from ``food-101/meta/{train,test}.json`` and ``food-101/images``; it has no validation part."""
+    parts = [part for part in parts if part != "val"]
+    for part in parts:
+        require_file(root / "food-101/meta" / f"{part}.json", "Food-101's list, JSON of class to pictures")
+    return _read(root, parts, lambda part: datasets.Food101(root, split=part), "Food-101")
+
+
+def read_flowers102(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Oxford flowers from ``flowers-102/``: ``jpg``, ``setid.mat``, ``imagelabels.mat``."""
+    for name in ("setid.mat", "imagelabels.mat"):
+        require_file(root / "flowers-102" / name, "a list of Oxford flowers 102, as published")
+    return _read(root, parts, lambda part: datasets.Flowers102(root, split=part), "Oxford flowers 102")
+
+
+def read_pets(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Oxford-IIIT pets from ``oxford-iiit-pet/annotations/{trainval,test}.txt`` and ``images``; no validation part.
+
+    The classes are numbered in alphabetic order without regard to case.
+    """
+    names = {"train": "trainval", "test": "test"}
+    for part in (part for part in parts if part in names):
+        path = root / "oxford-iiit-pet/annotations" / f"{names[part]}.txt"
+        check_lines(path, r"\S+ [1-9]\d* [12] \d+", "the pets' list, lines 'image class species breed'")
+    return _read(
+        root,
+        [part for part in parts if part in names],
+        lambda part: datasets.OxfordIIITPet(root, split=names[part]),
+        "Oxford-IIIT pets",
+    )
+
+
+def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant") -> PictureLists:
+    """FGVC aircraft from ``fgvc-aircraft-2013b/data``: 100 variants or 70 families; train is the official trainval."""
+    names = {"train": "trainval", "test": "test"}
+    data = root / "fgvc-aircraft-2013b/data"
+    require_file(data / {"variant": "variants.txt", "family": "families.txt"}[level], "the aircraft's classes")
+    for part in (part for part in parts if part in names):
+        path = data / f"images_{level}_{names[part]}.txt"
+        check_lines(path, r"\S+ .+", f"the aircraft's list, lines 'image {level}'")
+    return _read(
+        root,
+        [part for part in parts if part in names],
+        lambda part: datasets.FGVCAircraft(root, split=names[part], annotation_level=level),
+        "FGVC aircraft",
+    )
+
+
+def read_cars(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Stanford cars from ``stanford_cars/``: ``devkit``, ``cars_train``, ``cars_test``; no validation part."""
+    parts = [part for part in parts if part != "val"]
+    base = root / "stanford_cars"
+    lists = {"train": base / "devkit/cars_train_annos.mat", "test": base / "cars_test_annos_withlabels.mat"}
+    for path in (base / "devkit/cars_meta.mat", *(lists[part] for part in parts)):
+        require_file(path, "a list of Stanford cars, as published")
+    return _read(root, parts, lambda part: datasets.StanfordCars(root, split=part), "Stanford cars")
+
+
+def read_places365(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Places365: ``categories_places365.txt``, ``places365_val.txt`` and ``val_256/``; the validation list is the test
+    part, the only one."""
+    check_lines(root / "categories_places365.txt", r"\S+ \d+", "the categories of Places365, lines 'name number'")
+    check_lines(root / "places365_val.txt", r"\S+ \d+", "the validation list of Places365, lines 'image number'")
+    numbered: list[dict[str, int]] = []
+
+    def build(part: Split) -> Any:
+        dataset = datasets.Places365(root, split="val", small=True)
+        numbered.append(dataset.class_to_idx)
+        # Its own `classes` are sorted by name; what a label means is said by the numbers.
+        dataset.classes = sorted(dataset.class_to_idx, key=dataset.class_to_idx.__getitem__)
+        return dataset
+
+    lists = _read(root, ["test"], build, "Places365")
+    if sorted(numbered[0].values()) != list(range(len(lists.classes))):
+        raise ValueError(f"{root / 'categories_places365.txt'}: the categories must be numbered 0, 1, 2, ...")
+    # "/b/booth/indoor" -> "booth-indoor"
+    names = tuple(name.lstrip("/").partition("/")[2].replace("/", "-") or name for name in lists.classes)
+    return PictureLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
+
+
+def read_eurosat(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """EuroSAT from ``eurosat/2750/<class>/``; there are no official parts, so all pictures are the test part."""
+    require_folder(root / "eurosat/2750", "EuroSAT's pictures, one folder a class")
+    lists = _read(root, ["test"], lambda part: datasets.EuroSAT(root), "EuroSAT")
+    names = EUROSAT_NAMES if len(lists.classes) == len(EUROSAT_NAMES) else None
+    return PictureLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
+
+
+def read_sun397(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """SUN397 from ``SUN397/``: ``ClassName.txt`` and ``<letter>/<class>/sun_*.jpg``; all pictures are the test part."""
+    check_lines(root / "SUN397/ClassName.txt", r"/\w/\S+", "SUN397's classes, lines '/letter/name'")
+    return _read(root, ["test"], lambda part: datasets.SUN397(root), "SUN397", in_order=True)
+
+
+def read_caltech101(root: Path, parts: Sequence[Split]) -> PictureLists:
+    """Caltech-101 from ``caltech101/101_ObjectCategories``, without background and without ``Faces_easy``; all
+    pictures are the test part."""
+    folder = root / "caltech101/101_ObjectCategories"
+    # torchvision would make the folder where it is missing, and number its files instead of reading their names.
+    require_folder(folder, "Caltech-101's pictures, one folder a class")
+    classes = tuple(name for name in subfolders(folder) if name not in ("BACKGROUND_Google", "Faces_easy"))
+    if not classes:
+        raise ValueError(f"{folder} holds no class folder: expected Caltech-101's pictures, one folder a class")
+    return PictureLists(classes=classes, parts={"test": folder_pictures(folder, classes)})
+
+
+def _read(
+    root: Path, parts: Sequence[Split], build: Callable[[Split], Any], title: str, *, in_order: bool = False
+) -> PictureLists:
+    """Run torchvision's reader for each part; ``in_order`` sorts the pictures, where it walks folders as they come."""
+    lists, classes = {}, None
+    for part in parts:
+        try:
+            dataset = build(part)
+        except _BROKEN as error:
+            raise ValueError(
+                f"{root}: the {part} part of {title} cannot be read ({type(error).__name__}: {error}); expected "
+                f"torchvision's layout of it, with the files as published"
+            ) from error
+        names = tuple(str(name) for name in dataset.classes)
+        if classes is not None and names != classes:
+            differing = sorted(set(names) ^ set(classes))
+            raise ValueError(
+                f"{root}: the parts of {title} must have the same classes, but {part} differs in "
+                f"{', '.join(differing[:5]) or 'their order'}: is a list cut off?"
+            )
+        classes = names
+        pairs = _pairs(dataset)
+        lists[part] = picture_list(sorted(pairs) if in_order else pairs)
+    return PictureLists(classes=classes or (), parts=lists)
+
+
+def _pairs(dataset: Any) -> list[tuple[str, int]]:
+    """Paths and labels of a torchvision data set; its classes keep them under four names."""
+    for name in ("samples", "_samples", "imgs"):
+        if hasattr(dataset, name):
+            return [(str(path), int(label)) for path, label in getattr(dataset, name)]
+    paths = dataset._image_files if hasattr(dataset, "_image_files") else dataset._images
+    return [(str(path), int(label)) for path, label in zip(paths, dataset._labels, strict=True)]

@@ -1,0 +1,50 @@
+"""Handwritten digits as a data set with one class for each picture."""
+
+from collections.abc import Sequence
+
+from tenfold.data.classification import ClassificationData, ClassificationSplit, Split, check_splits
+from tenfold.data.classification_domains import DOMAINS
+from tenfold.data.handwriting.build import HandwritingFolder, build
+from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.handwriting.splits import PICTURE
+from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.images import ArrayImages, ResizedImages
+from tenfold.data.multilabel import ImageSource
+from tenfold.types import Preprocessing
+
+
+def load_digits(
+    config: HandwritingConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
+) -> ClassificationData:
+    """3,000 / 750 / 1,250 handwritten digits, 32x32 white on black; built where the cache lacks them.
+
+    At another size than 32 they are resized at each reading. The test part is always there. Of the settings only
+    ``seed`` (the division of the source digits) and ``cache`` matter.
+
+    Raises:
+        ValueError: ``splits`` is empty or names something else.
+        OSError: The cache folder cannot be written.
+    """
+    parts = check_splits(splits)
+    folder = build("digits", config)
+    return ClassificationData(
+        name=config.name,
+        classes=DIGIT_WORDS,
+        train=_split(folder, "train", preprocessing) if "train" in parts else None,
+        val=_split(folder, "val", preprocessing) if "val" in parts else None,
+        test=_split(folder, "test", preprocessing),
+        image_size=preprocessing.image_size,
+        fingerprint=folder.fingerprint,
+        domain_word=DOMAINS[config.name].word,
+        concept=DOMAINS[config.name].concept,
+    )
+
+
+def _split(folder: HandwritingFolder, split: Split, preprocessing: Preprocessing) -> ClassificationSplit:
+    arrays = folder.split(split)
+    images: ImageSource = ArrayImages(arrays["images"])
+    if preprocessing.image_size != PICTURE:
+        images = ResizedImages(
+            images, preprocessing.image_size, resize=preprocessing.resize, interpolation=preprocessing.interpolation
+        )
+    return ClassificationSplit(images=images, labels=arrays["labels"])
