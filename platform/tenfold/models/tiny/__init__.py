@@ -1,0 +1,1 @@
+"""How the two small foundation models that are shipped are trained: on printed characters, never on handwriting."""
