@@ -1,0 +1,43 @@
+"""What the functions of this room ask of their arguments, said once."""
+
+import torch
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_scores(f: Tensor, a: Tensor | None = None) -> None:
+    """Shapes of class scores ``(B, C, H, W)`` and, where given, attention scores ``(B, 1, H, W)``.
+
+    Raises:
+        ValueError: Another shape, no location, or integers.
+    """
+    if f.ndim != 4 or not f.numel() or not f.is_floating_point():
+        raise ValueError(
+            f"f must be floating class scores (B, C, H, W) with nothing empty, got {f.dtype} {tuple(f.shape)}"
+        )
+    expected = (f.shape[0], 1, *f.shape[2:])
+    if a is not None and (a.shape != expected or not a.is_floating_point()):
+        raise ValueError(f"a must be floating (B, 1, H, W) = {expected}, got {a.dtype} {tuple(a.shape)}")
+
+
+def check_labels(labels: Tensor, num_images: int, num_classes: int, name: str = "labels") -> None:
+    """One class of each image.
+
+    Raises:
+        ValueError: Not int64 ``(B,)``, or outside 0..C - 1.
+    """
+    check_label_shape(labels, num_images, name)
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise ValueError(f"{name} must lie in 0..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+
+
+def check_label_shape(labels: Tensor, num_images: int, name: str = "labels") -> None:
+    """The part of ``check_labels`` that looks at no value, so that a device need not wait."""
+    if labels.dtype != torch.int64 or labels.shape != (num_images,):
+        raise ValueError(f"{name} must be int64 ({num_images},), got {labels.dtype} {tuple(labels.shape)}")
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Half precision has too few digits for logarithms of probabilities; other dtypes stay."""
+    return scores.float() if scores.dtype in HALF else scores

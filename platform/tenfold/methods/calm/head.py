@@ -1,0 +1,98 @@
+"""The head that replaces pooling and the linear layer of a classifier."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tenfold.methods.calm.attribution import Mode, attribution_map
+from tenfold.methods.calm.checks import at_least_float32, check_label_shape
+from tenfold.methods.calm.distributions import Prior, check_prior, log_class_likelihood, log_joint_at
+from tenfold.methods.calm.losses import em_loss, ml_loss
+
+Objective = Literal["em", "ml", "cam"]
+
+
+class CalmHead(nn.Module):
+    """Class scores and attention scores of every location, each by a 1x1 convolution.
+
+    Weights start Xavier-uniform, biases 0.
+
+    Args:
+        in_channels: Channels D of the feature map.
+        num_classes: Classes C, at least 2.
+        mode: How it is trained: ``em``, ``ml``, or ``cam``, the baseline, which has no use for the attention (its
+            weights are frozen).
+        prior: phi, ``softplus`` or ``relu``.
+        detach_normalizer: Hold the prior's sum constant in the gradient, as the released code does.
+
+    Raises:
+        ValueError: Unknown mode or prior, sizes too small.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        mode: Objective = "em",
+        prior: Prior = "softplus",
+        *,
+        detach_normalizer: bool = False,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1 or num_classes < 2:
+            raise ValueError(
+                f"in_channels must be at least 1 and num_classes at least 2, got {in_channels} and {num_classes}"
+            )
+        if mode not in get_args(Objective):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Objective))}, got {mode!r}")
+        check_prior(prior)
+        self.mode, self.prior, self.detach_normalizer = mode, prior, detach_normalizer
+        self.conv_last = nn.Conv2d(in_channels, num_classes, 1)
+        self.attention = nn.Conv2d(in_channels, 1, 1)
+        for layer in (self.conv_last, self.attention):
+            nn.init.xavier_uniform_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        # Weights that never get a gradient would make a distributed step wait for them.
+        self.attention.requires_grad_(mode != "cam")
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Class scores f ``(B, C, H, W)`` and attention scores a ``(B, 1, H, W)`` of a feature map ``(B, D, H, W)``."""
+        return self.conv_last(h), self.attention(h)
+
+    def loss(self, h: Tensor, y: Tensor) -> Tensor:
+        """The loss of this head's mode, a scalar in nats.
+
+        Args:
+            h: Feature map ``(B, D, H, W)``.
+            y: int64 ``(B,)``; values are not looked at, so that a device need not wait.
+
+        Raises:
+            ValueError: Labels that are not int64 ``(B,)``.
+        """
+        check_label_shape(y, len(h), "y")
+        if self.mode == "cam":
+            return functional.cross_entropy(at_least_float32(self.conv_last(h)).mean((2, 3)), y)
+        f, a = self(h)
+        log_joint = log_joint_at(f, a, y, self.prior, self.detach_normalizer)
+        return em_loss(log_joint) if self.mode == "em" else ml_loss(log_joint)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """``(B, C)``, at least float32, whose softmax is p(y|x): log p(y|x), or for ``cam`` the mean of f."""
+        if self.mode == "cam":
+            return at_least_float32(self.conv_last(h)).mean((2, 3))
+        f, a = self(h)
+        return log_class_likelihood(f, a, self.prior)
+
+    def probabilities(self, h: Tensor) -> Tensor:
+        """p(y|x) ``(B, C)`` in the dtype of h; for ``cam`` the softmax of the mean of f."""
+        return self.logits(h).softmax(1).to(h.dtype)
+
+    @torch.no_grad()
+    def maps(self, h: Tensor, y: Tensor, mode: Mode, superclasses: Mapping[int, Sequence[int]] | None = None) -> Tensor:
+        """``attribution_map`` of a feature map ``(B, D, H, W)`` and classes int64 ``(B,)``, without gradient."""
+        f, a = self(h)
+        return attribution_map(f, a, y, mode, superclasses, self.prior)
