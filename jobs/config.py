@@ -18,11 +18,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tenfold.catalog import METHODS
+from tenfold.catalog import METHODS, method
 from tenfold.config import ConfigError, job_from_dict
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
-from tenfold.models.image_classifier import ModelConfig
 
 
 def compose_job(overrides: Sequence[str] = ()) -> JobConfig:
@@ -75,13 +74,13 @@ def _store_defaults() -> None:
     store = ConfigStore.instance()
     store.store(group="run", name="defaults", node=_defaults(RunConfig))
     store.store(group="scale", name="scale_defaults", node=_defaults(ScaleConfig))
-    store.store(group="model", name="model_defaults", node=_defaults(ModelConfig))
-    for name, method in METHODS.items():
-        defaults = {"name": name, **_defaults(method.config_class())}
+    for name, of_method in (("model", "large_loss"), ("clip", "waffleclip")):
+        store.store(group="model", name=f"{name}_defaults", node=_defaults(method(of_method).model_class()))
+    for name, entry in METHODS.items():
+        defaults = {"name": name, **_defaults(entry.config_class())}
         store.store(group="method", name=f"{name}_defaults", node=defaults)
-    for name in ("handwriting", "files"):
-        entry = DATA["coco" if name == "files" else name]
-        store.store(group="data", name=f"{name}_defaults", node=_defaults(entry.config_class()))
+    for name, of_data in (("handwriting", "handwriting"), ("files", "coco"), ("classification_files", "food101")):
+        store.store(group="data", name=f"{name}_defaults", node=_defaults(DATA[of_data].config_class()))
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -110,6 +109,8 @@ def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -
         return " ".join(text.split())
     key = unknown.group(1)
     others = [each for each in overrides if not each.startswith(f"{key}=")]
+    if len(others) == len(overrides):
+        return " ".join(text.split())  # not what was typed but a file of conf/ is wrong
     known: Any = compose_container(config_name, others)
     path = key.split(".")
     for part in path[:-1]:

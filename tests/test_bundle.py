@@ -55,7 +55,9 @@ def save(folder: Path, **changes: Any) -> bundle_module.Bundle:
         "method": "large_loss",
         "task": Task.MULTI_LABEL,
         "classes": ("one", "zwölf"),
-        "preprocessing": Preprocessing(image_size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0)),
+        "preprocessing": Preprocessing(
+            image_size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), resize="crop", interpolation="bicubic"
+        ),
         "metrics": {"map": 0.1 + 0.2, "loss": math.nan, "worst": -math.inf},
         "data_name": "scenes",
         "data_fingerprint": "f" * 64,
@@ -76,7 +78,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     metadata = loaded.metadata
     assert (metadata.method, metadata.task) == ("large_loss", Task.MULTI_LABEL)
     assert metadata.classes == ("one", "zwölf")
-    assert metadata.preprocessing == Preprocessing(image_size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    assert metadata.preprocessing == Preprocessing(
+        image_size=4, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), resize="crop", interpolation="bicubic"
+    )
     assert metadata.metrics["map"] == 0.1 + 0.2
     assert math.isnan(metadata.metrics["loss"])
     assert metadata.metrics["worst"] == -math.inf

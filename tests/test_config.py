@@ -11,6 +11,8 @@ import yaml
 from jobs.config import compose_container, compose_job
 from tenfold.config import ConfigError, build, job_from_dict
 from tenfold.engine.settings import GROUPS, PLACEMENT_ONLY, JobConfig, RunConfig, ScaleConfig
+from tenfold.models.clip import ClipConfig
+from tenfold.models.image_classifier import ModelConfig
 
 CONF = Path(__file__).parents[1] / "jobs/conf"
 
@@ -47,7 +49,19 @@ def test_every_data_set_composes(name):
 
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_network_composes(name):
-    assert compose_job([f"model={name}"]).model.name.split(":")[-1] == name
+    file = yaml.safe_load((CONF / f"model/{name}.yaml").read_text())
+    clip = file["defaults"] == ["clip_defaults"]
+    job = compose_job([f"method={'waffleclip' if clip else 'large_loss'}", f"model={name}"])
+    assert type(job.model) is (ClipConfig if clip else ModelConfig)
+    for key, value in file.items():
+        assert key == "defaults" or getattr(job.model, key) == value
+
+
+def test_a_method_brings_its_network_unless_another_is_asked_for():
+    assert compose_job(["method=datadream"]).model == ClipConfig(name="tiny")
+    assert compose_job(["model=clip_rn50", "method=datadream"]).model == ClipConfig(name="RN50", pretrained="openai")
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: there is no such setting; model has name, pretrained"):
+        compose_job(["method=waffleclip", "model=resnet50"])
 
 
 @pytest.mark.parametrize("name", choices("scale"))
@@ -62,13 +76,23 @@ def test_every_method_composes(name):
     assert compose_job([f"method={name}"]).method_name == name
 
 
-@pytest.mark.parametrize("name", choices("paper"))
+def stated_by(name: str) -> dict[str, dict[str, Any]]:
+    """What a file of ``conf/paper`` and those that it builds on say, by group."""
+    file = yaml.safe_load((CONF / f"paper/{name}.yaml").read_text())
+    groups: dict[str, dict[str, Any]] = {}
+    for part in (*map(stated_by, file.pop("defaults", [])), file):
+        for group, settings in part.items():
+            groups[group] = {**groups.get(group, {}), **settings}
+    return groups
+
+
+@pytest.mark.parametrize("name", [name for name in choices("paper") if name.partition("-")[2] in choices("data")])
 def test_the_settings_of_every_paper_are_taken_for_its_data(name):
     method, _, data = name.partition("-")
     more = [] if data == "handwriting" else ["data.root=/data"]
     job = compose_job([f"method={method}", f"data={data}", *more])
     stated = compose_container("config", [f"method={method}", f"data={data}", *more])
-    for group, settings in yaml.safe_load((CONF / f"paper/{name}.yaml").read_text()).items():
+    for group, settings in stated_by(name).items():
         for key, value in settings.items():
             assert stated[group][key] == value
             assert job.as_dict()[group][key] == pytest.approx(value)
@@ -89,9 +113,9 @@ def test_storage_of_the_cluster_comes_from_the_environment(monkeypatch):
         ("~run.seed", "settings can be changed, not added or removed"),
         ("run.seed", "'run.seed' is no setting; write key=value"),
         ("run.sed=1", "run.sed: there is no such setting; run has seed, num_epochs"),
-        ("sed=1", "sed: there is no such setting; the job has run, method, data, model, scale"),
+        ("sed=1", "sed: there is no such setting; the job has run, data, model, method, scale"),
         ("method.scheme.name=1", "method.scheme.name: there is no such setting"),
-        ("method=lage_loss", "method must be one of large_loss, got 'lage_loss'"),
+        ("method=lage_loss", "method must be one of datadream, large_loss, waffleclip, got 'lage_loss'"),
         ("scale=laptop", "scale must be one of gpu, k8s, local, ray, got 'laptop'"),
         ("run=fast", r"run is a group of settings: write run\.KEY=VALUE, got 'run=fast'"),
         ("run=3", "run is a group of settings"),
@@ -134,9 +158,9 @@ def test_what_is_no_setting_is_refused_in_one_message(override, message):
         (values(data={"num_train": 0}), "data.num_train must be at least 1, got 0"),
         (values(data={"name": "coco", "num_train": 5}), "data.num_train: there is no such setting; data has name"),
         (values(data={"name": "coco"}), "data.root: "),
-        (values(data={"name": "imagenet"}), "data.name must be one of handwriting, coco, "),
-        (values(method={"name": "small_loss"}), "method.name must be one of large_loss"),
-        ({"method": {}, "data": {}}, "method.name must be one of large_loss"),
+        (values(data={"name": "imagewoof"}), "data.name must be one of handwriting, coco, "),
+        (values(method={"name": "small_loss"}), "method.name must be one of datadream, large_loss, waffleclip"),
+        ({"method": {}, "data": {}}, "method.name must be one of datadream, large_loss, waffleclip"),
         ({**values(), "optimizer": {}}, "unknown setting 'optimizer'; a job has the groups method, data, model, scale"),
         ({**values(), "run": 3}, "run must be a group of settings, got 3"),
         ({**values(), "run": "fast"}, "run must be a group of settings, got 'fast'"),

@@ -368,6 +368,8 @@ def _decode(path: Path) -> tuple[Metadata, str]:
                     image_size=preprocessing["image_size"],
                     mean=tuple(preprocessing["mean"]),
                     std=tuple(preprocessing["std"]),
+                    resize=preprocessing.get("resize", "stretch"),  # bundles of before did not say
+                    interpolation=preprocessing.get("interpolation", "bilinear"),
                 ),
                 "metrics": {name: float(value) for name, value in document["metrics"].items()},
                 "files": dict(document["files"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tenfold.bundle import Bundle, load_bundle
+from tenfold.data.catalog import load_name
 from tenfold.types import Predictor, Task
 
 
@@ -15,10 +16,16 @@ class Method:
 
     task: Task
     room: str
+    model: str = "tenfold.models.image_classifier:ModelConfig"
+    """``module:class`` of the settings of the networks that it takes: a job's group ``model``."""
 
     def config_class(self) -> type:
         """The method's ``Config``; its module imports no network, so that looking at settings is quick."""
         return import_module(f"{self.room}.settings").Config
+
+    def model_class(self) -> type:
+        """The settings class of the job's network."""
+        return load_name(self.model)
 
     def recipe(self) -> ModuleType:
         """Module with ``train(job, run)`` and ``evaluate(predictor, data, run)``."""
@@ -29,8 +36,11 @@ class Method:
         return import_module(f"{self.room}.predictor")
 
 
+_CLIP = "tenfold.models.clip:ClipConfig"
 METHODS: dict[str, Method] = {
+    "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", model=_CLIP),
     "large_loss": Method(task=Task.MULTI_LABEL, room="tenfold.methods.large_loss"),
+    "waffleclip": Method(task=Task.CLASSIFICATION, room="tenfold.methods.waffleclip", model=_CLIP),
 }
 
 

@@ -12,7 +12,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tenfold.catalog import METHODS
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import GROUPS, JobConfig, RunConfig, ScaleConfig
-from tenfold.models.image_classifier import ModelConfig
 
 Config = TypeVar("Config")
 
@@ -49,7 +48,7 @@ def job_from_dict(container: Mapping[str, Any]) -> JobConfig:
     classes: dict[str, type] = {
         "method": METHODS[method_name].config_class(),
         "data": DATA[data_name].config_class(),
-        "model": ModelConfig,
+        "model": METHODS[method_name].model_class(),
         "scale": ScaleConfig,
         "run": RunConfig,
     }

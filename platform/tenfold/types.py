@@ -42,6 +42,11 @@ class Preprocessing:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need 3 values, std positive; got {self.mean} and {self.std}")
+        if self.resize not in ("stretch", "crop") or self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"resize must be stretch or crop and interpolation bilinear or bicubic, "
+                f"got {self.resize!r} and {self.interpolation!r}"
+            )
 
 
 class Predictor(Protocol):

@@ -1,0 +1,146 @@
+"""CLIP with the prototypes of a bundle, ready to answer; also for classes that the caller brings along."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tenfold.bundle import Bundle
+from tenfold.methods.waffleclip.scoring import class_scores, prototypes
+from tenfold.methods.waffleclip.settings import Aggregate
+from tenfold.models.clip import Clip, ClipConfig, load_clip
+from tenfold.types import Task
+
+REFERENCE_FILE = "clip.json"
+"""Which CLIP the prototypes belong to, and how its prompts are worded."""
+SETS_KEPT = 64
+"""Prototypes of the caller's classes that are remembered."""
+
+
+class WaffleClipPredictor:
+    """Zero-shot classification by class prototypes. May be called from several threads.
+
+    Args:
+        clip: Frozen; moved to the device.
+        classes: Names of the K own classes.
+        tensors: ``prototypes (K, D)``; with the aggregate ``max`` instead ``prompt_embeddings (M, D)``, class after
+            class, and ``prompt_counts (K,)``.
+        aggregate: How the scores of a class's prompts become one.
+        prompt_template: Sentence with ``{}`` for a name.
+        device: Where the towers run.
+    """
+
+    task = Task.CLASSIFICATION
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: tuple[str, ...],
+        tensors: Mapping[str, Tensor],
+        aggregate: Aggregate,
+        prompt_template: str,
+        device: str,
+    ) -> None:
+        self.clip = clip.to(device)
+        self.classes = classes
+        self.preprocessing = clip.preprocessing
+        self.prompt_template = prompt_template
+        self.aggregate = aggregate
+        self.tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+        self._scale = clip.log_scale.float().cpu().exp()
+        self._device = device
+        self._asked: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 pictures ``(B, S, S, 3)``."""
+        return self.answer(self.embed(images))
+
+    def answer(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """``probs`` and ``logits`` float32 ``(B, K)`` of the own classes, for embeddings ``(B, D)``."""
+        if self.aggregate == "max":
+            counts = self.tensors["prompt_counts"].tolist()
+            return self._outputs(class_scores(embeddings, self.tensors["prompt_embeddings"], counts, "max"))
+        return self.classify(embeddings, self.tensors["prototypes"])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit rows float32 ``(B, D)`` on the CPU for uint8 ``(B, S, S, 3)``."""
+        with torch.inference_mode():
+            return self.clip.embed_images(images.to(self._device)).float().cpu()
+
+    def prototypes_of(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
+        """Prototypes float32 ``(K, D)`` on the CPU of the caller's classes, in the order of the mapping.
+
+        The mean over a class's prompts, normalised where the model's own are (``merged``); of a model that takes the
+        maximum it is the mean as well, as a maximum has no prototype. The last ones asked for are remembered.
+
+        Raises:
+            ValueError: No class, a class without prompts, or something that is no text.
+        """
+        key = tuple(tuple(texts) if not isinstance(texts, str) else () for texts in prompts.values())
+        for name, texts in zip(prompts, key, strict=True):
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(
+                    f"class {name!r} needs a list of at least one prompt, none empty, got {prompts[name]!r}"
+                )
+        if not key:
+            raise ValueError("expected at least one class with prompts, got none")
+        with self._lock:
+            if key in self._asked:
+                self._asked.move_to_end(key)
+                return self._asked[key]
+        # Outside the lock: another thread's question must not wait for the text tower.
+        made = self.clip.embed_texts([text for texts in key for text in texts]).float().cpu()
+        found = prototypes(made, [len(texts) for texts in key], "merged" if self.aggregate == "merged" else "mean")
+        with self._lock:
+            self._asked[key] = found
+            while len(self._asked) > SETS_KEPT:
+                self._asked.popitem(last=False)
+        return found
+
+    def classify(self, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
+        """``probs`` and ``logits`` float32 ``(B, K)`` for embeddings ``(B, D)`` and prototypes ``(K, D)``.
+
+        Logits are CLIP's learned factor times the inner products. Means of prompts are shorter than 1 and stay so: the
+        product with them is the mean cosine over the prompts.
+
+        Raises:
+            ValueError: The widths differ.
+        """
+        if embeddings.ndim != 2 or prototypes.ndim != 2 or embeddings.shape[1] != prototypes.shape[1]:
+            raise ValueError(
+                f"embeddings (B, D) and prototypes (K, D) must have one width D, got {tuple(embeddings.shape)} and "
+                f"{tuple(prototypes.shape)}"
+            )
+        return self._outputs(embeddings @ prototypes.T)
+
+    def _outputs(self, scores: Tensor) -> dict[str, Tensor]:
+        logits = self._scale * scores
+        return {"probs": logits.softmax(dim=-1), "logits": logits}
+
+
+def load(bundle: Bundle, device: str = "cpu") -> WaffleClipPredictor:
+    """The CLIP that a bundle names, with the bundle's prototypes.
+
+    Raises:
+        ValueError: That CLIP can't be loaded here, or it is another one than the prototypes were made with.
+    """
+    reference = json.loads(bundle.file(REFERENCE_FILE).read_text(encoding="utf-8"))
+    clip = load_clip(ClipConfig(**bundle.config["model"]), device)
+    if clip.fingerprint != reference["fingerprint"]:
+        raise ValueError(
+            f"the prototypes in {bundle.folder} belong to CLIP {bundle.config['model']} with fingerprint "
+            f"{reference['fingerprint'][:12]}, the one loaded here has {clip.fingerprint[:12]}; put the former weights "
+            f"back, or run the job again with these"
+        )
+    return WaffleClipPredictor(
+        clip,
+        bundle.metadata.classes,
+        bundle.tensors(),
+        bundle.config["method"]["aggregate"],
+        reference["prompt_template"],
+        device,
+    )

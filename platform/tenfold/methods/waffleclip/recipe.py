@@ -1,0 +1,293 @@
+"""From class names to a bundle without any training: prompts, embeddings, scores.
+
+Seven independent draws of random descriptors are scored at once and reported as the paper does: mean and population
+standard deviation. What is kept is one model, the prompts of all draws taken together: it needs no labels to choose
+a lucky draw, varies less than any of them, and costs one matrix however many prompts are behind it.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from tenfold import __version__
+from tenfold.bundle import PROBE_FILE, save_bundle
+from tenfold.data.catalog import load_classification
+from tenfold.data.classification import ClassificationData
+from tenfold.engine.run import Outcome, Run
+from tenfold.engine.settings import JobConfig
+from tenfold.hashing import content_hash
+from tenfold.methods.waffleclip.embeddings import embed_prompts, embed_split
+from tenfold.methods.waffleclip.figures import figure_class_gain, figure_modes, figure_repetitions
+from tenfold.methods.waffleclip.material import Material, gather_material
+from tenfold.methods.waffleclip.predictor import REFERENCE_FILE, WaffleClipPredictor
+from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets
+from tenfold.methods.waffleclip.repetitions import (
+    Hits,
+    PromptSet,
+    accuracy_summary,
+    class_accuracies,
+    class_matrix,
+    index_prompts,
+    percent,
+    pooled,
+    score_repetitions,
+)
+from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
+from tenfold.metrics.classification import classification_metrics
+from tenfold.models.clip import Clip, load_clip
+from tenfold.types import Task
+
+PARTS = ("val", "test")
+NUM_PROBES = 8
+READABLE = ("handwriting", "folders")
+"""Data sets that may show characters."""
+PROMPTS_FILE = "prompts.json"
+
+_HALF = {"both": slice(None), "words": slice(0, None, 2), "characters": slice(1, None, 2)}
+
+PromptSets = dict[Mode, list[dict[str, list[str]]]]
+"""Mode to one prompt set for each repetition: class key to prompts, in label order."""
+
+
+def train(job: JobConfig, run: Run) -> Outcome:
+    """Word the prompts, embed pictures and prompts once, score all repetitions, and leave a bundle and figures."""
+    config: Config = job.method
+    _check_model(job)
+    clip = run.once_per_node(lambda: load_clip(job.model, str(run.device)))
+    data = run.once_per_node(lambda: load_classification(job.data, clip.preprocessing, PARTS))
+    material = gather_material(config, data)
+    sets = prompt_sets(config, material, config.seeds(run.seed))
+    key = {
+        "job": job.digest(),
+        "data": data.fingerprint,
+        "clip": clip.fingerprint,
+        "prompts": content_hash(sets),  # the files they came from may have changed
+        "version": __version__,
+    }
+    folder = run.stage("waffleclip", key, lambda folder: _evaluate(job, clip, data, material.prefix, sets, run, folder))
+    results = json.loads((folder / "results.json").read_text())
+    _log(config, data, run, folder, results)
+    return Outcome(
+        bundle=folder / "bundle",
+        metrics=results["metrics"],
+        metric="val/accuracy" if data.val is not None else "test/accuracy",
+        mode="max",
+        data_fingerprint=data.fingerprint,
+        history=results["history"],
+    )
+
+
+def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, float]:
+    """Accuracies of a bundle on the validation and test pictures of any data with the same classes.
+
+    Args:
+        predictor: The model.
+        data: Settings of a data set.
+        run: The machine.
+
+    Raises:
+        ValueError: The data have other classes than the model.
+    """
+    loaded = run.once_per_node(lambda: load_classification(data, predictor.preprocessing, PARTS))
+    if loaded.classes != tuple(predictor.classes):
+        raise ValueError(
+            f"the model knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:4])} ...), "
+            f"data {loaded.name!r} has {len(loaded.classes)} ({', '.join(loaded.classes[:4])} ...)"
+        )
+    clip = predictor.clip.fingerprint
+    metrics: dict[str, float] = {}
+    for part, split in loaded.splits().items():
+        images = embed_split(run, predictor.embed, split, part, loaded.fingerprint, clip)
+        metrics.update(classification_metrics(predictor.answer(images)["logits"], torch.tensor(split.labels), part))
+    return metrics
+
+
+def prompt_sets(config: Config, material: Material, seeds: Sequence[int]) -> PromptSets:
+    """The prompts of every mode and repetition, plain CLIP's among them; classes in label order.
+
+    Raises:
+        ValueError: A mode can't be built from the material.
+    """
+    sets: PromptSets = {}
+    for mode in dict.fromkeys((*config.modes, "clip")):
+        sets[mode] = []
+        for seed in seeds[:1] if mode in FIXED_MODES else seeds:
+            built = build_prompt_sets(
+                mode,
+                material.descriptors,
+                material.vocabulary,
+                seed=seed,
+                n_pairs=config.num_pairs,
+                budget=config.budget,
+                prefix=material.prefix,
+                suffix=config.suffix,
+                separator=config.separator,
+                pre=config.pre,
+                phrase=config.phrase,
+            )
+            used = _HALF[config.parts] if mode == config.mode else slice(None)
+            sets[mode].append({key: built[key][used] for key in material.keys})
+    return sets
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One part of the data: embeddings, labels, and what each mode got right."""
+
+    images: Tensor
+    labels: Tensor
+    hits: dict[Mode, Hits]
+
+
+def _check_model(job: JobConfig) -> None:
+    """Refuse numbers that would mean nothing: the shipped CLIP was trained on printed characters alone."""
+    if job.model.name == "tiny" and job.data.name not in READABLE:
+        raise ValueError(
+            f"the shipped CLIP has seen printed characters only and knows nothing of {job.data.name}: choose "
+            f"model=clip_vit_b32, clip_vit_l14 or clip_rn50, for which the paper has numbers"
+        )
+
+
+def _evaluate(
+    job: JobConfig, clip: Clip, data: ClassificationData, prefix: str, sets: PromptSets, run: Run, folder: Path
+) -> None:
+    """The stage: everything it writes goes into ``folder``."""
+    config: Config = job.method
+    prompts, every = index_prompts([one for mode_sets in sets.values() for one in mode_sets])
+    remaining = iter(every)
+    indexed = {mode: [next(remaining) for _ in mode_sets] for mode, mode_sets in sets.items()}
+    texts = embed_prompts(run, clip.embed_texts, prompts, clip.fingerprint)
+    images = {
+        part: embed_split(run, clip.embed_images, split, part, data.fingerprint, clip.fingerprint)
+        for part, split in data.splits().items()
+    }
+    if not run.is_main:
+        return  # what is left is one matrix product
+    scored: dict[str, _Scored] = {}
+    for part, split in data.splits().items():
+        labels = torch.tensor(split.labels)
+        on_device = images[part].to(run.device), labels.to(run.device), texts.to(run.device)
+        hits = {mode: score_repetitions(*on_device, each, config.aggregate) for mode, each in indexed.items()}
+        scored[part] = _Scored(images[part], labels, hits)
+    predictor = WaffleClipPredictor(
+        clip,
+        data.classes,
+        _prototypes(config, texts, indexed[config.mode]),
+        config.aggregate,
+        f"{prefix}{{}}{config.suffix}",
+        "cpu",  # where the probe set is compared: a server may have no GPU
+    )
+    metrics = _metrics(config, predictor, scored)
+    _save(job, data, predictor, sets[config.mode], metrics, folder)
+    results = {
+        "metrics": metrics,
+        "history": _history(config, run.seed, scored),
+        "repetitions": {
+            part: {mode: percent(hits.top1).tolist() for mode, hits in each.hits.items()}
+            for part, each in scored.items()
+        },
+        "class_gains": _class_gains(config, scored["test"], len(data.classes)).tolist(),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def _prototypes(config: Config, texts: Tensor, sets: Sequence[PromptSet]) -> dict[str, Tensor]:
+    """The tensors of the model: the prompts of all repetitions, aggregated as those of one are."""
+    together = pooled(sets)
+    if config.aggregate == "max":
+        rows, counts = torch.from_numpy(together.rows), torch.from_numpy(together.counts)
+        return {"prompt_embeddings": texts[rows], "prompt_counts": counts}
+    return {"prototypes": class_matrix(texts, together, config.aggregate)}
+
+
+def _metrics(config: Config, predictor: WaffleClipPredictor, scored: Mapping[str, _Scored]) -> dict[str, float]:
+    """Names without ending are those of the bundle; ``_mean``, ``_std``, ``_min``, ``_max`` are over repetitions."""
+    metrics: dict[str, float] = {}
+    for part, each in scored.items():
+        metrics.update(classification_metrics(predictor.answer(each.images)["logits"], each.labels, part))
+        plain = accuracy_summary(each.hits["clip"])
+        summary = accuracy_summary(each.hits[config.mode])
+        metrics.update({f"{part}/{name}": value for name, value in summary.items()})
+        metrics[f"{part}/clip_accuracy"] = plain["accuracy_mean"]
+        if "top5_mean" in plain:
+            metrics[f"{part}/clip_top5"] = plain["top5_mean"]
+        metrics[f"{part}/gain"] = summary["accuracy_mean"] - plain["accuracy_mean"]
+        for mode in config.compare:
+            beside = accuracy_summary(each.hits[mode])
+            metrics.update({f"{part}/{mode}/{name}": beside[name] for name in ("accuracy_mean", "accuracy_std")})
+    return metrics
+
+
+def _history(config: Config, run_seed: int, scored: Mapping[str, _Scored]) -> list[dict[str, float]]:
+    """One row for each repetition; ``epoch`` numbers them from 1."""
+    num = len(scored["test"].hits[config.mode].top1)
+    rows = [{"epoch": at + 1.0, "seed": float(seed)} for at, seed in enumerate(config.seeds(run_seed)[:num])]
+    for part, each in scored.items():
+        hits = each.hits[config.mode]
+        for row, value in zip(rows, percent(hits.top1).tolist(), strict=True):
+            row[f"{part}/repetition_accuracy"] = value
+        if hits.top5 is not None:
+            for row, value in zip(rows, percent(hits.top5).tolist(), strict=True):
+                row[f"{part}/repetition_top5"] = value
+    return rows
+
+
+def _class_gains(config: Config, test: _Scored, num_classes: int) -> Tensor:
+    """Points that each class gains over plain CLIP in each repetition, ``(R, C)``."""
+    plain = class_accuracies(test.hits["clip"], test.labels, num_classes)
+    return class_accuracies(test.hits[config.mode], test.labels, num_classes) - plain
+
+
+def _save(
+    job: JobConfig,
+    data: ClassificationData,
+    predictor: WaffleClipPredictor,
+    sets: Sequence[Mapping[str, Sequence[str]]],
+    metrics: dict[str, float],
+    folder: Path,
+) -> None:
+    """Bundle with its probe set; an attempt that was killed is written over."""
+    probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test))))
+    reference = {"fingerprint": predictor.clip.fingerprint, "prompt_template": predictor.prompt_template}
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    save_bundle(
+        folder / "bundle",
+        config=job.as_dict(),
+        tensors=predictor.tensors,
+        method=job.method_name,
+        task=Task.CLASSIFICATION,
+        classes=data.classes,
+        preprocessing=predictor.preprocessing,
+        metrics=metrics,
+        data_name=data.name,
+        data_fingerprint=data.fingerprint,
+        files={
+            PROBE_FILE: save_bytes({"images": probes.contiguous(), "logits": predictor(probes)["logits"]}),
+            REFERENCE_FILE: json.dumps(reference).encode(),
+            PROMPTS_FILE: json.dumps(sets, ensure_ascii=False).encode(),
+        },
+    )
+
+
+def _log(config: Config, data: ClassificationData, run: Run, folder: Path, results: Mapping[str, Any]) -> None:
+    """Curves, figures and the prompts, in the tracked run."""
+    if not run.is_main or run.recorder is None:
+        return
+    for row in results["history"]:
+        run.log_metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+    accuracies = results["repetitions"]["test"]
+    clip, together = accuracies["clip"][0], results["metrics"]["test/accuracy"]
+    title = f"{config.mode} on {data.name}"
+    run.log_figure("repetitions.png", figure_repetitions(accuracies[config.mode], clip, together, title))
+    run.log_figure("class_gain.png", figure_class_gain(np.array(results["class_gains"]), data.classes, title))
+    if config.compare:
+        run.log_figure("modes.png", figure_modes(accuracies, f"{data.name}, {config.num_pairs} pairs"))
+    run.log_file(folder / "bundle" / PROMPTS_FILE)

@@ -1,0 +1,169 @@
+"""From embedded images and prompts to class scores, accuracies and the averages of a table.
+
+Roth et al., "Waffling around for Performance", ICCV 2023. The mean score of a class over its prompts equals the product
+with the un-normalised mean of their embeddings, so one matrix product serves all classes, and all repetitions too.
+Shapes: B images, C classes, D features; prompts stand class after class, ``counts[c]`` of class c, M in all.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+AGGREGATES = ("mean", "max", "sum", "merged")
+"""How the scores of a class's prompts become one; "merged" averages and normalises embeddings in place of scores."""
+
+_PROTOTYPE_AGGREGATES = ("mean", "merged")
+_UNIT_TOLERANCE = 1e-3
+
+
+def class_scores(
+    image: Tensor, prompt_embeddings: Tensor, prompt_counts: Sequence[int], aggregate: str = "mean"
+) -> Tensor:
+    """Cosine scores of images and classes.
+
+    Args:
+        image: Unit rows, ``(B, D)``.
+        prompt_embeddings: Unit rows, ``(M, D)``, class after class.
+        prompt_counts: Prompts of each class, C numbers of at least 1 that sum to M.
+        aggregate: One of ``AGGREGATES``.
+
+    Returns:
+        ``(B, C)``. Only "max" makes the B * M scores of all prompts: give it images in batches.
+
+    Raises:
+        ValueError: If the aggregate is unknown, shapes do not fit, counts do not sum to M, or a row is not of unit
+            length within 1e-3.
+    """
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"aggregate must be one of {AGGREGATES}, got {aggregate!r}")
+    counts = _checked_counts(prompt_embeddings, prompt_counts)
+    if image.ndim != 2 or image.shape[1] != prompt_embeddings.shape[1]:
+        raise ValueError(f"image must be (B, D) with D = {prompt_embeddings.shape[1]}, got {tuple(image.shape)}")
+    _check_unit_rows(image, "image")
+    _check_unit_rows(prompt_embeddings, "prompt_embeddings")
+    if aggregate == "max":
+        rows = _class_of_prompt(counts).expand(len(image), -1)
+        lowest = image.new_full((len(image), len(counts)), -torch.inf)
+        return lowest.scatter_reduce(1, rows, image @ prompt_embeddings.T, "amax", include_self=False)
+    if aggregate == "sum":
+        return image @ _class_sums(prompt_embeddings, counts).T
+    return image @ _prototypes(prompt_embeddings, counts, aggregate).T
+
+
+def prototypes(prompt_embeddings: Tensor, prompt_counts: Sequence[int], aggregate: str = "mean") -> Tensor:
+    """One vector for each class, whose product with an image is its score.
+
+    Args:
+        prompt_embeddings: Unit rows, ``(M, D)``, class after class. Several repetitions may stand behind one another:
+            R * C counts then give R * C prototypes.
+        prompt_counts: Prompts of each class, numbers of at least 1 that sum to M.
+        aggregate: "mean" leaves the class means as they are, "merged" normalises them.
+
+    Returns:
+        ``(C, D)``.
+
+    Raises:
+        ValueError: As ``class_scores``; "max" and "sum" have no prototype.
+    """
+    if aggregate not in _PROTOTYPE_AGGREGATES:
+        raise ValueError(f"prototypes exist for the aggregates {_PROTOTYPE_AGGREGATES}, got {aggregate!r}")
+    counts = _checked_counts(prompt_embeddings, prompt_counts)
+    _check_unit_rows(prompt_embeddings, "prompt_embeddings")
+    return _prototypes(prompt_embeddings, counts, aggregate)
+
+
+def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
+    """Percent of images whose class is among the k highest scores; of equal scores the lower class index comes first.
+
+    Args:
+        scores: ``(B, C)``.
+        labels: Class indices, ``(B,)``.
+        k: From 1 to C.
+
+    Raises:
+        ValueError: If shapes do not fit, there are no images, a score is not a number, or k or a label is out of range.
+    """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
+        raise ValueError(
+            f"scores must be (B, C) and labels (B,) with B >= 1, got {tuple(scores.shape)} and {tuple(labels.shape)}"
+        )
+    num_classes = scores.shape[1]
+    if not 1 <= k <= num_classes:
+        raise ValueError(f"k must lie between 1 and the {num_classes} classes, got {k}")
+    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, got {_extremes(labels)}")
+    if scores.isnan().any():
+        raise ValueError("scores must be numbers, got NaN: check the embeddings")
+    labels = labels.long().unsqueeze(1)
+    own = scores.gather(1, labels)
+    earlier = torch.arange(num_classes, device=scores.device) < labels
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+    return 100 * (rank < k).double().mean().item()
+
+
+def summarise(means: ArrayLike, stds: ArrayLike) -> NDArray[np.float64]:
+    """Average over data sets, as the paper's tables give it: from numbers that were rounded to two decimals.
+
+    Args:
+        means: Accuracies of R rows on N data sets, ``(R, N)``; the paper's table has N = 8.
+        stds: Their deviations over repetitions, ``(R, N)``.
+
+    Returns:
+        ``(R, 2)``: mean of the means, and ``sqrt(sum of squared deviations / N)``.
+
+    Raises:
+        ValueError: If the two are not matrices of one shape, or empty.
+    """
+    means, stds = np.asarray(means, np.float64), np.asarray(stds, np.float64)
+    if means.ndim != 2 or means.shape != stds.shape or means.size == 0:
+        raise ValueError(f"means and stds must be two matrices (R, N) of one shape, got {means.shape} and {stds.shape}")
+    deviations = np.sqrt(np.mean(np.round(stds, 2) ** 2, axis=1))
+    return np.stack([np.mean(np.round(means, 2), axis=1), deviations], axis=1)
+
+
+def _prototypes(prompt_embeddings: Tensor, counts: Tensor, aggregate: str) -> Tensor:
+    means = _class_sums(prompt_embeddings, counts) / counts.unsqueeze(1)
+    return functional.normalize(means, dim=1) if aggregate == "merged" else means
+
+
+def _class_sums(prompt_embeddings: Tensor, counts: Tensor) -> Tensor:
+    zeros = prompt_embeddings.new_zeros(len(counts), prompt_embeddings.shape[1])
+    return zeros.index_add(0, _class_of_prompt(counts), prompt_embeddings)
+
+
+def _class_of_prompt(counts: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+
+def _checked_counts(prompt_embeddings: Tensor, prompt_counts: Sequence[int]) -> Tensor:
+    if prompt_embeddings.ndim != 2:
+        raise ValueError(f"prompt_embeddings must be (M, D), got {tuple(prompt_embeddings.shape)}")
+    counts = torch.as_tensor(prompt_counts)
+    if counts.ndim != 1 or not len(counts) or counts.is_floating_point():
+        raise ValueError(f"prompt_counts must be one whole number for each class, got {prompt_counts}")
+    if counts.min() < 1:
+        raise ValueError(f"every class needs at least 1 prompt, class {int(counts.argmin())} has {int(counts.min())}")
+    if counts.sum() != len(prompt_embeddings):
+        raise ValueError(
+            f"prompt_counts must sum to the {len(prompt_embeddings)} rows of prompt_embeddings, got {int(counts.sum())}"
+        )
+    return counts.to(prompt_embeddings.device)
+
+
+def _check_unit_rows(rows: Tensor, name: str) -> None:
+    lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    # Asked this way round, a row of NaN is found as well.
+    if not ((lengths - 1).abs() <= _UNIT_TOLERANCE).all():
+        worst = int((lengths - 1).abs().nan_to_num(torch.inf).argmax())
+        raise ValueError(
+            f"rows of {name} must be of unit length within {_UNIT_TOLERANCE}, row {worst} has "
+            f"{float(lengths[worst]):.4g}: normalise in float32"
+        )
+
+
+def _extremes(labels: Tensor) -> str:
+    return f"{labels.dtype} between {labels.min().item()} and {labels.max().item()}"
