@@ -1,0 +1,300 @@
+"""Stage A: adapt the generator to the shots, one adapter for each class (cls) or one for all of them (dset).
+
+Kim et al., "DataDream", ECCV 2024: LoRA on the attention of the UNet and of the text encoder, trained with the
+generator's own loss on the prompts that will be generated from.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from tenfold import __version__
+from tenfold.engine.fit import Clock, FitPlan, fit
+from tenfold.engine.run import Run
+from tenfold.engine.settings import JobConfig
+from tenfold.files import write_atomically
+from tenfold.hashing import content_hash
+from tenfold.methods.datadream.noise import add_noise, diffusion_loss
+from tenfold.methods.datadream.problem import Problem, square, squares
+from tenfold.methods.datadream.schedules import diffusion_warmup_cosine
+from tenfold.methods.datadream.settings import Config
+from tenfold.methods.datadream.source import SeededSource, divide, largest_divisor
+from tenfold.methods.datadream.tasks import TaskRun, alone, each_task
+from tenfold.models.diffusion import (
+    DiffusionConfig,
+    alphas_cumprod,
+    encode_latents,
+    load_pipeline,
+    picture_size,
+    pipeline_fingerprint,
+    prediction_type,
+    tokenize,
+)
+from tenfold.models.diffusion_lora import (
+    ADAPTER_FILE,
+    Denoiser,
+    adapter_tensors,
+    add_adapter,
+    load_adapter,
+    remove_adapter,
+    save_adapter,
+)
+from tenfold.types import Batch
+
+REPORTS = 20
+"""How often at most training of the common adapter reports its loss and keeps a checkpoint."""
+ABOUT = "class.json"
+"""Beside each adapter, written last: which class it is for."""
+COMMON = "common"
+"""Folder of the adapter for all classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """What stage A leaves."""
+
+    digest: str | None
+    """Of everything that the adapters depend on; None where the generator stays as it is."""
+    folder: Path | None = None
+    common: bool = False
+
+    def of(self, label: int) -> Path | None:
+        """Folder of the adapter for a class, as ``pipe.load_lora_weights`` takes it."""
+        if self.folder is None:
+            return None
+        return self.folder / (COMMON if self.common else adapter_name(label))
+
+
+def generator_config(config: Config) -> DiffusionConfig:
+    """The generator that the settings name."""
+    return DiffusionConfig(
+        name=config.generator,
+        dtype=config.generator_dtype,
+        compile=config.generator_compile,
+        revision=config.generator_revision,
+        variant=config.generator_variant,
+    )
+
+
+def generator_key(config: Config, run: Run) -> dict[str, Any]:
+    """What of the generator decides about pictures."""
+    return {
+        "fingerprint": run.once_per_node(lambda: pipeline_fingerprint(generator_config(config))),
+        "dtype": config.generator_dtype,
+        "device": run.device.type,
+    }
+
+
+def adapter_name(label: int) -> str:
+    """Folder of a class: its number, since names may hold slashes."""
+    return f"{label:05d}"
+
+
+def adapt(job: JobConfig, run: Run, problem: Problem) -> Adapters:
+    """The adapters for these shots, trained unless a run with the same inputs has done so.
+
+    Raises:
+        ValueError: A shot can't be decoded, or the generator can't be loaded or adapted.
+        Interrupted: The user asked to stop; adapters that are done, and checkpoints, are kept.
+    """
+    config: Config = job.method
+    if config.scheme not in ("cls", "dset"):
+        return Adapters(digest=None)
+    common = config.scheme == "dset"
+    names = (
+        "scheme", "adapt_rank", "adapt_text_encoder", "adapt_epochs", "adapt_batch_size", "adapt_learning_rate",
+        "adapt_schedule", "adapt_warmup_steps", "adapt_weight_decay", "adapt_clip_norm", "adapt_crop",
+    )  # fmt: skip
+    key = {
+        "generator": generator_key(config, run),
+        "shots": problem.fingerprint,
+        "prompts": problem.prompts,
+        "seed": run.seed,
+        "precision": job.run.precision,
+        # One training shared by several workers sums in another order; independent ones don't notice.
+        "workers": run.world_size if common else None,
+        "version": __version__,
+        **{name: getattr(config, name) for name in names},
+    }
+    digest = content_hash(key)
+
+    def work(folder: Path) -> None:
+        problem.check()
+        pipeline = load_pipeline(generator_config(config), run.device)
+        if common:
+            _adapt_common(job, run, problem, pipeline, folder / COMMON)
+        else:
+            _adapt_classes(job, run, problem, pipeline, folder, digest)
+
+    with alone(run, f"datadream_adapt-{digest[:16]}"):
+        folder = run.stage("datadream_adapt", key, work)
+    return Adapters(digest=digest, folder=folder, common=common)
+
+
+def _adapt_classes(
+    job: JobConfig, run: Run, problem: Problem, pipeline: DiffusionPipeline, folder: Path, digest: str
+) -> None:
+    """One training for each class that has no adapter yet."""
+
+    def train(label: int) -> None:
+        seed = int(content_hash([run.seed, label])[:8], 16) % 2**31
+        place = f"adapt-{digest[:16]}/{adapter_name(label)}"
+        options: dict[str, Any] = {"seed": seed, "deterministic": job.run.deterministic}
+        with closing(TaskRun(run, place, **options)) as own:
+            _train_adapter(job, own, problem, problem.rows(label), pipeline, passes_per_epoch=job.method.adapt_epochs)
+            about = {"class": problem.classes[label], "prompts": problem.prompts[label], "shots": problem.num_shots}
+            _publish(pipeline, folder / adapter_name(label), about)
+            own.storage.remove()
+
+    missing = run.share([label for label in range(len(problem.classes)) if not _done(folder / adapter_name(label))])
+    each_task(run, missing, train, "adapt: classes")
+
+
+def _adapt_common(job: JobConfig, run: Run, problem: Problem, pipeline: DiffusionPipeline, folder: Path) -> None:
+    """One training on all shots, shared by the workers."""
+    epochs = job.method.adapt_epochs
+    rows = np.arange(len(problem.images))
+    passes = epochs // largest_divisor(epochs, REPORTS)
+    _train_adapter(job, run, problem, rows, pipeline, passes_per_epoch=passes)
+    if run.is_main:
+        _publish(pipeline, folder, {"class": None, "classes": list(problem.classes), "shots": problem.num_shots})
+
+
+def _train_adapter(
+    job: JobConfig, run: Run, problem: Problem, rows: np.ndarray, pipeline: DiffusionPipeline, *, passes_per_epoch: int
+) -> None:
+    """Leave an adapter in the pipeline that is trained on some of the shots."""
+    config: Config = job.method
+    remove_adapter(pipeline)
+    add_adapter(
+        pipeline, rank=config.adapt_rank, alpha=config.adapt_rank, text_encoder=config.adapt_text_encoder, seed=run.seed
+    )
+    examples = _Examples(pipeline, problem, rows, config.adapt_crop)
+    batch_size = divide(config.adapt_batch_size, run.world_size)
+    loader = run.loader(lambda chosen: examples.read(chosen, 0), len(rows), batch_size, shuffle=True)
+    source = SeededSource(loader, examples.read, seed=run.seed, rank=run.rank, passes=passes_per_epoch)
+    fit(
+        run,
+        AdapterModel(pipeline),
+        examples.loss,
+        source,
+        FitPlan(
+            num_epochs=config.adapt_epochs // passes_per_epoch,
+            clip_norm=config.adapt_clip_norm,
+            precision=job.run.precision,
+            checkpoint_every_s=job.run.checkpoint_every_s,
+            stage="adapt",
+        ),
+        optimizer=lambda bare: torch.optim.AdamW(
+            [value for value in bare.parameters() if value.requires_grad],
+            lr=config.adapt_learning_rate,
+            weight_decay=config.adapt_weight_decay,
+        ),
+        schedule=lambda optimizer, steps: _schedule(config, optimizer, steps),
+    )
+
+
+class AdapterModel(Denoiser):
+    """The generator as the loop trains it: its state is the adapter alone, so that checkpoints are as small."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        super().__init__(pipeline)
+        self._pipeline = [pipeline]  # in a list: not a module of this one
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return adapter_tensors(self._pipeline[0])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        load_adapter(self._pipeline[0], state_dict)
+
+
+class _Examples:
+    """Shots as latents with their prompts, and the loss on them.
+
+    Pictures that are cut at the same place each time go through the VAE once; others at each reading.
+    """
+
+    def __init__(self, pipeline: Any, problem: Problem, rows: np.ndarray, crop: str) -> None:
+        self._pipeline, self._images, self._rows = pipeline, problem.images, rows
+        self._size = picture_size(pipeline)
+        self._kind = prediction_type(pipeline)
+        self._alphas = alphas_cumprod(pipeline).to(pipeline.unet.device)
+        prompts = problem.prompts
+        labels, places = problem.labels[rows], rows % problem.num_shots
+        texts = [prompts[label][place % len(prompts[label])] for label, place in zip(labels, places, strict=True)]
+        self._texts = list(dict.fromkeys(texts))
+        self._text_of = torch.tensor([self._texts.index(text) for text in texts])
+        self._tokens = tokenize(pipeline, self._texts)
+        fixed = crop == "center" or all(
+            picture.shape[0] == picture.shape[1] for row in rows for picture in self._images.read_raw([row])
+        )
+        self._latents = self._encode_all() if fixed else None
+
+    def read(self, chosen: np.ndarray, seed: int) -> Batch:
+        """Rows of these shots: latents' distribution ``mean``, ``std`` ``(B, C, h, h)`` and ``text`` ``(B,)``."""
+        index = torch.from_numpy(chosen)
+        batch = {"text": self._text_of[index]}
+        if self._latents is not None:
+            return {**batch, "mean": self._latents[0][index], "std": self._latents[1][index]}
+        generator = np.random.default_rng(seed)
+        places = [(generator.random(), generator.random()) for _ in chosen]
+        pictures = self._images.read_raw(self._rows[chosen])
+        cut = [square(picture, self._size, place) for picture, place in zip(pictures, places, strict=True)]
+        mean, std = encode_latents(self._pipeline, torch.from_numpy(np.stack(cut)))
+        return {**batch, "mean": mean, "std": std}
+
+    def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
+        """Mean squared error of the predicted noise or velocity, at a time of its own for each picture."""
+        clean = batch["mean"] + batch["std"] * torch.randn_like(batch["mean"])
+        noise = torch.randn_like(clean)
+        times = torch.randint(len(self._alphas), (len(clean),), device=clean.device)
+        alpha_bar = self._alphas[times]
+        noisy = add_noise(clean, noise, alpha_bar, validate=False)
+        used, rows = batch["text"].unique(return_inverse=True)
+        prediction = model(noisy, times, self._tokens[used], rows)
+        return diffusion_loss(prediction, clean, noise, alpha_bar, self._kind, validate=False)
+
+    def _encode_all(self) -> tuple[Tensor, Tensor]:
+        parts = []
+        for start in range(0, len(self._rows), 16):
+            pictures = self._images.read_raw(self._rows[start : start + 16])
+            parts.append(encode_latents(self._pipeline, torch.from_numpy(squares(pictures, self._size))))
+        mean, std = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        return mean, std
+
+
+def _schedule(config: Config, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    if config.adapt_schedule != "cosine":
+        return get_scheduler(
+            config.adapt_schedule, optimizer, num_warmup_steps=config.adapt_warmup_steps, num_training_steps=steps
+        )
+    shares = diffusion_warmup_cosine(1.0, config.adapt_warmup_steps, steps)
+    return LambdaLR(optimizer, lambda step: float(shares[min(step, steps - 1)]))
+
+
+def _done(folder: Path) -> bool:
+    return (folder / ABOUT).is_file() and (folder / ADAPTER_FILE).is_file()
+
+
+def _publish(pipeline: DiffusionPipeline, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write an adapter's folder in one step."""
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    try:
+        save_adapter(pipeline, partial)
+        write_atomically(partial / ABOUT, json.dumps(about, indent=2).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,246 @@
+"""From a few real pictures of each class to a classifier: adapt the generator, generate, classify."""
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_bytes
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tenfold import __version__
+from tenfold.bundle import PROBE_FILE, save_bundle
+from tenfold.data.catalog import load_classification
+from tenfold.data.classification import ClassificationData, ClassificationSplit
+from tenfold.data.multilabel import shared_tensor
+from tenfold.engine.run import Outcome, Run
+from tenfold.engine.settings import JobConfig
+from tenfold.methods.datadream.adapt import Adapters, adapt
+from tenfold.methods.datadream.classifiers import PromptedClip, ScratchClassifier, build_network
+from tenfold.methods.datadream.classify import check_run, split_metrics, train_classifier
+from tenfold.methods.datadream.comparators import captioner, clip_filter
+from tenfold.methods.datadream.exports import open_clip_files, peft_files
+from tenfold.methods.datadream.generate import Start, generate
+from tenfold.methods.datadream.pictures import log_pictures
+from tenfold.methods.datadream.pool import PicturePool
+from tenfold.methods.datadream.predictor import (
+    ADAPTER,
+    LOG_SCALE,
+    PROTOTYPES,
+    REFERENCE_FILE,
+    DataDreamPredictor,
+    ScratchPredictor,
+)
+from tenfold.methods.datadream.problem import Problem, draw_problem
+from tenfold.methods.datadream.settings import REGENERATING, Config
+from tenfold.metrics.classification import classification_metrics
+from tenfold.metrics.predictions import predict_images
+from tenfold.models.clip import Clip, load_clip
+from tenfold.models.clip_lora import lora_tensors, merge_lora
+from tenfold.types import Predictor, Task
+
+VAL_METRIC = "val/accuracy"
+SHOTS_METRIC = "shots/accuracy"
+"""Decides where a data set has no validation part: accuracy on the shots, which synthetic training has not seen."""
+NUM_PROBES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What a training is made of."""
+
+    job: JobConfig
+    data: ClassificationData
+    problem: Problem
+    clip: Clip
+    """As it is."""
+
+
+def train(job: JobConfig, run: Run) -> Outcome:
+    """Draw the shots, adapt, generate, train the classifier, choose by validation accuracy, test once."""
+    config: Config = job.method
+    check_run(config, job.run)
+    clip = run.once_per_node(lambda: load_clip(job.model, run.device))
+    data = run.once_per_node(lambda: load_classification(job.data, clip.preprocessing))
+    problem = draw_problem(data, config.num_shots, config.num_templates, run.seed)
+    materials = Materials(job=job, data=data, problem=problem, clip=clip)
+
+    adapters = adapt(job, run, problem)
+    pool = _generate(materials, run, adapters)
+    folder = _classify(materials, run, pool)
+
+    results = json.loads((folder / "results.json").read_text())
+    log_pictures(job, run, data, problem, clip, adapters, pool, folder)
+    return Outcome(
+        bundle=folder / "bundle",
+        metrics=results["metrics"],
+        metric=VAL_METRIC if data.val is not None else SHOTS_METRIC,
+        mode="max",
+        data_fingerprint=data.fingerprint,
+        history=results["history"],
+    )
+
+
+def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
+    """Accuracies of a trained model on the validation and test pictures of any data with the same classes.
+
+    Raises:
+        ValueError: The data have other classes than the model.
+    """
+    loaded = run.once_per_node(lambda: load_classification(data, predictor.preprocessing, ("val", "test")))
+    if loaded.classes != tuple(predictor.classes):
+        raise ValueError(
+            f"the model knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:4])} ...), "
+            f"data {loaded.name!r} has {len(loaded.classes)} ({', '.join(loaded.classes[:4])} ...)"
+        )
+    metrics: dict[str, float] = {}
+    for name, split in loaded.splits().items():
+        logits = predict_images(run, lambda images: predictor(images)["logits"], split.images)
+        metrics.update(classification_metrics(logits, shared_tensor(split.labels), name))
+    return metrics
+
+
+def _generate(materials: Materials, run: Run, adapters: Adapters) -> PicturePool | None:
+    """The pool with as many pictures of each class as are asked for; None where none are used."""
+    config: Config = materials.job.method
+    if not config.synthetic:
+        return None
+    start = None
+    if config.scheme in REGENERATING:
+        start = Start(strength=config.noise_strength, texts=_captions(materials, run))
+    return generate(materials.job, run, materials.problem, adapters, count=config.images_per_class, start=start)
+
+
+def _captions(materials: Materials, run: Run) -> list[list[list[str]]]:
+    """Captions of every shot for disef, made once; none for is_synth."""
+    config: Config = materials.job.method
+    if config.scheme != "disef":
+        return []
+    problem = materials.problem
+    key = {
+        "shots": problem.fingerprint,
+        "clip": materials.clip.fingerprint,
+        "names": problem.names,
+        "captioner": config.captioner,
+        "version": __version__,
+    }
+
+    def work(folder: Path) -> None:
+        problem.check()
+        if not run.is_main:
+            return
+        caption = captioner(config.captioner, materials.clip, run.device)
+        texts = [caption(problem, label) for label in range(len(problem.classes))]
+        (folder / "captions.json").write_text(json.dumps(texts, ensure_ascii=False))
+
+    folder = run.stage("datadream_caption", key, work)
+    return json.loads((folder / "captions.json").read_text())
+
+
+def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Path:
+    """Stage C; everything that it leaves is in the folder it returns."""
+    job, data = materials.job, materials.data
+    key = {
+        "job": job.digest(),
+        "data": data.fingerprint,
+        "clip": materials.clip.fingerprint,
+        "pool": None if pool is None else pool.digest,
+        "version": __version__,
+    }
+
+    def work(folder: Path) -> None:
+        config: Config = job.method
+        materials.problem.check()
+        synthetic = None
+        if pool is not None:
+            synthetic = [pool.paths(label, config.images_per_class) for label in range(len(data.classes))]
+            if config.scheme in REGENERATING and config.clip_filter:
+                synthetic = clip_filter(run, materials.clip, materials.problem, synthetic, config.filter_keep)
+        network = build_network(config, load_clip(job.model, run.device), materials.problem.prompts)
+        history: list[dict[str, float]] = []
+        best_epoch = 0
+        if config.scheme != "zero_shot":
+            if data.val is None:
+                warnings.warn(f"{data.name} has no validation part: the last epoch is kept", stacklevel=2)
+            monitor = None if data.val is None else VAL_METRIC
+            result = train_classifier(job, run, data, materials.problem, synthetic, network, monitor=monitor)
+            history, best_epoch = result.history, result.best_epoch
+        network.to(run.device).eval()
+        metrics, logits = _metrics(materials, run, network)
+        if run.is_main:
+            save_file({"test": logits.contiguous()}, folder / "logits.safetensors")
+            kept = [len(group) for group in synthetic or []]
+            _save(materials, run, folder, network, metrics)
+            results = {"metrics": metrics, "history": history, "best_epoch": best_epoch, "synthetic": kept}
+            (folder / "results.json").write_text(json.dumps(results))
+
+    return run.stage("datadream_classify", key, work)
+
+
+@torch.no_grad()
+def _metrics(
+    materials: Materials, run: Run, network: PromptedClip | ScratchClassifier
+) -> tuple[dict[str, float], Tensor]:
+    """Accuracies of the chosen weights, and the logits ``(N, C)`` of the test part, which is looked at only here."""
+    data, problem = materials.data, materials.problem
+    metrics: dict[str, float] = {}
+    if data.val is not None:
+        metrics.update(split_metrics(run, network, data.val, "val")[0])
+    else:
+        shots = ClassificationSplit(images=problem.images, labels=problem.labels)
+        metrics.update(split_metrics(run, network, shots, "shots")[0])
+    of_test, logits = split_metrics(run, network, data.test, "test")
+    return {**metrics, **of_test}, logits
+
+
+def _save(
+    materials: Materials,
+    run: Run,
+    folder: Path,
+    network: PromptedClip | ScratchClassifier,
+    metrics: dict[str, float],
+) -> None:
+    """The bundle with its probe set; what an attempt that was killed left is written over."""
+    job, data, problem = materials.job, materials.data, materials.problem
+    # On the CPU and as one batch: the probe set is compared where the model is served, which may have no GPU.
+    network = network.cpu().eval()
+    files: dict[str, bytes | Path] = {}
+    predictor: DataDreamPredictor | ScratchPredictor
+    if isinstance(network, PromptedClip):
+        template = problem.templates[0].replace("{}", problem.domain_word, 1)
+        with torch.no_grad():
+            tensors = {PROTOTYPES: network.prototypes().float(), LOG_SCALE: network.clip.log_scale}
+        reference = {"fingerprint": materials.clip.fingerprint, "prompt_template": template}
+        files[REFERENCE_FILE] = json.dumps(reference, indent=2).encode()
+        if job.method.scheme != "zero_shot":
+            adapter = lora_tensors(network.clip)
+            tensors |= {f"{ADAPTER}{name}": value for name, value in adapter.items()}
+            files |= peft_files(network.clip, run.scratch / "peft")
+            if job.method.export_open_clip:
+                files |= open_clip_files(network.clip, job.model, run.scratch / "open_clip")
+            merge_lora(network.clip)
+        predictor = DataDreamPredictor(network.clip, data.classes, tensors[PROTOTYPES], tensors[LOG_SCALE], template)
+    else:
+        tensors = network.network.state_dict()
+        predictor = ScratchPredictor(network.network, data.classes, "cpu")
+    probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
+    files[PROBE_FILE] = save_bytes({"images": probes.contiguous(), "logits": predictor(probes)["logits"]})
+    shutil.rmtree(folder / "bundle", ignore_errors=True)
+    save_bundle(
+        folder / "bundle",
+        config=job.as_dict(),
+        tensors=tensors,
+        method=job.method_name,
+        task=Task.CLASSIFICATION,
+        classes=data.classes,
+        preprocessing=predictor.preprocessing,
+        metrics=metrics,
+        data_name=data.name,
+        data_fingerprint=data.fingerprint,
+        files=files,
+    )
