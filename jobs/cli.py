@@ -67,6 +67,11 @@ def main(
     return run(lambda: work(settings), words)
 
 
+def as_reference(words: Sequence[str]) -> list[str]:
+    """``model=models:/...`` as the setting ``reference``: to Hydra ``model`` is the group of networks."""
+    return [f"reference={word.removeprefix('model=')}" if word.startswith("model=") else word for word in words]
+
+
 def run(work: Callable[[], int | None], words: Sequence[str]) -> int:
     """Do the work; a stop by the user says how to go on, a mistake in data or model is one line."""
     command = shlex.join(["python", *sys.argv[:1], *words])

@@ -2,6 +2,8 @@
 
 python jobs/deploy.py                                   # every registered champion
 python jobs/deploy.py model=models:/large_loss@champion serve.port=8001
+
+Models with an open vocabulary (CLIP) also take classes that a request brings along.
 """
 
 import signal
@@ -10,7 +12,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jobs.cli import main
+from jobs.cli import as_reference, main
 from jobs.config import store_settings
 from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
 from tenfold.config import build
@@ -24,8 +26,8 @@ from tenfold.training import storage_tracking_uri
 class DeploySettings:
     """Which models, and how they are served; the endpoint's own limits are ``ServeSettings``."""
 
-    model: str | None = None
-    """``models:/name@alias`` or ``models:/name/3``; None: every registered champion."""
+    reference: str | None = None
+    """Written ``model=...``: ``models:/name@alias`` or ``models:/name/3``; None: every registered champion."""
     tracking_uri: str | None = None
     """None: MLFLOW_TRACKING_URI, else the database in ``storage``."""
     storage: str = "outputs"
@@ -55,7 +57,9 @@ def served_models(settings: DeploySettings, uri: str) -> list[ServedModel]:
         ValueError: There is no such model, or no champion at all.
     """
     references = (
-        [settings.model] if settings.model else [f"models:/{name}@champion" for name in registered_champions(uri)]
+        [settings.reference]
+        if settings.reference
+        else [f"models:/{name}@champion" for name in registered_champions(uri)]
     )
     if not references:
         raise ValueError(f"no model is registered in {uri}; train one first: python jobs/train.py")
@@ -98,12 +102,16 @@ def wait(endpoint: Endpoint) -> None:
 def describe(endpoint: Endpoint) -> str:
     """Where it listens and how to ask it."""
     lines = [f"serving on {endpoint.url} (docs: {endpoint.url}/docs)"]
+    open_models = endpoint.open_models()
     for model in endpoint.models:
         lines.append(f"  {model.name} version {model.version}")
         lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
+        if model.name in open_models:
+            own = """-F 'classes=["cat", "dog"]'"""
+            lines.append(f"    any classes: curl -F image=@picture.png {own} {endpoint.url}/predict/{model.name}")
         lines.append(f"    v2: {endpoint.url}/v2/models/{model.name}/infer")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__ or "", store_settings("deploy", DeploySettings), check, work))
+    sys.exit(main(__doc__ or "", store_settings("deploy", DeploySettings), check, work, as_reference(sys.argv[1:])))

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.cli import main
+from jobs.cli import as_reference, main
 from tenfold.bundle import load_bundle
 from tenfold.catalog import load_predictor, method
 from tenfold.config import ConfigError, build
@@ -68,6 +68,4 @@ def _evaluate(run: Run, settings: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    # To Hydra `model` is the group of networks; here, as for deploy, it names a registered model.
-    words = [f"reference={word.removeprefix('model=')}" if word.startswith("model=") else word for word in sys.argv[1:]]
-    sys.exit(main(__doc__ or "", "evaluate", check, work, words))
+    sys.exit(main(__doc__ or "", "evaluate", check, work, as_reference(sys.argv[1:])))

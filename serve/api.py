@@ -15,12 +15,15 @@ from starlette.types import ASGIApp
 
 import tenfold
 from serve import plain, v2
+from serve.contract import Description
 from serve.guard import Guard, refuse
 from serve.keys import Keys
 from serve.limits import RefusedError
 from serve.models import ModelTable
 from serve.settings import ServeSettings
 from serve.trace import Telemetry, Trace, trace_of
+from serve.vocabulary import CLASSES, PROMPTS
+from tenfold.types import Preprocessing
 
 T = TypeVar("T")
 
@@ -34,7 +37,7 @@ class Label(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Labels of one picture, the most probable first."""
+    """Labels of one picture, the most probable first: of the model's classes, or of those that the request brought."""
 
     model: str
     version: str
@@ -50,6 +53,8 @@ class ModelSummary(BaseModel):
     task: str
     image_size: int
     classes: list[str]
+    prompt_template: str | None
+    """The sentence around a class's name, where a request may bring classes of its own; null where it may not."""
 
 
 class ModelList(BaseModel):
@@ -68,24 +73,46 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         404: "No such model or version.",
         413: "The body is too large.",
         415: "The content type is not accepted or does not match the data.",
-        422: "The picture or tensor is not what the model takes.",
+        422: "The picture, tensor or list of classes is not what the model takes.",
         503: "Overloaded; try again after Retry-After seconds.",
         504: "The model took too long.",
     }.items()
 }
+_ASK_OWN = "for a model with an open vocabulary"
+_IN_JSON: dict[str, Any] = {
+    CLASSES: {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": f"Names to choose from, {_ASK_OWN}; each once. Left out: the model's own classes.",
+        "example": ["cat", "dog"],
+    },
+    PROMPTS: {
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": {"type": "string"}},
+        "description": f"In place of 'classes', {_ASK_OWN}: name of each class and the texts that describe it.",
+        "example": {"cat": ["a photo of a cat.", "a drawing of a cat."], "dog": ["a photo of a dog."]},
+    },
+}
+_IN_FORM = {
+    name: {"type": "string", "contentMediaType": "application/json", "description": f"{schema['description']} In JSON."}
+    for name, schema in _IN_JSON.items()
+}
+
+
+def _picture_schema(image_format: str, more: dict[str, Any]) -> dict[str, Any]:
+    properties = {"image": {"type": "string", "format": image_format}, **more}
+    return {"schema": {"type": "object", "required": ["image"], "properties": properties}}
+
+
 _PICTURE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
-            },
+            "multipart/form-data": _picture_schema("binary", _IN_FORM),
             "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
             "image/webp": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "byte"}}}
-            },
+            "application/json": _picture_schema("byte", _IN_JSON),
         },
     }
 }
@@ -125,15 +152,16 @@ class _Work:
     async def predict(self, request: Request, name: str, top: int | None) -> dict[str, Any]:
         trace = self.begin(request, name)
         plain.check_labels(self.table.description(name))
-        data = await plain.read_picture(request)
+        asked = await plain.read_request(request, self.settings)
         trace.num_images = 1
 
-        def prepare(image_size: int) -> "asyncio.Future[Any]":
-            return self.in_thread(plain.prepare_picture, data, image_size, self.settings.max_pixels)
+        def prepare(preprocessing: Preprocessing) -> "asyncio.Future[Any]":
+            return self.in_thread(plain.prepare_picture, asked.data, preprocessing, self.settings.max_pixels)
 
-        answer, description = await self.table.infer_picture(name, prepare)
+        answer, description = await self.table.infer_picture(name, prepare, asked.vocabulary)
         trace.version = answer.version
-        return plain.label_reply(answer, description, trace.request_id, top)
+        classes = asked.vocabulary.classes if asked.vocabulary else description.classes
+        return plain.label_reply(answer, description, classes, trace.request_id, top)
 
     async def infer(self, request: Request, name: str, version: str | None) -> Response:
         trace = self.begin(request, name, version)
@@ -146,14 +174,22 @@ class _Work:
             body,
             request.headers.get(v2.JSON_LENGTH_HEADER),
             self.table.description(name).image_size,
-            self.settings.max_images,
+            self.settings,
         )
         trace.num_images = len(parsed.images)
-        answer, _ = await self.table.infer(name, parsed.images, version)
+        answer, _ = await self.table.infer(name, parsed.images, version, parsed.vocabulary)
         trace.version = answer.version
         num_bytes = sum(values.nbytes for values in answer.outputs.values())
         content, headers = await self.sized(num_bytes, v2.encode_response, parsed, name, answer.version, answer.outputs)
         return Response(content, headers=headers)
+
+    async def last_seen(self, name: str) -> Description:
+        """What is known of a model; a replica is asked where none has told yet and one is there."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return await self.table.known(name)
+        except (TimeoutError, RefusedError):
+            return self.table.description(name)
 
     async def is_ready(self, name: str) -> bool:
         try:
@@ -219,7 +255,7 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
     @app.get("/models", response_model=ModelList, tags=["plain"])
     async def list_models() -> ModelList:
         """The models that are served, as last seen."""
-        descriptions = [work.table.description(name) for name in work.table.names()]
+        descriptions = await asyncio.gather(*(work.last_seen(name) for name in work.table.names()))
         return ModelList(
             models=[
                 ModelSummary(
@@ -229,6 +265,7 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
                     task=str(one.task),
                     image_size=one.image_size,
                     classes=list(one.classes),
+                    prompt_template=one.prompt_template,
                 )
                 for one in descriptions
             ]
@@ -242,7 +279,11 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
         tags=["plain"],
     )
     async def predict(request: Request, model: str, top: Annotated[int | None, Query(ge=1)] = None) -> JSONResponse:
-        """Labels of one picture: a file in a form, a picture as the body, or JSON with base64 under ``image``."""
+        """Labels of one picture: a file in a form, a picture as the body, or JSON with base64 under ``image``.
+
+        Models that name a ``prompt_template`` take classes that the request brings along: names under ``classes``, or
+        texts about each under ``prompts``.
+        """
         return JSONResponse(await work.predict(request, model, top))
 
 
@@ -265,10 +306,8 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
     @app.get("/v2/models/{model}/versions/{version}", responses=_REFUSALS, tags=["v2"])
     async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         trace = work.begin(request, model, version)
-        description = work.table.description(model)
-        if not description.outputs:
-            description = await work.table.refresh(model)
-            trace.version = description.version
+        description = await work.table.known(model)
+        trace.version = description.version
         return v2.model_metadata(description)
 
     @app.get("/v2/models/{model}/ready", responses=_REFUSALS, tags=["v2"])
@@ -283,7 +322,11 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
         "/v2/models/{model}/versions/{version}/infer", responses=_REFUSALS, openapi_extra=_TENSOR_BODY, tags=["v2"]
     )
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
-        """Tensors in JSON or in raw bytes (header ``Inference-Header-Content-Length``)."""
+        """Tensors in JSON or in raw bytes (header ``Inference-Header-Content-Length``).
+
+        Models whose metadata lists the inputs take class names under ``classes`` (BYTES ``[K]``), or texts under
+        ``prompts`` with the class of each under ``prompt_classes`` (BYTES ``[P]`` both).
+        """
         return await work.infer(request, model, version)
 
 

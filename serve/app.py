@@ -97,7 +97,7 @@ def _model_deployment(model: ServedModel, settings: ServeSettings) -> Any:
 
 def _ingress_deployment(models: Sequence[ServedModel], settings: ServeSettings) -> Any:
     # Room for all that the models take: their own limits come first, since those refuse with a sentence in JSON.
-    capacity = 16 + sum(model.max_queued_requests + model.ongoing_requests * _max_replicas(model) for model in models)
+    capacity = 16 + sum(model.max_queued_requests + model.ongoing_requests * model.max_replicas for model in models)
     return _deployment(Ingress).options(
         name="ingress",
         num_replicas=settings.ingress_replicas,
@@ -106,10 +106,6 @@ def _ingress_deployment(models: Sequence[ServedModel], settings: ServeSettings) 
         ray_actor_options={"num_cpus": settings.ingress_num_cpus},
         **_common(settings),
     )
-
-
-def _max_replicas(model: ServedModel) -> int:
-    return model.autoscaling.max_replicas if model.autoscaling else model.num_replicas
 
 
 def _replicas(model: ServedModel) -> dict[str, Any]:

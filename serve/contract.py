@@ -1,13 +1,14 @@
 """What the ingress and a model's replicas say to each other."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from serve.settings import ServedModel
+from serve.vocabulary import Vocabulary
 from tenfold.bundle import Bundle
-from tenfold.types import Task
+from tenfold.types import Preprocessing, Task
 
 LABEL_TASKS = (Task.CLASSIFICATION, Task.MULTI_LABEL)
 """Tasks whose predictors answer with ``probs`` and ``logits``, one column per class."""
@@ -22,10 +23,20 @@ class Description:
     method: str
     task: Task
     classes: tuple[str, ...]
-    image_size: int
-    """Height and width S of the pictures that the predictor takes."""
+    preprocessing: Preprocessing
+    """How a picture is brought to the size that the predictor takes."""
     outputs: dict[str, tuple[int, ...]]
     """Output name to its shape without the batch axis; all float32. Empty: not known before a replica has run."""
+    prompt_template: str | None = None
+    """The sentence around a class's name, with ``{}`` for the name, where requests may bring classes along; None: they
+    may not, or no replica has told."""
+    from_replica: bool = False
+    """Whether a replica that runs has told all this; else it is what the bundle says."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width S of the pictures that the predictor takes."""
+        return self.preprocessing.image_size
 
 
 @dataclass(frozen=True)
@@ -40,19 +51,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Declined:
-    """The replica can't take this request, though another one it could: wrong picture size or version."""
+    """The replica can't take this request, though another one it could: wrong picture size, version or classes."""
 
     message: str
     description: Description
+    reason: Literal["tensor", "version", "vocabulary"] = "tensor"
+    """What is wrong with it, as logs and metrics count it."""
 
 
 class ModelClient(Protocol):
     """A served model as the HTTP side sees it."""
 
     async def infer(
-        self, images: np.ndarray, known_version: str, required_version: str | None = None
+        self,
+        images: np.ndarray,
+        known_version: str,
+        required_version: str | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> Answer | Declined:
-        """Run uint8 ``(N, S, S, 3)``; declines another S, or another version than the one required."""
+        """Run uint8 ``(N, S, S, 3)`` over the classes of ``vocabulary``, or the model's own where it is None.
+
+        Declines another S, another version than the one required, and classes that the model can't take.
+        """
         ...
 
     async def describe(self) -> Description:
@@ -70,6 +90,6 @@ def describe_bundle(model: ServedModel, bundle: Bundle) -> Description:
         method=metadata.method,
         task=metadata.task,
         classes=metadata.classes,
-        image_size=metadata.preprocessing.image_size,
+        preprocessing=metadata.preprocessing,
         outputs={"probs": (num_classes,), "logits": (num_classes,)} if metadata.task in LABEL_TASKS else {},
     )

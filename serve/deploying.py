@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import os
 import time
 import urllib.error
 import urllib.request
@@ -57,6 +59,21 @@ class Endpoint:
             time.sleep(_POLL_S)
         raise TimeoutError(f"{self.url} was not ready after {limit_s:g} s (last: {last})")
 
+    def open_models(self) -> frozenset[str]:
+        """Names of the models that take classes of the caller's; empty where the endpoint tells only who has a key.
+
+        Raises:
+            OSError: If the endpoint does not answer.
+        """
+        try:
+            with urllib.request.urlopen(f"{self.url}/models", timeout=self.ready_timeout_s) as reply:  # noqa: S310
+                listed = json.loads(reply.read())["models"]
+        except urllib.error.HTTPError as error:
+            if error.code != 401:
+                raise
+            return frozenset()
+        return frozenset(model["name"] for model in listed if model["prompt_template"] is not None)
+
     def drain(self) -> None:
         """Let running requests finish, then stop the application; Serve and Ray stay."""
         from ray import serve
@@ -97,7 +114,7 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
     if settings.keys_file:
         Keys.load(settings.keys_file)  # told here, not in the log of a replica
     prepare_environment()
-    cluster.start()
+    cluster.start(num_cpus=local_cpus(models, settings))
     # Only now: ray.serve reads the environment when it is imported.
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -134,6 +151,18 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
     )
     endpoint.wait_ready()
     return endpoint
+
+
+def local_cpus(models: Sequence[ServedModel], settings: ServeSettings) -> int | None:
+    """Logical CPUs of a cluster that is started here; None: the cores of the machine are enough.
+
+    There is no other machine to wait for: replicas that share a core are slow, but one without a place makes the
+    endpoint wait for ever. Counted twice, so that a roll-out finds room beside what runs.
+    """
+    asked = sum(model.num_cpus * model.max_replicas for model in models)
+    asked += settings.ingress_replicas * settings.ingress_num_cpus
+    needed = math.ceil(2 * asked)
+    return needed if needed > (os.cpu_count() or 1) else None
 
 
 def _running_address() -> tuple[str, int] | None:

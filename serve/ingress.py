@@ -20,6 +20,7 @@ from serve.models import ModelTable
 from serve.settings import ServeSettings
 from serve.telemetry import RequestMetrics
 from serve.trace import log_to_stdout
+from serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -39,9 +40,13 @@ class HandleClient:
         self._settings = settings
 
     async def infer(
-        self, images: np.ndarray, known_version: str, required_version: str | None = None
+        self,
+        images: np.ndarray,
+        known_version: str,
+        required_version: str | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> Answer | Declined:
-        return await self._call("infer", images, known_version, required_version)
+        return await self._call("infer", images, known_version, required_version, vocabulary)
 
     async def describe(self) -> Description:
         return await self._call("describe")

@@ -85,13 +85,40 @@ def parse_json(data: bytes) -> dict[str, Any]:
     """The JSON object in ``data``.
 
     Raises:
-        RefusedError: 400 for anything that is not one JSON object.
+        RefusedError: 400 for anything that is not one JSON object, 422 for one that gives a key twice.
     """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        # UnicodeDecodeError and JSONDecodeError are ValueErrors; deep nesting ends in a RecursionError.
+        value = _loads(data)
+    except ValueError as error:
         raise RefusedError(400, f"the body is not valid JSON: {error}", "malformed") from error
     if not isinstance(value, dict):
         raise RefusedError(400, f"the body must be a JSON object, got {type(value).__name__}", "malformed")
     return value
+
+
+def parse_json_value(text: str, expected: str) -> Any:
+    """The JSON value of a text field; raises ``RefusedError`` (422), which says what was expected."""
+    try:
+        return _loads(text)
+    except ValueError as error:
+        raise RefusedError(422, f"{expected} ({error})", "malformed") from error
+
+
+def _loads(data: bytes | str) -> Any:
+    try:
+        return _DECODER.decode(data if isinstance(data, str) else data.decode())
+    except RecursionError as error:  # deep nesting; wrong encodings and syntax are ValueErrors by themselves
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's own way keeps the last of them and says nothing: a class would lose its prompts.
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RefusedError(422, f"the JSON gives the key {twice[:80]!r} twice in one object", "malformed")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # made once: json.loads would make one for each request

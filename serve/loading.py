@@ -1,22 +1,40 @@
 """A bundle brought to life for serving: verified, compared with training, warmed up. No HTTP, no Ray."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from serve.contract import Declined, Description, describe_bundle
 from serve.settings import ServedModel
-from tenfold.bundle import Bundle, check_probe, load_bundle
-from tenfold.types import Predictor
+from serve.vocabulary import CLASSES, PROMPTS, Vocabulary
+from tenfold.bundle import PROBE_FILE, Bundle, check_probe, load_bundle
+from tenfold.types import OpenVocabularyPredictor, Predictor
 
 Outputs = dict[str, np.ndarray]
+_OPEN_METHODS = ("embed", "prototypes_of", "classify")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pictures of one request, all or a part, and the classes that are meant."""
+
+    images: np.ndarray
+    """uint8 ``(N, S, S, 3)``."""
+    prototypes: Tensor | None = None
+    """``(K', D)`` of the classes that the request brought along; None: the model's own classes."""
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,22 @@ def import_loader(dotted: str) -> Callable[[Bundle, str], Predictor]:
     return loader
 
 
+def open_vocabulary(predictor: Predictor) -> OpenVocabularyPredictor | None:
+    """The predictor, if requests may bring classes along: it has all of ``OpenVocabularyPredictor``; else None.
+
+    A predictor whose ``prompt_template`` is None has the methods, but not for this bundle.
+
+    Raises:
+        ValueError: If its ``prompt_template`` has no place, or more than one, for the name.
+    """
+    template = getattr(predictor, "prompt_template", None)
+    if template is None or not all(callable(getattr(predictor, name, None)) for name in _OPEN_METHODS):
+        return None
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise ValueError(f"prompt_template must be a sentence with one {{}} for the class name, got {template!r}")
+    return cast(OpenVocabularyPredictor, predictor)
+
+
 class LoadedModel:
     """One version of a model, ready to run.
 
@@ -45,57 +79,106 @@ class LoadedModel:
 
     Raises:
         BundleError: If a file was changed or the predictor's numbers are not those of training.
+        ValueError: If the predictor's ``prompt_template`` is none.
     """
 
     def __init__(self, model: ServedModel) -> None:
         bundle = load_bundle(model.folder)
         self._predictor = import_loader(model.loader)(bundle, model.device)
-        difference = check_probe(bundle, self._predictor, model.probe_tolerance)
+        self._open = open_vocabulary(self._predictor)
+        difference = check_probe(bundle, self._predictor, _absolute_tolerance(bundle, model.probe_tolerance))
         logger.info("%s version %s: probe logits within %.3g of training", model.name, model.version, difference)
         description = describe_bundle(model, bundle)
         size = description.image_size
         self._blank = np.zeros((1, size, size, 3), np.uint8)
         outputs = self.predict(self._blank)
         self.description: Description = replace(
-            description, outputs={name: values.shape[1:] for name, values in outputs.items()}
+            description,
+            outputs={name: values.shape[1:] for name, values in outputs.items()},
+            prompt_template=self._open.prompt_template if self._open else None,
+            from_replica=True,
         )
+        if self._open is not None:
+            self._classify(self._open, [Piece(self._blank, self.prototypes(Vocabulary(description.classes[:1])))])
 
     def predict(self, images: np.ndarray) -> Outputs:
         """Float32 outputs, first axis N, for uint8 ``(N, S, S, 3)``: one call of the predictor."""
-        # What comes from a request's bytes or from another process is read-only, which torch can't express.
-        writable = images if images.flags.writeable else images.copy()
         with torch.inference_mode():
-            outputs = self._predictor(torch.from_numpy(writable))
-            return {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
+            return _as_arrays(self._predictor(_as_tensor(images)))
 
-    def predict_each(self, requests: Sequence[np.ndarray]) -> list[Outputs | Failure]:
-        """Outputs per request, in their order, from one call for all of them.
+    def prototypes(self, vocabulary: Vocabulary) -> Tensor:
+        """Prototypes ``(K', D)`` of classes that a request brings along; may run beside ``predict_each``.
 
-        If that call raises, each request runs alone, so that only the one at fault fails.
+        Raises:
+            ValueError: If the predictor can't take these texts; also where ``decline`` should have been asked first.
         """
+        if self._open is None:
+            raise ValueError(f"model {self.description.name} knows its own classes only")
+        with torch.inference_mode():
+            return self._open.prototypes_of(vocabulary.prompts_by_class(self._open.prompt_template))
+
+    def predict_each(self, pieces: Sequence[Piece]) -> list[Outputs | Failure]:
+        """Outputs per piece, in their order; the pictures of all of them share one pass.
+
+        Or two, where some ask for the model's own classes and some brought theirs. If a pass raises, each of its
+        pieces runs alone, so that only the one at fault fails.
+        """
+        own = [position for position, piece in enumerate(pieces) if piece.prototypes is None]
+        if len(own) == len(pieces):
+            return self._isolated(self._predict_own, pieces)
+        model = self._open
+        assert model is not None  # else there were no prototypes
+        brought = [position for position, piece in enumerate(pieces) if piece.prototypes is not None]
+        results: dict[int, Outputs | Failure] = {}
+        for positions, run in ((own, self._predict_own), (brought, partial(self._classify, model))):
+            if positions:
+                chosen = [pieces[position] for position in positions]
+                results.update(zip(positions, self._isolated(run, chosen), strict=True))
+        return [results[position] for position in range(len(pieces))]
+
+    def _isolated(
+        self, run: Callable[[Sequence[Piece]], list[Outputs]], pieces: Sequence[Piece]
+    ) -> list[Outputs | Failure]:
         try:
-            outputs = self.predict(np.concatenate(requests) if len(requests) > 1 else requests[0])
+            return [*run(pieces)]
         except (RuntimeError, ValueError) as error:
-            if len(requests) == 1:
+            if len(pieces) == 1:
                 logger.exception("the predictor failed")
                 return [Failure(f"{type(error).__name__}: {error}")]
-            return [result for request in requests for result in self.predict_each([request])]
-        ends = np.cumsum([len(request) for request in requests])
+            return [result for piece in pieces for result in self._isolated(run, [piece])]
+
+    def _predict_own(self, pieces: Sequence[Piece]) -> list[Outputs]:
+        outputs = self.predict(_joined(pieces))
+        ends = np.cumsum([len(piece) for piece in pieces])
         # Copies: a view would drag the whole batch through serialization with each of its parts.
         return [
-            {name: values[end - len(request) : end].copy() for name, values in outputs.items()}
-            for request, end in zip(requests, ends, strict=True)
+            {name: values[end - len(piece) : end].copy() for name, values in outputs.items()}
+            for piece, end in zip(pieces, ends, strict=True)
         ]
+
+    def _classify(self, model: OpenVocabularyPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
+        with torch.inference_mode():
+            embeddings = model.embed(_as_tensor(_joined(pieces))).split([len(piece) for piece in pieces])
+            return [
+                _as_arrays(model.classify(rows, piece.prototypes))
+                for rows, piece in zip(embeddings, pieces, strict=True)
+                if piece.prototypes is not None
+            ]
 
     def check(self) -> None:
         """Raise if the predictor no longer works, as on a GPU after a device error."""
         self.predict(self._blank)
 
-    def decline(self, images: np.ndarray, required_version: str | None) -> Declined | None:
+    def decline(
+        self, images: np.ndarray, required_version: str | None, vocabulary: Vocabulary | None = None
+    ) -> Declined | None:
         """Why this version can't take a request; None where it can."""
         this = self.description
         if required_version is not None and required_version != this.version:
-            return Declined(f"model {this.name} has no version {required_version!r}", this)
+            return Declined(f"model {this.name} has no version {required_version!r}", this, "version")
+        if vocabulary is not None and self._open is None:
+            message = f"model {this.name} knows its own classes only; leave out {CLASSES!r} and {PROMPTS!r}"
+            return Declined(message, this, "vocabulary")
         expected = self._blank.shape[1:]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
             size = this.image_size
@@ -103,3 +186,28 @@ class LoadedModel:
                 f"pictures must be uint8 [N,{size},{size},3], got {images.dtype} {list(images.shape)}", this
             )
         return None
+
+    def decline_texts(self, error: ValueError) -> Declined:
+        """The refusal of classes that ``prototypes`` raised on."""
+        return Declined(f"the classes can't be used: {error}", self.description, "vocabulary")
+
+
+def _joined(pieces: Sequence[Piece]) -> np.ndarray:
+    return np.concatenate([piece.images for piece in pieces]) if len(pieces) > 1 else pieces[0].images
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    # What comes from a request's bytes or from another process is read-only, which torch can't express.
+    return torch.from_numpy(images if images.flags.writeable else images.copy())
+
+
+def _as_arrays(outputs: Mapping[str, Tensor]) -> Outputs:
+    return {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
+
+
+def _absolute_tolerance(bundle: Bundle, tolerance: float) -> float:
+    """Float32 rounds in proportion: logits of cosines times a hundred differ by more than those of a linear layer."""
+    logits = load_file(bundle.file(PROBE_FILE)).get("logits")
+    if logits is None or not logits.numel():
+        return tolerance  # what is missing is for the comparison to tell
+    return tolerance * max(1.0, logits.abs().max().item())

@@ -7,6 +7,8 @@ import numpy as np
 
 from serve.contract import Answer, Declined, Description, ModelClient
 from serve.limits import RefusedError
+from serve.vocabulary import Vocabulary
+from tenfold.types import Preprocessing
 
 _MAX_ATTEMPTS = 3
 
@@ -52,40 +54,63 @@ class ModelTable:
         self._descriptions[name] = description
         return description
 
-    async def infer(self, name: str, images: np.ndarray, version: str | None = None) -> tuple[Answer, Description]:
-        """Run ready-made pictures, uint8 ``(N, S, S, 3)``.
+    async def known(self, name: str) -> Description:
+        """What a replica has told of a model, which it is asked for where none has yet."""
+        description = self.description(name)
+        return description if description.from_replica else await self.refresh(name)
+
+    async def infer(
+        self, name: str, images: np.ndarray, version: str | None = None, vocabulary: Vocabulary | None = None
+    ) -> tuple[Answer, Description]:
+        """Run ready-made pictures, uint8 ``(N, S, S, 3)``, over the request's classes or the model's own.
 
         Raises:
-            RefusedError: 404 for a version that is not served, 422 for pictures that its model does not take; what
-                the client raises.
+            RefusedError: 404 for a version that is not served, 422 for pictures or classes that its model does not
+                take; what the client raises.
         """
-        reply, description = await self._ask(name, images, version)
+        reply, description = await self._ask(name, images, version, vocabulary)
         if isinstance(reply, Declined):
             if version is not None and version != description.version:
                 raise self._unknown_version(reply)
-            raise RefusedError(422, reply.message, "tensor")
+            raise RefusedError(422, reply.message, reply.reason)
         return reply, description
 
     async def infer_picture(
-        self, name: str, prepare: Callable[[int], "asyncio.Future[np.ndarray]"]
+        self,
+        name: str,
+        prepare: Callable[[Preprocessing], "asyncio.Future[np.ndarray]"],
+        vocabulary: Vocabulary | None = None,
     ) -> tuple[Answer, Description]:
-        """Run one picture that ``prepare`` brings to the size it is given, uint8 ``(1, S, S, 3)``.
+        """Run one picture that ``prepare`` brings to the form it is given, uint8 ``(1, S, S, 3)``.
 
-        A roll-out to a version of another picture size, just then, makes it prepare the picture again.
+        A roll-out to a version that wants another form, just then, makes it prepare the picture again.
+
+        Raises:
+            RefusedError: 422 for classes that the model does not take; what the client raises.
         """
         for _ in range(_MAX_ATTEMPTS):
-            images = await prepare(self.description(name).image_size)
-            reply, description = await self._ask(name, images, None)
-            if isinstance(reply, Answer):
+            wanted = self.description(name).preprocessing
+            reply, description = await self._ask(name, await prepare(wanted), None, vocabulary)
+            if isinstance(reply, Declined) and reply.reason == "vocabulary":
+                raise RefusedError(422, reply.message, reply.reason)
+            # Of the right size is not enough: the new version may cut where the old one stretched.
+            if isinstance(reply, Answer) and _form(description.preprocessing) == _form(wanted):
                 return reply, description
         raise RefusedError(503, f"model {name} is changing its version; try again", "rollout", {"Retry-After": "1"})
 
-    async def _ask(self, name: str, images: np.ndarray, version: str | None) -> tuple[Answer | Declined, Description]:
+    async def _ask(
+        self, name: str, images: np.ndarray, version: str | None, vocabulary: Vocabulary | None
+    ) -> tuple[Answer | Declined, Description]:
         known = self.description(name)
-        reply = await self._clients[name].infer(images, known.version, version)
+        reply = await self._clients[name].infer(images, known.version, version, vocabulary)
         if reply.description is not None:
             self._descriptions[name] = known = reply.description
         return reply, known
 
     def _unknown_version(self, declined: Declined) -> RefusedError:
         return RefusedError(404, f"{declined.message}; served is: {declined.description.version}", "unknown_model")
+
+
+def _form(preprocessing: Preprocessing) -> tuple[int, str, str]:
+    """What of it concerns the picture's bytes; scaling and normalising are the predictor's."""
+    return preprocessing.image_size, preprocessing.resize, preprocessing.interpolation

@@ -2,53 +2,72 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from serve.contract import LABEL_TASKS, Answer, Description
-from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, parse_json
+from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, parse_json, parse_json_value
+from serve.settings import ServeSettings
+from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, read_vocabulary
 from tenfold.data.images import decode_image, resize_image
+from tenfold.types import Preprocessing
 
 _ACCEPTED = "send the file as multipart/form-data, as a body of type image/jpeg, image/png or image/webp, or as JSON"
+_FORM_FIELDS = 8
 
 
-async def read_picture(request: Request) -> bytes:
-    """The picture's file bytes, from whichever of the three forms the client chose.
+@dataclass(frozen=True)
+class PictureRequest:
+    """One picture, and the classes that the client brought along."""
+
+    data: bytes
+    """The picture's file, not decoded."""
+    vocabulary: Vocabulary | None = None
+    """None: the model's own classes."""
+
+
+async def read_request(request: Request, settings: ServeSettings) -> PictureRequest:
+    """What the client sent, in whichever of the three forms it chose; classes have a place in JSON and in forms.
 
     Raises:
         RefusedError: 400 for a body that is not of its announced form, 415 for a content type that is not accepted
-            or does not match the data, 422 for a body without a picture.
+            or does not match the data, 422 for a body without a picture, or for wrong classes.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type in IMAGE_TYPES:
         data = await request.body()
         check_image_type(content_type, data)
-        return data
+        return PictureRequest(data)
     if content_type == "application/json":
-        return _from_json(await request.body())
+        return _from_json(await request.body(), settings)
     if content_type == "multipart/form-data":
-        return await _from_form(request)
+        return await _from_form(request, settings)
     raise RefusedError(415, f"the content type {content_type or '(none)'} is not accepted: {_ACCEPTED}", "content_type")
 
 
-def _from_json(body: bytes) -> bytes:
-    text = parse_json(body).get("image")
+def _from_json(body: bytes, settings: ServeSettings) -> PictureRequest:
+    content = parse_json(body)
+    text = content.get("image")
     if not isinstance(text, str):
         raise RefusedError(422, "the JSON needs the picture's file in base64 under 'image'", "picture")
+    vocabulary = read_vocabulary(content.get(CLASSES), content.get(PROMPTS), settings)
     try:
-        return base64.b64decode(text, validate=True)
+        return PictureRequest(base64.b64decode(text, validate=True), vocabulary)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(
             422, f"'image' must be base64 of the file; addresses are not fetched ({error})", "picture"
         ) from error
 
 
-async def _from_form(request: Request) -> bytes:
-    # Starlette turns a malformed form into its own 400 with one sentence.
-    async with request.form(max_files=1, max_fields=8) as form:
+async def _from_form(request: Request, settings: ServeSettings) -> PictureRequest:
+    # Starlette turns a malformed form into its own 400 with one sentence. The body as a whole is limited already.
+    form_reader = request.form(max_files=1, max_fields=_FORM_FIELDS, max_part_size=settings.max_body_bytes)
+    async with form_reader as form:
         files = [part for part in form.values() if isinstance(part, UploadFile)]
         if len(files) != 1:
             raise RefusedError(422, "the form needs one file with the picture", "picture")
@@ -58,19 +77,35 @@ async def _from_form(request: Request) -> bytes:
             check_image_type(part_type, data)
         elif part_type not in ("", "application/octet-stream"):
             raise RefusedError(415, f"the file's content type {part_type} is not accepted: {_ACCEPTED}", "content_type")
-        return data
+        vocabulary = read_vocabulary(_json_field(form, CLASSES), _json_field(form, PROMPTS), settings)
+        return PictureRequest(data, vocabulary)
 
 
-def prepare_picture(data: bytes, image_size: int, max_pixels: int) -> np.ndarray:
+def _json_field(form: FormData, name: str) -> Any:
+    """What a form's text field says in JSON; None where it is not there."""
+    texts = form.getlist(name)
+    if not texts:
+        return None
+    if len(texts) > 1 or not isinstance(texts[0], str):
+        raise RefusedError(422, f"the form needs {name!r} once, as a text field with JSON", "vocabulary")
+    example = '["cat", "dog"]' if name == CLASSES else '{"cat": ["a photo of a cat."]}'
+    return parse_json_value(texts[0], f"the form's field {name!r} must be JSON such as {example}")
+
+
+def prepare_picture(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """Decode and resize, as in training; uint8 ``(1, S, S, 3)``.
 
     Raises:
         RefusedError: 422, with what is wrong with the picture.
     """
     try:
-        return resize_image(decode_image(data, max_pixels=max_pixels), image_size)[None]
+        image = decode_image(data, max_pixels=max_pixels)
     except ValueError as error:
         raise RefusedError(422, str(error), "picture") from error
+    resized = resize_image(
+        image, preprocessing.image_size, resize=preprocessing.resize, interpolation=preprocessing.interpolation
+    )
+    return resized[None]
 
 
 def check_labels(description: Description) -> None:
@@ -82,14 +117,26 @@ def check_labels(description: Description) -> None:
         )
 
 
-def label_reply(answer: Answer, description: Description, request_id: str, top: int | None) -> dict[str, Any]:
-    """Labels of one picture, the most probable first; ``top`` of them, None for all."""
+def label_reply(
+    answer: Answer, description: Description, classes: Sequence[str], request_id: str, top: int | None
+) -> dict[str, Any]:
+    """Labels of one picture, the most probable first; ``top`` of them, None for all.
+
+    Args:
+        answer: What the model said.
+        description: Of the version that said it.
+        classes: Names of the answer's columns: the model's classes, or those that the request brought along.
+        request_id: Told in the reply.
+        top: How many labels.
+    """
     probs = answer.outputs["probs"][0]
+    if len(probs) != len(classes):  # a predictor that breaks its word; the wrong names would be worse than none
+        raise ValueError(f"model {description.name} gave {len(probs)} probabilities for {len(classes)} classes")
     order = np.argsort(-probs, kind="stable")[:top]
     return {
         "model": description.name,
         "version": answer.version,
         "request_id": request_id,
         "task": str(description.task),
-        "labels": [{"name": description.classes[k], "probability": float(probs[k])} for k in order],
+        "labels": [{"name": classes[k], "probability": float(probs[k])} for k in order],
     }

@@ -67,7 +67,8 @@ class ServedModel:
     num_threads: int | None = None
     """Threads of one predictor call; None: the whole CPUs reserved, at least 1."""
     probe_tolerance: float = 1e-4
-    """Largest absolute difference to the stored probe logits; float32 on other hardware differs by rounding."""
+    """Largest difference to the stored probe logits: absolute, and where logits above 1 are stored, as a share of the
+    largest. Float32 on other hardware differs by rounding, which grows with the numbers."""
     loader: str = "tenfold.catalog:load_predictor"
     """``module:function`` that makes a predictor of (verified bundle, device)."""
 
@@ -90,6 +91,10 @@ class ServedModel:
     def ongoing_requests(self) -> int:
         """One batch in the predictor and the next one gathering, where nothing else is asked for."""
         return self.max_ongoing_requests or max(_MIN_ONGOING, 2 * self.max_batch_size)
+
+    @property
+    def max_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
 
     @property
     def threads(self) -> int:
@@ -121,6 +126,13 @@ class ServeSettings:
     """Largest width times height of a picture that is decoded."""
     max_images: int = 256
     """Most pictures in one request."""
+    max_classes: int = 1000
+    """Most classes that a request may bring along, to models with an open vocabulary."""
+    max_prompts: int = 4000
+    """Most texts about them, over all classes. On a CPU a large text tower takes some of them per second only; what
+    takes longer than the request may is still finished, and there for the next request."""
+    max_text_characters: int = 500
+    """Longest class name or prompt."""
     request_timeout_s: float = 30.0
     retry_after_s: float = 1.0
     """What a refusal for overload tells the client to wait."""
@@ -146,6 +158,7 @@ class ServeSettings:
         _check_positive(
             self,
             *("max_body_bytes", "max_pixels", "max_images", "request_timeout_s", "retry_after_s", "drain_timeout_s"),
+            *("max_classes", "max_prompts", "max_text_characters"),
             *("health_period_s", "health_timeout_s", "ready_timeout_s"),
             *("ingress_replicas", "ingress_num_cpus", "decode_threads"),
         )

@@ -48,9 +48,19 @@ class BatchMetrics:
             boundaries=_LATENCY_MS,
             tag_keys=("model", "version"),
         )
+        self._texts = Histogram(
+            "tenfold_texts_latency_ms",
+            description="Time to encode the classes that a request brought along, each list once, in milliseconds.",
+            boundaries=_LATENCY_MS,
+            tag_keys=("model", "version"),
+        )
         self._images.set_default_tags(tags)
         self._latency.set_default_tags(tags)
+        self._texts.set_default_tags(tags)
 
     def record(self, num_images: int, latency_ms: float) -> None:
         self._images.observe(num_images)
         self._latency.observe(latency_ms)
+
+    def record_texts(self, latency_ms: float) -> None:
+        self._texts.observe(latency_ms)

@@ -6,6 +6,7 @@ https://github.com/open-inference/open-inference-protocol and its extension ``bi
 
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,15 @@ import numpy as np
 
 from serve.contract import Description
 from serve.limits import RefusedError, parse_json
+from serve.settings import ServeSettings
+from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, check_count, read_vocabulary
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 INPUT_NAME = "images"
+PROMPT_CLASSES = "prompt_classes"
+TEXT_INPUTS = (CLASSES, PROMPTS, PROMPT_CLASSES)
+"""Optional inputs, BYTES, of models with an open vocabulary: the classes' names ``[K]``; or prompts ``[P]``, and for
+each of them the class that it is about ``[P]``, where the classes' order is that of their first prompts."""
 EXTENSIONS = ("binary_tensor_data",)
 
 
@@ -31,51 +38,138 @@ class InferRequest:
     binary_default: bool
     """Whether outputs that are not named come as raw bytes."""
     request_id: str | None
+    vocabulary: Vocabulary | None = None
+    """Classes that the request brought along; None: the model's own."""
 
 
 def invalid(message: str, reason: str = "tensor") -> RefusedError:
     return RefusedError(422, message, reason)
 
 
-def decode_request(body: bytes, json_length: str | None, image_size: int, max_images: int) -> InferRequest:
+def decode_request(body: bytes, json_length: str | None, image_size: int, settings: ServeSettings) -> InferRequest:
     """Parse and check the body of an infer request.
 
     Args:
         body: As it came.
         json_length: Value of ``Inference-Header-Content-Length``; None: the body is JSON only.
         image_size: Height and width S that the model takes.
-        max_images: Most pictures allowed.
+        settings: The limits.
 
     Raises:
-        RefusedError: 400 where the body is not what the protocol describes, 422 where the tensor is not the model's.
+        RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
     """
     header, binary = _split(body, json_length)
-    inputs = header.get("inputs")
-    if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs):
-        raise RefusedError(400, "the request needs a list of tensors under 'inputs'", "malformed")
-    if len(inputs) != 1 or inputs[0].get("name") != INPUT_NAME:
-        names = [tensor.get("name") for tensor in inputs]
-        raise invalid(f"the model has one input, named {INPUT_NAME!r}; got {names}")
+    tensors = _named_inputs(header.get("inputs"))
     request_id = header.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RefusedError(400, "the request's 'id' must be a string", "malformed")
-    parameters = _parameters(header)
+    binary_default = bool(_parameters(header).get("binary_data_output", False))
+    raw = _claim(tensors, binary)
+    texts = {name: _decode_texts(name, tensors[name], raw[name], settings) for name in TEXT_INPUTS if name in tensors}
     return InferRequest(
-        images=_decode_images(inputs[0], binary, image_size, max_images),
-        outputs=_requested_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False))),
-        binary_default=bool(parameters.get("binary_data_output", False)),
+        images=_decode_images(tensors[INPUT_NAME], raw[INPUT_NAME], image_size, settings.max_images),
+        outputs=_requested_outputs(header.get("outputs"), binary_default),
+        binary_default=binary_default,
         request_id=request_id,
+        vocabulary=_vocabulary(texts, settings),
     )
 
 
-def _split(body: bytes, json_length: str | None) -> tuple[dict[str, Any], bytes]:
+def _split(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memoryview]:
+    """The JSON part, and the bytes behind it, not copied."""
     if json_length is None:
-        return parse_json(body), b""
+        return parse_json(body), memoryview(b"")
     if not (json_length.isascii() and json_length.isdigit()) or int(json_length) > len(body):
         raise RefusedError(
             400, f"{JSON_LENGTH_HEADER} must be a number up to the body's length {len(body)}", "malformed"
         )
-    return parse_json(body[: int(json_length)]), body[int(json_length) :]
+    return parse_json(body[: int(json_length)]), memoryview(body)[int(json_length) :]
+
+
+def _named_inputs(inputs: Any) -> dict[str, Mapping[str, Any]]:
+    """Input tensors by name, in the request's order."""
+    if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs):
+        raise RefusedError(400, "the request needs a list of tensors under 'inputs'", "malformed")
+    names = [tensor.get("name") for tensor in inputs]
+    known = [name for name in names if name == INPUT_NAME or name in TEXT_INPUTS]
+    if INPUT_NAME not in names or len(known) < len(names) or len(set(known)) < len(names):
+        raise invalid(
+            f"the inputs are {INPUT_NAME!r} and, for a model with an open vocabulary, {CLASSES!r} or {PROMPTS!r} with "
+            f"{PROMPT_CLASSES!r}, each once; got {names[:8]}"
+        )
+    return dict(zip(known, inputs, strict=True))
+
+
+def _claim(tensors: Mapping[str, Mapping[str, Any]], binary: memoryview) -> dict[str, memoryview | None]:
+    """The raw bytes of each tensor, which follow each other in the tensors' order; None for those in JSON."""
+    raw: dict[str, memoryview | None] = {}
+    start = 0
+    for name, tensor in tensors.items():
+        size = _parameters(tensor).get("binary_data_size")
+        if size is None:
+            raw[name] = None
+            continue
+        if "data" in tensor:
+            raise RefusedError(400, "a tensor has either 'data' or 'binary_data_size', not both", "malformed")
+        if type(size) is not int or size < 0:
+            raise invalid(f"binary_data_size must be a number of bytes, got {size!r} for {name!r}")
+        raw[name] = binary[start : start + size]
+        start += size
+    if start == len(binary):
+        return raw
+    if all(part is None for part in raw.values()):
+        raise RefusedError(400, f"{len(binary)} bytes follow the JSON part, but no tensor claims them", "malformed")
+    raise invalid(f"binary_data_size comes to {start} bytes in all, and {len(binary)} bytes follow the JSON part")
+
+
+def _decode_texts(name: str, tensor: Mapping[str, Any], raw: memoryview | None, settings: ServeSettings) -> list[Any]:
+    """Elements of a BYTES tensor; those that came in JSON may still be of any type."""
+    shape = tensor.get("shape")
+    is_shape = isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] >= 0
+    if tensor.get("datatype") != "BYTES" or not isinstance(shape, list) or not is_shape:
+        raise invalid(f"{name!r} must have datatype BYTES and shape [K], got {tensor.get('datatype')!r} and {shape!r}")
+    check_count(CLASSES if name == CLASSES else "prompts in all", shape[0], settings)
+    if raw is not None:
+        return _split_texts(name, raw, shape[0])
+    texts = tensor.get("data")
+    if not isinstance(texts, list):
+        raise RefusedError(400, f"the tensor {name!r} needs a list under 'data'", "malformed")
+    if len(texts) != shape[0]:
+        raise invalid(f"'data' of {name!r} must hold {shape[0]} texts for shape {shape}, got {len(texts)}")
+    return texts
+
+
+def _split_texts(name: str, raw: memoryview, count: int) -> list[str]:
+    """Each element is its length in bytes, four of them little-endian, and its UTF-8."""
+    texts, start = [], 0
+    try:
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", raw, start)
+            start += 4 + length
+            texts.append(str(raw[start - length : start], "utf-8"))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise invalid(
+            f"the bytes of {name!r} must be {count} texts, each its length and its UTF-8 ({error})"
+        ) from error
+    if start != len(raw):
+        raise invalid(f"{count} texts of {name!r} take {start} bytes; binary_data_size is {len(raw)}")
+    return texts
+
+
+def _vocabulary(texts: Mapping[str, list[Any]], settings: ServeSettings) -> Vocabulary | None:
+    if (PROMPTS in texts) != (PROMPT_CLASSES in texts):
+        raise invalid(f"{PROMPTS!r} and {PROMPT_CLASSES!r} come together: a text, and the class that it is about")
+    if PROMPTS not in texts:
+        return read_vocabulary(texts.get(CLASSES), None, settings)
+    if len(texts[PROMPTS]) != len(texts[PROMPT_CLASSES]):
+        lengths = f"{len(texts[PROMPTS])} and {len(texts[PROMPT_CLASSES])}"
+        raise invalid(f"{PROMPTS!r} and {PROMPT_CLASSES!r} must be of one length, got {lengths}")
+    prompts: dict[str, list[Any]] = {}
+    for text, name in zip(texts[PROMPTS], texts[PROMPT_CLASSES], strict=True):
+        if not isinstance(name, str):
+            raise invalid(f"{PROMPT_CLASSES!r} must hold texts, got {name!r}")
+        prompts.setdefault(name, []).append(text)
+    return read_vocabulary(texts.get(CLASSES), prompts, settings)
 
 
 def _parameters(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,21 +189,13 @@ def _requested_outputs(outputs: Any, binary_default: bool) -> dict[str, bool] | 
     return {output["name"]: bool(_parameters(output).get("binary_data", binary_default)) for output in outputs}
 
 
-def _decode_images(tensor: Mapping[str, Any], binary: bytes, size: int, max_images: int) -> np.ndarray:
+def _decode_images(tensor: Mapping[str, Any], raw: memoryview | None, size: int, max_images: int) -> np.ndarray:
     shape = _check_shape(tensor, size, max_images)
     num_bytes = math.prod(shape)
-    binary_size = _parameters(tensor).get("binary_data_size")
-    if binary_size is not None:
-        if "data" in tensor:
-            raise RefusedError(400, "a tensor has either 'data' or 'binary_data_size', not both", "malformed")
-        if binary_size != num_bytes or len(binary) != num_bytes:
-            raise invalid(
-                f"UINT8 {shape} takes {num_bytes} bytes; "
-                f"binary_data_size is {binary_size!r} and {len(binary)} bytes follow the JSON part"
-            )
-        return np.frombuffer(binary, np.uint8).reshape(shape)
-    if binary:
-        raise RefusedError(400, f"{len(binary)} bytes follow the JSON part, but no tensor claims them", "malformed")
+    if raw is not None:
+        if len(raw) != num_bytes:
+            raise invalid(f"UINT8 {shape} takes {num_bytes} bytes; binary_data_size is {len(raw)}")
+        return np.frombuffer(raw, np.uint8).reshape(shape)
     if not isinstance(tensor.get("data"), list):
         raise RefusedError(400, f"the tensor {INPUT_NAME!r} needs a list under 'data'", "malformed")
     return _decode_data(tensor["data"], shape)
@@ -183,29 +269,49 @@ def encode_response(
 
 
 def encode_request(
-    images: np.ndarray, *, binary: bool = True, request_id: str | None = None
+    images: np.ndarray,
+    *,
+    binary: bool = True,
+    request_id: str | None = None,
+    classes: Sequence[str] | None = None,
+    prompts: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """Body and headers of an infer request, as a client sends it.
 
     Args:
         images: uint8 ``(N, S, S, 3)``.
-        binary: Pictures and outputs as raw bytes; False: everything in JSON.
+        binary: Pictures, texts and outputs as raw bytes; False: everything in JSON.
         request_id: Echoed in the reply.
+        classes: Names to choose from, for a model with an open vocabulary; None: its own.
+        prompts: Class name to texts about it, in place of ``classes``.
     """
-    tensor: dict[str, Any] = {"name": INPUT_NAME, "shape": list(images.shape), "datatype": "UINT8"}
-    request: dict[str, Any] = {"inputs": [tensor]}
+    texts: dict[str, list[str]] = {} if classes is None else {CLASSES: list(classes)}
+    if prompts is not None:
+        texts[PROMPTS] = [text for of_class in prompts.values() for text in of_class]
+        texts[PROMPT_CLASSES] = [name for name, of_class in prompts.items() for _ in of_class]
+    tensors: list[dict[str, Any]] = [{"name": INPUT_NAME, "shape": list(images.shape), "datatype": "UINT8"}]
+    tensors += [{"name": name, "shape": [len(of_name)], "datatype": "BYTES"} for name, of_name in texts.items()]
+    request: dict[str, Any] = {"inputs": tensors}
     if request_id is not None:
         request["id"] = request_id
     if not binary:
-        tensor["data"] = images.ravel().tolist()
+        for tensor, data in zip(tensors, [images.ravel().tolist(), *texts.values()], strict=True):
+            tensor["data"] = data
         return json.dumps(request).encode(), {"Content-Type": "application/json"}
-    tensor["parameters"] = {"binary_data_size": images.nbytes}
+    raw = [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
+    for tensor, part in zip(tensors, raw, strict=True):
+        tensor["parameters"] = {"binary_data_size": len(part)}
     request["parameters"] = {"binary_data_output": True}
     header = json.dumps(request).encode()
-    return header + np.ascontiguousarray(images).tobytes(), {
+    return b"".join([header, *raw]), {
         "Content-Type": "application/octet-stream",
         JSON_LENGTH_HEADER: str(len(header)),
     }
+
+
+def _join_texts(texts: Sequence[str]) -> bytes:
+    encoded = [text.encode() for text in texts]
+    return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
 
 
 def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarray]:
@@ -224,15 +330,31 @@ def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarra
 
 
 def model_metadata(description: Description) -> dict[str, Any]:
-    """The reply to ``GET /v2/models/<m>``; class names are in the parameters."""
-    size = description.image_size
+    """The reply to ``GET /v2/models/<m>``; class names, and how to prepare pictures, are in the parameters.
+
+    Where requests may bring classes along, the inputs that say so are marked optional, and how many columns
+    ``probs`` and ``logits`` have is open.
+    """
+    preprocessing = description.preprocessing
+    size = preprocessing.image_size
+    inputs: list[dict[str, Any]] = [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, size, size, 3]}]
+    shapes = dict(description.outputs)
+    parameters = {
+        "task": str(description.task),
+        "classes": list(description.classes),
+        "resize": preprocessing.resize,
+        "interpolation": preprocessing.interpolation,
+    }
+    if description.prompt_template is not None:
+        optional = {"optional": True}
+        inputs += [{"name": name, "datatype": "BYTES", "shape": [-1], "parameters": optional} for name in TEXT_INPUTS]
+        shapes |= {name: (-1,) for name in ("probs", "logits") if name in shapes}
+        parameters["prompt_template"] = description.prompt_template
     return {
         "name": description.name,
         "versions": [description.version],
         "platform": f"tenfold_{description.method}",
-        "inputs": [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, size, size, 3]}],
-        "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in description.outputs.items()
-        ],
-        "parameters": {"task": str(description.task), "classes": list(description.classes)},
+        "inputs": inputs,
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in shapes.items()],
+        "parameters": parameters,
     }

@@ -172,3 +172,11 @@ def test_the_report_of_a_training_gives_the_commands_to_go_on():
     assert "python jobs/deploy.py model=models:/large_loss@champion" in said
     assert "48.25" in said
     assert "mlflow ui --backend-store-uri sqlite:////o/mlflow.db" in said
+
+
+@pytest.mark.parametrize("script", ["jobs/evaluate.py", "jobs/deploy.py"])
+def test_the_commands_to_go_on_take_the_model_that_they_name(script):
+    words = [sys.executable, script, "model=models:/large_loss@champion", "--cfg", "job"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "platform"})
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["reference"] == "models:/large_loss@champion"

@@ -1,22 +1,27 @@
-"""A model small enough to check by hand, in a real bundle; imported by name in the replicas."""
+"""Models small enough to check by hand, in real bundles; imported by name in the replicas."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from serve.settings import ServedModel
 from tenfold.bundle import PROBE_FILE, Bundle, load_bundle, save_bundle
 from tenfold.types import Preprocessing, Task
 
 LOADER = "tests.serving.stand_ins:load_predictor"
+OPEN_LOADER = "tests.serving.stand_ins:load_open_predictor"
 CLASSES = ("red", "green", "blue")
 SIZE = 8
 POISON = 251
 """A picture whose first value is this makes the predictor raise, if the bundle says so."""
+TEMPLATE = "a thing that is {}."
+LOGIT_SCALE = 10.0
+UNTIL = "until "
 
 
 class ColourPredictor:
@@ -35,11 +40,93 @@ class ColourPredictor:
             raise ValueError("a poisoned picture")
         logits = images.double().mean(dim=(1, 2)).div(255).float() @ self._weight
         batch_size = torch.full((len(images), 1), float(len(images)))
-        return {"probs": logits.sigmoid(), "logits": logits, "batch_size": batch_size}
+        probs = logits.softmax(dim=1) if self.task is Task.CLASSIFICATION else logits.sigmoid()
+        return {"probs": probs, "logits": logits, "batch_size": batch_size}
+
+
+class OpenPredictor:
+    """Cosines of the mean colour with texts, which are as red, green, blue as they have letters r, g, b.
+
+    ``num_encoded`` tells how many lists of classes were encoded before the answer, and ``batch_size`` how many pictures
+    shared the pass. A text with ``unreadable`` is refused, one with ``broken`` breaks the model, and one that is
+    ``UNTIL`` and a path takes until the file is there.
+    """
+
+    prompt_template = TEMPLATE
+
+    def __init__(self, bundle: Bundle) -> None:
+        metadata = bundle.metadata
+        self.task, self.classes, self.preprocessing = metadata.task, metadata.classes, metadata.preprocessing
+        self._delay_s = float(bundle.config["delay_s"])
+        self._prototypes = bundle.tensors()["prototypes"]
+        self._num_encoded = 0
+        self._batch_size = 0
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        return self.classify(self.embed(images), self._prototypes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        time.sleep(self._delay_s)
+        self._batch_size = len(images)
+        return colour_of(images)
+
+    def prototypes_of(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
+        texts = [text for of_class in prompts.values() for text in of_class]
+        if any("unreadable" in text for text in texts):
+            raise ValueError("a text must be readable, got unreadable")
+        if any("broken" in text for text in texts):
+            raise RuntimeError("the text tower broke down at /secret/path")
+        for text in texts:
+            if text.startswith(UNTIL):
+                wait_for_file(Path(text.removeprefix(UNTIL)))
+        self._num_encoded += 1
+        return colours_of_texts(prompts)
+
+    def classify(self, embeddings: Tensor, prototypes: Tensor) -> Mapping[str, Tensor]:
+        logits = LOGIT_SCALE * embeddings @ prototypes.T
+        told = torch.tensor([[float(self._num_encoded), float(self._batch_size)]]).expand(len(embeddings), 2)
+        return {
+            "probs": logits.softmax(dim=1),
+            "logits": logits,
+            "num_encoded": told[:, :1],
+            "batch_size": told[:, 1:],
+        }
+
+
+def wait_for_file(path: Path) -> None:
+    """Tell in a file beside it that we wait, then wait."""
+    path.with_suffix(".waiting").touch()
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{path} did not appear")
+        time.sleep(0.02)
+
+
+def colour_of(images: Tensor) -> Tensor:
+    """Unit vectors ``(B, 3)``: the mean colour."""
+    return normalize(images.double().mean(dim=(1, 2)) + 1.0, dim=1).float()
+
+
+def colours_of_texts(prompts: Mapping[str, Sequence[str]]) -> Tensor:
+    """Unit vectors ``(K, 3)``: the mean over a class's texts of their counts of r, g and b."""
+    counts = [[[text.count(letter) + 0.5 for letter in "rgb"] for text in texts] for texts in prompts.values()]
+    return torch.stack([normalize(torch.tensor(of_class), dim=1).mean(dim=0) for of_class in counts])
 
 
 def load_predictor(bundle: Bundle, device: str = "cpu") -> ColourPredictor:
     return ColourPredictor(bundle)
+
+
+def load_open_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
+    return OpenPredictor(bundle)
+
+
+def load_closed_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
+    """One that has the methods, but for this bundle no text tower."""
+    predictor = OpenPredictor(bundle)
+    predictor.prompt_template = None  # type: ignore[assignment]
+    return predictor
 
 
 def make_bundle(
@@ -52,10 +139,12 @@ def make_bundle(
     shift: float = 0.0,
     classes: tuple[str, ...] = CLASSES,
     task: Task = Task.MULTI_LABEL,
+    scale: float = 1.0,
+    preprocessing: Preprocessing | None = None,
 ) -> Bundle:
     """``shift`` is added to the probe's logits: above the tolerance, it makes a model that is not the trained one."""
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(3, len(classes), generator=generator)
+    weight = scale * torch.randn(3, len(classes), generator=generator)
     images = torch.randint(0, 250, (4, size, size, 3), dtype=torch.uint8, generator=generator)
     logits = images.double().mean(dim=(1, 2)).div(255).float() @ weight
     return save_bundle(
@@ -65,7 +154,7 @@ def make_bundle(
         method="colour",
         task=task,
         classes=classes,
-        preprocessing=Preprocessing(image_size=size),
+        preprocessing=preprocessing or Preprocessing(image_size=size),
         metrics={"mAP": 0.5},
         data_name="none",
         data_fingerprint="0" * 64,
@@ -73,10 +162,39 @@ def make_bundle(
     )
 
 
+def make_open_bundle(folder: Path, *, delay_s: float = 0.0, size: int = SIZE) -> Bundle:
+    prototypes = colours_of_texts(own_prompts(CLASSES))
+    images = torch.randint(0, 250, (4, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return save_bundle(
+        folder,
+        config={"delay_s": delay_s},
+        tensors={"prototypes": prototypes},
+        method="zero_shot_colour",
+        task=Task.CLASSIFICATION,
+        classes=CLASSES,
+        preprocessing=Preprocessing(image_size=size),
+        metrics={"accuracy": 0.5},
+        data_name="none",
+        data_fingerprint="0" * 64,
+        files={PROBE_FILE: save({"images": images, "logits": LOGIT_SCALE * colour_of(images) @ prototypes.T})},
+    )
+
+
 def served(bundle: Bundle, name: str = "colour", version: str = "1", **options: object) -> ServedModel:
-    return ServedModel(name=name, version=version, folder=str(bundle.folder), loader=LOADER, **options)  # type: ignore[arg-type]
+    fields = {"name": name, "version": version, "folder": str(bundle.folder), "loader": LOADER} | options
+    return ServedModel(**fields)  # type: ignore[arg-type]
+
+
+def own_prompts(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What a bare class name stands for."""
+    return {name: (f"a thing that is {name}.",) for name in classes}
 
 
 def expected_logits(folder: Path | str, images: Tensor) -> Tensor:
     """What the predictor must answer, computed apart from all of serving."""
     return ColourPredictor(load_bundle(folder))(images)["logits"]
+
+
+def expected_open_probs(images: Tensor, prompts: Mapping[str, Sequence[str]]) -> Tensor:
+    """What the predictor must answer to classes that a request brings, computed apart from all of serving."""
+    return (LOGIT_SCALE * colour_of(images) @ colours_of_texts(prompts).T).softmax(dim=1)

@@ -18,13 +18,24 @@ from serve.api import create_app
 from serve.contract import Answer, describe_bundle
 from serve.keys import Keys, new_key
 from serve.limits import RefusedError
-from serve.loading import LoadedModel
+from serve.loading import LoadedModel, Piece
 from serve.models import ModelTable
 from serve.settings import ServeSettings
 from serve.trace import access_logger
 from tenfold.data.images import resize_image
-from tenfold.types import Task
-from tests.serving.stand_ins import CLASSES, SIZE, expected_logits, make_bundle, served
+from tenfold.types import Preprocessing, Task
+from tests.serving.stand_ins import (
+    CLASSES,
+    OPEN_LOADER,
+    SIZE,
+    TEMPLATE,
+    expected_logits,
+    expected_open_probs,
+    make_bundle,
+    make_open_bundle,
+    own_prompts,
+    served,
+)
 
 PNG = {"content-type": "image/png"}
 
@@ -36,13 +47,18 @@ class LocalClient:
         self.loaded = LoadedModel(model)
         self.failure = None
 
-    async def infer(self, images, known_version, required_version=None):
+    async def infer(self, images, known_version, required_version=None, vocabulary=None):
         if self.failure:
             raise self.failure
-        if declined := self.loaded.decline(images, required_version):
+        if declined := self.loaded.decline(images, required_version, vocabulary):
             return declined
+        try:
+            prototypes = self.loaded.prototypes(vocabulary) if vocabulary else None
+        except ValueError as error:
+            return self.loaded.decline_texts(error)
         this = self.loaded.description
-        return Answer(this.version, self.loaded.predict(images), this if known_version != this.version else None)
+        [outputs] = self.loaded.predict_each([Piece(images, prototypes)])
+        return Answer(this.version, outputs, this if known_version != this.version else None)
 
     async def describe(self):
         if self.failure:
@@ -59,11 +75,15 @@ class Service:
     def __init__(self, folder, *, keys=None, raises=True, **settings):
         self.bundle = make_bundle(folder / "colour")
         other = make_bundle(folder / "other", task=Task.REGRESSION)
-        models = [served(self.bundle, version="3"), served(other, name="other")]
-        self.clients = {model.name: LocalClient(model) for model in models}
-        descriptions = [
-            describe_bundle(model, bundle) for model, bundle in zip(models, (self.bundle, other), strict=True)
+        self.open_bundle = make_open_bundle(folder / "open")
+        models = [
+            served(self.bundle, version="3"),
+            served(other, name="other"),
+            served(self.open_bundle, name="open", loader=OPEN_LOADER),
         ]
+        self.clients = {model.name: LocalClient(model) for model in models}
+        bundles = (self.bundle, other, self.open_bundle)
+        descriptions = [describe_bundle(model, bundle) for model, bundle in zip(models, bundles, strict=True)]
         self.traces = Recorder()
         self.executor = ThreadPoolExecutor(2)
         table = ModelTable(self.clients, descriptions)
@@ -189,8 +209,8 @@ def test_a_model_that_is_down_is_not_ready(service):
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/v2/models/nothing", 404, "there is no model 'nothing'; served are: colour, other"),
-        ("POST", "/predict/nothing", 404, "served are: colour, other"),
+        ("GET", "/v2/models/nothing", 404, "there is no model 'nothing'; served are: colour, open, other"),
+        ("POST", "/predict/nothing", 404, "served are: colour, open, other"),
         ("POST", "/v2/models/nothing/infer", 404, "served are"),
         ("POST", "/v2/models/colour/versions/9/infer", 404, "no version '9'; served is: 3"),
         ("GET", "/v2/models/colour/versions/9/ready", 404, "no version '9'; served is: 3"),
@@ -388,3 +408,169 @@ def test_infer_during_a_rollout_is_held_to_its_version_and_size(service, tmp_pat
     assert "no version '3'; served is: 4" in refusal(pinned, 404)
     reply = service.http.post("/v2/models/colour/infer", content=body, headers=headers)
     assert "[N,5,5,3]" in refusal(reply, 422)
+
+
+OWN = ("crab", "gnu", "bee")
+PROMPTS = {"warm": ["rrr", "r and a bit of g"], "cold": ["bbb"]}
+
+
+def told(reply):
+    assert reply.status_code == 200, reply.text
+    return {label["name"]: label["probability"] for label in reply.json()["labels"]}
+
+
+def expected_choice(image, prompts):
+    probs = expected_open_probs(torch.from_numpy(resize_image(image, SIZE)[None]), prompts)[0].tolist()
+    return pytest.approx(dict(zip(prompts, probs, strict=True)), rel=1e-5)
+
+
+def ask_open(service, form, classes=None, prompts=None, model="open"):
+    said = {name: value for name, value in (("classes", classes), ("prompts", prompts)) if value is not None}
+    data = encoded(picture())
+    if form == "json":
+        return service.http.post(f"/predict/{model}", json={"image": base64.b64encode(data).decode(), **said})
+    fields = {name: json.dumps(value) for name, value in said.items()}
+    return service.http.post(f"/predict/{model}", files={"image": ("a.png", data, "image/png")}, data=fields)
+
+
+@pytest.mark.parametrize("form", ["json", "multipart"])
+def test_a_request_brings_its_classes(service, form):
+    reply = ask_open(service, form, classes=list(OWN))
+    assert told(reply) == expected_choice(picture(), own_prompts(OWN))
+    probs = list(told(reply).values())
+    assert probs == sorted(probs, reverse=True)
+    assert sum(probs) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("form", ["json", "multipart"])
+def test_a_request_brings_its_prompts(service, form):
+    assert told(ask_open(service, form, prompts=PROMPTS)) == expected_choice(picture(), PROMPTS)
+
+
+def test_without_classes_the_models_own_are_meant(service):
+    assert told(ask_open(service, "json")) == expected_choice(picture(), own_prompts(CLASSES))
+    raw = service.http.post("/predict/open", content=encoded(picture()), headers=PNG)
+    assert told(raw) == expected_choice(picture(), own_prompts(CLASSES))
+
+
+def test_the_top_of_a_requests_classes(service):
+    data = base64.b64encode(encoded(picture())).decode()
+    reply = service.http.post("/predict/open?top=2", json={"image": data, "classes": ["b", "r", "g"]})
+    assert len(told(reply)) == 2
+
+
+def test_prompts_beyond_a_forms_usual_limit_are_read(service):
+    prompts = {f"class {number}": ["r" * 499] * 4 for number in range(700)}
+    assert len(json.dumps(prompts)) > 2**20
+    assert len(told(ask_open(service, "multipart", prompts=prompts))) == 700
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(("said", "prompts"), [({"classes": OWN}, own_prompts(OWN)), ({"prompts": PROMPTS}, PROMPTS)])
+def test_infer_with_classes_of_the_request(service, binary, said, prompts):
+    images = np.stack([picture((SIZE, SIZE), seed) for seed in range(3)])
+    body, headers = v2.encode_request(images, binary=binary, **said)
+    reply = service.http.post("/v2/models/open/infer", content=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    outputs = v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
+    expected = expected_open_probs(torch.from_numpy(images), prompts).numpy()
+    assert outputs["logits"].shape == expected.shape
+    np.testing.assert_allclose(outputs["probs"], expected, rtol=1e-5)
+
+
+def test_a_model_says_whether_it_takes_classes(service):
+    listed = {model["name"]: model["prompt_template"] for model in service.http.get("/models").json()["models"]}
+    assert listed == {"colour": None, "other": None, "open": TEMPLATE}
+    metadata = service.http.get("/v2/models/open").json()
+    inputs = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in metadata["inputs"]}
+    assert inputs["classes"] == ("BYTES", [-1])
+    shapes = {tensor["name"]: tensor["shape"] for tensor in metadata["outputs"]}
+    assert shapes["probs"] == [-1, -1]
+    assert metadata["parameters"]["prompt_template"] == TEMPLATE
+    assert [tensor["name"] for tensor in service.http.get("/v2/models/colour").json()["inputs"]] == ["images"]
+
+
+def test_a_list_of_models_does_not_wait_for_one_that_is_down(service):
+    service.clients["open"].failure = RefusedError(503, "gone", "overload")
+    listed = {model["name"]: model["prompt_template"] for model in service.http.get("/models").json()["models"]}
+    assert listed["open"] is None
+    assert listed.keys() == {"colour", "open", "other"}
+
+
+def test_a_model_with_its_own_classes_only_says_so(service):
+    message = refusal(ask_open(service, "json", classes=["cat"], model="colour"), 422)
+    assert message == "model colour knows its own classes only; leave out 'classes' and 'prompts'"
+    body, headers = v2.encode_request(picture((SIZE, SIZE))[None], classes=["cat"])
+    reply = service.http.post("/v2/models/colour/infer", content=body, headers=headers)
+    assert "model colour knows its own classes only" in refusal(reply, 422)
+    assert service.traces[-1].reason == "vocabulary"
+
+
+@pytest.mark.parametrize("form", ["json", "multipart"])
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"classes": []}, "'classes' must name at least one class"),
+        ({"classes": ["a", "b", "a"]}, "'classes' names the class 'a' twice"),
+        ({"classes": ["a", ""]}, "must not be empty"),
+        ({"classes": ["a", 3]}, "a class name must be a text, got a number"),
+        ({"classes": "a,b"}, "must be a list of class names, got a text"),
+        ({"prompts": ["a"]}, "'prompts' must be an object of class name to a list of texts, got a list"),
+        ({"prompts": {"a": "b"}}, "the prompts of 'a' must be a list of at least one text, got a text"),
+        ({"classes": ["a"], "prompts": {"a": ["b"]}}, "not both"),
+        ({"classes": ["unreadable"]}, "the classes can't be used: a text must be readable"),
+    ],
+)
+def test_wrong_classes_are_refused(service, form, said, message):
+    assert message in refusal(ask_open(service, form, **said), 422)
+    assert service.traces[-1].reason == "vocabulary"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("cat, dog", """must be JSON such as ["cat", "dog"]"""), ('{"a": ["x"], "a": ["y"]}', "the key 'a' twice")],
+)
+def test_a_form_field_that_is_no_json_is_refused(service, text, message):
+    files = {"image": ("a.png", encoded(picture()), "image/png")}
+    reply = service.http.post("/predict/open", files=files, data={"classes": text})
+    assert message in refusal(reply, 422)
+
+
+def test_a_class_that_json_gives_twice_is_refused(service):
+    image = base64.b64encode(encoded(picture())).decode()
+    body = f'{{"image": "{image}", "prompts": {{"a": ["x"], "a": ["y"]}}}}'
+    reply = service.http.post("/predict/open", content=body, headers={"content-type": "application/json"})
+    assert "the key 'a' twice" in refusal(reply, 422)
+
+
+def test_a_text_tower_that_breaks_is_an_error_of_ours(tmp_path):
+    service = Service(tmp_path, raises=False)
+    message = refusal(ask_open(service, "json", classes=["broken"]), 500)
+    assert "secret" not in message
+    assert ask_open(service, "json", classes=["whole"]).status_code == 200
+
+
+def test_pictures_are_prepared_as_the_bundle_says(service, tmp_path):
+    image = picture((12, 30))
+    cut = Preprocessing(image_size=SIZE, resize="crop", interpolation="bicubic")
+    bundle = make_bundle(tmp_path / "cut", preprocessing=cut)
+    # To the ingress it is a roll-out: the first attempt stretches, the version that answers cuts.
+    service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
+    reply = service.http.post("/predict/colour", content=encoded(image), headers=PNG)
+    resized = resize_image(image, SIZE, resize="crop", interpolation="bicubic")
+    probs = expected_logits(bundle.folder, torch.from_numpy(resized[None]))[0].sigmoid().tolist()
+    assert told(reply) == pytest.approx(dict(zip(CLASSES, probs, strict=True)), rel=1e-6)
+    stretched = expected_logits(bundle.folder, torch.from_numpy(resize_image(image, SIZE)[None]))[0].sigmoid()
+    assert np.abs(np.subtract(probs, stretched.tolist())).max() > 1e-3  # else this test tells nothing
+    parameters = service.http.get("/v2/models/colour").json()["parameters"]
+    assert (parameters["resize"], parameters["interpolation"]) == ("crop", "bicubic")
+
+
+def test_classification_without_an_open_vocabulary(service, tmp_path):
+    bundle = make_bundle(tmp_path / "one", task=Task.CLASSIFICATION)
+    service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
+    labels = told(service.http.post("/predict/colour", content=encoded(picture()), headers=PNG))
+    logits = expected_logits(bundle.folder, torch.from_numpy(resize_image(picture(), SIZE)[None]))[0]
+    assert labels == pytest.approx(dict(zip(CLASSES, logits.softmax(dim=0).tolist(), strict=True)), rel=1e-5)
+    assert list(labels.values()) == sorted(labels.values(), reverse=True)
+    assert sum(labels.values()) == pytest.approx(1.0)

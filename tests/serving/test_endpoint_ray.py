@@ -13,12 +13,25 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.deploy import describe
 from serve import v2
 from serve.deploying import deploy
 from serve.fast_path import prepare_environment
 from serve.settings import ServeSettings
 from tenfold.data.images import resize_image
-from tests.serving.stand_ins import CLASSES, POISON, SIZE, expected_logits, make_bundle, served
+from tests.serving.stand_ins import (
+    CLASSES,
+    OPEN_LOADER,
+    POISON,
+    SIZE,
+    UNTIL,
+    expected_logits,
+    expected_open_probs,
+    make_bundle,
+    make_open_bundle,
+    own_prompts,
+    served,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -35,6 +48,7 @@ class Deployed:
             "colour": make_bundle(folder / "colour"),
             "batched": make_bundle(folder / "batched", delay_s=0.1, poisonable=True),
             "slow": make_bundle(folder / "slow", delay_s=0.3),
+            "open": make_open_bundle(folder / "open", delay_s=0.05),
         }
         self.models = {
             "colour": served(self.bundles["colour"], **SMALL),
@@ -42,6 +56,7 @@ class Deployed:
             "slow": served(
                 self.bundles["slow"], "slow", max_batch_size=2, max_ongoing_requests=4, max_queued_requests=4, **SMALL
             ),
+            "open": served(self.bundles["open"], "open", loader=OPEN_LOADER, batch_wait_s=0.2, **SMALL),
         }
         self.deploy()
 
@@ -71,8 +86,8 @@ def png(image):
     return buffer.getvalue()
 
 
-def infer(service, model, images, binary=True):
-    body, headers = v2.encode_request(images, binary=binary)
+def infer(service, model, images, binary=True, **said):
+    body, headers = v2.encode_request(images, binary=binary, **said)
     return httpx.post(f"{service.url}/v2/models/{model}/infer", content=body, headers=headers, timeout=60)
 
 
@@ -143,7 +158,7 @@ def test_a_large_body_is_refused(deployed, announced):
 
 
 def test_refusals_over_http(deployed):
-    assert "served are: batched, colour, slow" in predict(deployed, "none", b"").json()["error"]
+    assert "served are: batched, colour, open, slow" in predict(deployed, "none", b"").json()["error"]
     assert predict(deployed, "colour", b"GIF89a").status_code == 415
     assert infer(deployed, "colour", pictures(1, size=9)).status_code == 422
     assert httpx.get(f"{deployed.url}/docs").status_code == 200
@@ -161,6 +176,71 @@ def test_overload_is_told_at_once(deployed):
     assert counts[200] < 30
     assert time.monotonic() - started < 60
     assert infer(deployed, "slow", pictures(1)).status_code == 200
+
+
+def test_many_vocabularies_at_once_get_their_own_answers_and_each_is_encoded_once(deployed):
+    vocabularies = [("crab", "gnu"), ("gnu", "crab"), ("bee", "bug", "rag"), ("r", "g", "b", "rgb")]
+    requests = [(pictures(1, seed), vocabularies[seed % 4] if seed % 5 else None) for seed in range(30)]
+
+    def ask(request):
+        images, classes = request
+        return outputs_of(infer(deployed, "open", images, classes=classes))
+
+    before = outputs_of(infer(deployed, "open", pictures(1)))["num_encoded"].item()
+    with ThreadPoolExecutor(30) as pool:
+        replies = list(pool.map(ask, requests))
+    for (images, classes), outputs in zip(requests, replies, strict=True):
+        expected = expected_open_probs(torch.from_numpy(images), own_prompts(classes or CLASSES)).numpy()
+        np.testing.assert_allclose(outputs["probs"], expected, rtol=1e-5)
+    assert max(outputs["batch_size"].item() for outputs in replies) >= 4
+    again = [ask((pictures(1), classes)) for classes in vocabularies]
+    assert {outputs["num_encoded"].item() for outputs in again} == {before + len(vocabularies)}
+
+
+def test_new_texts_hold_up_nobody_else(deployed, tmp_path):
+    known = {"warm": ["rr"], "cold": ["bb", "b"]}
+    outputs_of(infer(deployed, "open", pictures(1), prompts=known))
+    go = tmp_path / "go"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(infer, deployed, "open", pictures(1), prompts={"any": [f"{UNTIL}{go}"]})
+        try:
+            wait_for(go.with_suffix(".waiting").exists)
+            own = outputs_of(infer(deployed, "open", pictures(1)))
+            brought = outputs_of(infer(deployed, "open", pictures(1), prompts=known))
+            assert not waiting.done()
+        finally:
+            go.touch()
+        assert outputs_of(waiting.result())["probs"].shape == (1, 1)
+    assert own["probs"].shape == (1, 3)
+    assert brought["probs"].shape == (1, 2)
+
+
+def test_bad_texts_fail_alone(deployed):
+    sent = [["crab", "gnu"], ["unreadable"], ["broken"], ["crab", "gnu"]]
+    with ThreadPoolExecutor(len(sent)) as pool:
+        replies = list(pool.map(lambda classes: infer(deployed, "open", pictures(1), classes=classes), sent))
+    assert [reply.status_code for reply in replies] == [200, 422, 500, 200]
+    assert "a text must be readable" in replies[1].json()["error"]
+    assert "secret" not in replies[2].text
+
+
+def test_plain_takes_classes_in_a_form(deployed):
+    files = {"image": ("a.png", png(pictures(1)[0]), "image/png")}
+    reply = httpx.post(f"{deployed.url}/predict/open", files=files, data={"classes": '["crab", "gnu"]'}, timeout=60)
+    assert {label["name"] for label in reply.json()["labels"]} == {"crab", "gnu"}
+    refused = httpx.post(f"{deployed.url}/predict/colour", files=files, data={"classes": '["crab"]'}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]) == (
+        422,
+        "model colour knows its own classes only; leave out 'classes' and 'prompts'",
+    )
+
+
+def test_what_is_printed_after_a_deployment(deployed):
+    text = describe(deployed.endpoint)
+    assert f"curl -F image=@picture.png {deployed.url}/predict/colour" in text
+    zero_shot = [line.strip() for line in text.splitlines() if "classes=" in line]
+    asked = """-F 'classes=["cat", "dog"]'"""
+    assert zero_shot == [f"any classes: curl -F image=@picture.png {asked} {deployed.url}/predict/open"]
 
 
 def test_a_second_address_is_refused(deployed):
@@ -250,6 +330,7 @@ def test_prometheus_has_our_series(deployed):
         'ray_tenfold_batch_images_count{',
         'ray_tenfold_request_latency_ms_count{',
         'ray_tenfold_refused_requests_total{',
+        'ray_tenfold_texts_latency_ms_count{',
     ]  # fmt: skip
     wait_for(lambda: all(series in httpx.get(url).text for series in wanted))
     text = httpx.get(url).text

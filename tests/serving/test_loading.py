@@ -5,9 +5,23 @@ import pytest
 import torch
 
 from serve.contract import Declined
-from serve.loading import Failure, LoadedModel, import_loader
+from serve.loading import Failure, LoadedModel, Piece, import_loader, open_vocabulary
+from serve.vocabulary import Vocabulary
 from tenfold.bundle import BundleError
-from tests.serving.stand_ins import CLASSES, POISON, SIZE, expected_logits, make_bundle, served
+from tests.serving.stand_ins import (
+    CLASSES,
+    OPEN_LOADER,
+    POISON,
+    SIZE,
+    TEMPLATE,
+    OpenPredictor,
+    expected_logits,
+    expected_open_probs,
+    make_bundle,
+    make_open_bundle,
+    own_prompts,
+    served,
+)
 
 
 def pictures(num_images, seed=0):
@@ -35,6 +49,13 @@ def test_a_model_that_differs_from_its_training_does_not_load(tmp_path):
     assert LoadedModel(served(make_bundle(tmp_path / "c", shift=0.01), probe_tolerance=0.02)).description
 
 
+def test_the_tolerance_grows_with_the_logits(tmp_path):
+    large = LoadedModel(served(make_bundle(tmp_path / "b", scale=100.0, shift=0.005)))  # logits of about 100
+    assert large.description
+    with pytest.raises(BundleError, match=r"differ by 0\.05"):
+        LoadedModel(served(make_bundle(tmp_path / "c", scale=100.0, shift=0.05)))
+
+
 def test_a_changed_byte_does_not_load(tmp_path):
     bundle = make_bundle(tmp_path / "b")
     path = bundle.folder / "model.safetensors"
@@ -48,7 +69,7 @@ def test_a_changed_byte_does_not_load(tmp_path):
 def test_requests_of_one_batch_get_their_own_rows(tmp_path):
     model = LoadedModel(served(make_bundle(tmp_path / "b")))
     requests = [pictures(2, 0), pictures(1, 1), pictures(3, 2)]
-    results = model.predict_each(requests)
+    results = model.predict_each([Piece(images) for images in requests])
     for request, result in zip(requests, results, strict=True):
         assert (result["batch_size"] == 6).all()
         np.testing.assert_array_equal(result["logits"], model.predict(request)["logits"])
@@ -58,7 +79,7 @@ def test_a_bad_request_fails_alone(tmp_path):
     model = LoadedModel(served(make_bundle(tmp_path / "b", poisonable=True)))
     bad = pictures(2)
     bad[1, 0, 0, 0] = POISON
-    good, failed, other = model.predict_each([pictures(1, 1), bad, pictures(1, 2)])
+    good, failed, other = model.predict_each([Piece(pictures(1, 1)), Piece(bad), Piece(pictures(1, 2))])
     assert failed == Failure("ValueError: a poisoned picture")
     np.testing.assert_array_equal(good["logits"], model.predict(pictures(1, 1))["logits"])
     np.testing.assert_array_equal(other["logits"], model.predict(pictures(1, 2))["logits"])
@@ -89,3 +110,64 @@ def test_another_version_is_declined(tmp_path):
 def test_a_loader_that_is_not_there_is_told():
     with pytest.raises(ValueError, match="no function 'load'"):
         import_loader("tests.serving.stand_ins:load")
+
+
+def open_model(folder, **options):
+    return LoadedModel(served(make_open_bundle(folder / "open", **options), loader=OPEN_LOADER))
+
+
+def test_pictures_of_all_vocabularies_share_one_pass(tmp_path):
+    model = open_model(tmp_path)
+    vocabularies = [Vocabulary(("crab", "gnu")), Vocabulary(("x", "y", "bee"), (("b", "g"), ("r",), ("bb",)))]
+    prompts = [vocabulary.prompts_by_class(TEMPLATE) for vocabulary in vocabularies]
+    requests = [pictures(2, 0), pictures(1, 1), pictures(3, 2)]
+    chosen = [0, 1, 0]
+    prototypes = [model.prototypes(vocabulary) for vocabulary in vocabularies]
+    results = model.predict_each([Piece(images, prototypes[k]) for images, k in zip(requests, chosen, strict=True)])
+    for images, k, result in zip(requests, chosen, results, strict=True):
+        expected = expected_open_probs(torch.from_numpy(images), prompts[k]).numpy()
+        np.testing.assert_allclose(result["probs"], expected, rtol=1e-5)
+        assert (result["batch_size"] == 6).all()
+
+
+def test_own_and_brought_classes_in_one_batch(tmp_path):
+    model = open_model(tmp_path)
+    brought = model.prototypes(Vocabulary(("crab", "gnu")))
+    requests = [pictures(1, seed) for seed in range(4)]
+    pieces = [Piece(images, brought if position % 2 else None) for position, images in enumerate(requests)]
+    for position, (images, result) in enumerate(zip(requests, model.predict_each(pieces), strict=True)):
+        prompts = own_prompts(("crab", "gnu") if position % 2 else CLASSES)
+        expected = expected_open_probs(torch.from_numpy(images), prompts).numpy()
+        np.testing.assert_allclose(result["probs"], expected, rtol=1e-5)
+        assert (result["batch_size"] == 2).all()
+
+
+def test_prototypes_that_do_not_fit_fail_alone(tmp_path):
+    model = open_model(tmp_path)
+    good = model.prototypes(Vocabulary(("crab", "gnu")))
+    results = model.predict_each([Piece(pictures(1), good), Piece(pictures(1), torch.zeros(2, 5)), Piece(pictures(1))])
+    assert [isinstance(result, Failure) for result in results] == [False, True, False]
+
+
+def test_who_is_open(tmp_path):
+    assert open_model(tmp_path).description.prompt_template == TEMPLATE
+    closed = LoadedModel(served(make_bundle(tmp_path / "b")))
+    assert closed.description.prompt_template is None
+    with pytest.raises(ValueError, match="knows its own classes only"):
+        closed.prototypes(Vocabulary(("cat",)))
+    without_texts = served(make_open_bundle(tmp_path / "c"), loader="tests.serving.stand_ins:load_closed_predictor")
+    declined = LoadedModel(without_texts).decline(pictures(1), None, Vocabulary(("cat",)))
+    assert declined.reason == "vocabulary"
+    assert declined.message == "model colour knows its own classes only; leave out 'classes' and 'prompts'"
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", 3])
+def test_a_wrong_template_is_told(tmp_path, template):
+    predictor = OpenPredictor(make_open_bundle(tmp_path / "open"))
+    predictor.prompt_template = template
+    with pytest.raises(ValueError, match="a sentence with one"):
+        open_vocabulary(predictor)
+
+
+def test_a_name_with_braces_is_a_name(tmp_path):
+    assert Vocabulary(("a{}b",)).prompts_by_class("it is {}.") == {"a{}b": ("it is a{}b.",)}

@@ -4,6 +4,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from serve import fast_path
 from serve.app import Args, build, served_model
-from serve.deploying import deploy
+from serve.deploying import Endpoint, deploy, local_cpus
 from serve.keys import Keys, new_key, presented_key
 from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models, is_loopback
 from tenfold import tracking
@@ -56,6 +58,9 @@ def test_a_cuda_model_takes_a_gpu_and_two_batches():
     [
         ({"port": 70000}, "port must be in 0..65535"),
         ({"max_body_bytes": 0}, "max_body_bytes must be above 0"),
+        ({"max_classes": 0}, "max_classes must be above 0"),
+        ({"max_prompts": 0}, "max_prompts must be above 0"),
+        ({"max_text_characters": 0}, "max_text_characters must be above 0"),
         ({"request_timeout_s": 0}, "request_timeout_s must be above 0"),
         ({"app_name": ""}, "app_name must not be empty"),
         ({"host": "0.0.0.0"}, "keys_file must be given"),
@@ -141,6 +146,53 @@ def test_deploy_refuses_before_anything_starts(tmp_path):
         deploy([served(bundle), served(bundle)], ServeSettings())
     with pytest.raises(ValueError, match="can't be read"):
         deploy([served(bundle)], ServeSettings(keys_file=str(tmp_path / "none")))
+
+
+def test_a_local_cluster_has_room_for_every_model_and_its_roll_out(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert local_cpus([model()], ServeSettings()) is None
+    assert local_cpus([model(name=name) for name in "abc"], ServeSettings()) == 4
+    assert local_cpus([model(num_replicas=4, num_cpus=2)], ServeSettings(ingress_num_cpus=1)) == 18
+    assert local_cpus([model(autoscaling=Autoscaling(max_replicas=5))], ServeSettings(ingress_num_cpus=0.5)) == 6
+
+
+@pytest.fixture
+def address():
+    """Of a server that answers every request with what the test puts in ``reply``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        reply = (200, "{}")
+
+        def do_GET(self):
+            self.send_response(self.reply[0])
+            self.end_headers()
+            self.wfile.write(self.reply[1].encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_which_models_are_open_is_told_to_those_with_a_key_only(address):
+    url, server = address
+    endpoint = Endpoint(url, (), 5.0, "tenfold", False)
+    server.reply = (
+        200,
+        '{"models": [{"name": "a", "prompt_template": "{}."}, {"name": "b", "prompt_template": null}]}',
+    )
+    assert endpoint.open_models() == {"a"}
+    server.reply = (401, '{"error": "an API key is needed"}')
+    assert endpoint.open_models() == frozenset()
+    server.reply = (500, "")
+    with pytest.raises(OSError, match="500"):
+        endpoint.open_models()
 
 
 def test_keys_are_found_by_hash(tmp_path):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from serve import v2
 from serve.contract import Description
 from serve.limits import RefusedError
-from tenfold.types import Task
+from serve.settings import ServeSettings
+from serve.vocabulary import Vocabulary
+from tenfold.types import Preprocessing, Task
 
 SIZE = 4
 
@@ -20,7 +22,8 @@ def pictures(num_images, seed=0):
 
 
 def decode(body, headers=None, max_images=8):
-    return v2.decode_request(body, (headers or {}).get(v2.JSON_LENGTH_HEADER), SIZE, max_images)
+    settings = ServeSettings(max_images=max_images, max_classes=4, max_prompts=6, max_text_characters=9)
+    return v2.decode_request(body, (headers or {}).get(v2.JSON_LENGTH_HEADER), SIZE, settings)
 
 
 def tensor(**changes):
@@ -31,6 +34,10 @@ def tensor(**changes):
         "datatype": "UINT8",
         "data": images.ravel().tolist(),
     } | changes
+
+
+def texts(name, elements, **changes):
+    return {"name": name, "shape": [len(elements)], "datatype": "BYTES", "data": elements} | changes
 
 
 @given(num_images=st.integers(1, 8), seed=st.integers(0, 999), binary=st.booleans())
@@ -107,9 +114,11 @@ def test_binary_layout_by_hand():
         (b"\xff\xfe", 400, "not valid JSON"),
         ({}, 400, "list of tensors"),
         ({"inputs": [3]}, 400, "list of tensors"),
-        ({"inputs": []}, 422, "one input, named 'images'; got []"),
-        ({"inputs": [tensor(name="image")]}, 422, r"one input, named 'images'; got ['image']"),
-        ({"inputs": [tensor(), tensor()]}, 422, "one input"),
+        ({"inputs": []}, 422, "the inputs are 'images' and, for a model with an open vocabulary, 'classes' or"),
+        ({"inputs": [tensor(name="image")]}, 422, "each once; got ['image']"),
+        ({"inputs": [tensor(name=["images"])]}, 422, "each once; got [['images']]"),
+        ({"inputs": [tensor(), tensor()]}, 422, "each once; got ['images', 'images']"),
+        ({"inputs": [texts("classes", ["a"])]}, 422, "each once; got ['classes']"),
         ({"inputs": [tensor(datatype="FP32")]}, 422, "UINT8, got 'FP32'"),
         ({"inputs": [tensor(shape=[1, 5, 5, 3])]}, 422, "[N,4,4,3] with N at least 1, got [1, 5, 5, 3]"),
         ({"inputs": [tensor(shape=[0, 4, 4, 3])]}, 422, "N at least 1"),
@@ -142,9 +151,12 @@ def test_a_wrong_request_is_told(body, status, message):
 @pytest.mark.parametrize(
     ("size", "extra", "length", "status", "message"),
     [
-        (48, 47, None, 422, "binary_data_size is 48 and 47 bytes follow"),
-        (47, 48, None, 422, "takes 48 bytes; binary_data_size is 47"),
-        ("48", 48, None, 422, "takes 48 bytes"),
+        (48, 47, None, 422, "binary_data_size comes to 48 bytes in all, and 47 bytes follow"),
+        (48, 49, None, 422, "binary_data_size comes to 48 bytes in all, and 49 bytes follow"),
+        (47, 47, None, 422, "takes 48 bytes; binary_data_size is 47"),
+        ("48", 48, None, 422, "must be a number of bytes, got '48'"),
+        (-1, 48, None, 422, "must be a number of bytes, got -1"),
+        (True, 1, None, 422, "must be a number of bytes, got True"),
         (48, 48, "9999", 400, "a number up to the body's length"),
         (48, 48, "-1", 400, "a number up to the body's length"),
         (48, 48, "x", 400, "a number up to the body's length"),
@@ -178,13 +190,133 @@ def test_not_a_number_is_an_error_in_json_but_not_in_bytes():
     assert np.isnan(v2.decode_response(body, headers[v2.JSON_LENGTH_HEADER])["logits"]).all()
 
 
+def described(**changes):
+    fields = {
+        "name": "m", "version": "3", "method": "large_loss", "task": Task.MULTI_LABEL, "classes": ("a", "b"),
+        "preprocessing": Preprocessing(image_size=SIZE), "outputs": {"probs": (2,), "spread": (5,)},
+    }  # fmt: skip
+    return v2.model_metadata(Description(**(fields | changes)))
+
+
 def test_metadata_has_the_shapes_with_an_open_batch_axis():
-    description = Description(
-        name="m", version="3", method="large_loss", task=Task.MULTI_LABEL, classes=("a", "b"), image_size=SIZE,
-        outputs={"probs": (2,)},
-    )  # fmt: skip
-    metadata = v2.model_metadata(description)
+    metadata = described()
     assert metadata["versions"] == ["3"]
     assert metadata["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 4, 3]}]
-    assert metadata["outputs"] == [{"name": "probs", "datatype": "FP32", "shape": [-1, 2]}]
-    assert metadata["parameters"]["classes"] == ["a", "b"]
+    assert metadata["outputs"] == [
+        {"name": "probs", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "spread", "datatype": "FP32", "shape": [-1, 5]},
+    ]
+    assert metadata["parameters"] == {
+        "task": "multi_label", "classes": ["a", "b"], "resize": "stretch", "interpolation": "bilinear"
+    }  # fmt: skip
+
+
+def test_metadata_of_an_open_vocabulary_has_the_optional_inputs_and_an_open_class_axis():
+    metadata = described(prompt_template="a {}.")
+    optional = {"datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}}
+    assert metadata["inputs"][1:] == [{"name": name} | optional for name in ("classes", "prompts", "prompt_classes")]
+    assert [tensor["shape"] for tensor in metadata["outputs"]] == [[-1, -1], [-1, 5]]
+    assert metadata["parameters"]["prompt_template"] == "a {}."
+
+
+names = st.lists(st.text(min_size=1, max_size=9).filter(str.strip), min_size=1, max_size=4, unique=True)
+
+
+@given(classes=names, binary=st.booleans())
+def test_classes_come_back_as_they_were(classes, binary):
+    images = pictures(2)
+    request = decode(*v2.encode_request(images, binary=binary, classes=classes))
+    assert request.vocabulary == Vocabulary(tuple(classes))
+    np.testing.assert_array_equal(request.images, images)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_prompts_come_back_as_they_were(binary):
+    prompts = {"b": ["one", "two"], "ä": ["drei"]}
+    request = decode(*v2.encode_request(pictures(1), binary=binary, prompts=prompts))
+    assert request.vocabulary == Vocabulary(("b", "ä"), (("one", "two"), ("drei",)))
+
+
+def test_prompts_of_a_class_need_not_stand_together():
+    inputs = [texts("prompts", ["x", "y", "z"]), tensor(), texts("prompt_classes", ["a", "b", "a"])]
+    request = decode(json.dumps({"inputs": inputs}).encode())
+    assert request.vocabulary == Vocabulary(("a", "b"), (("x", "z"), ("y",)))
+
+
+def test_texts_before_the_pictures_by_hand():
+    raw = b"\x03\0\0\0cat\x02\0\0\0\xc3\xa4"
+    inputs = [
+        {"name": "classes", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}},
+        {"name": "images", "shape": [1, 4, 4, 3], "datatype": "UINT8", "parameters": {"binary_data_size": 48}},
+    ]
+    header = json.dumps({"inputs": inputs}).encode()
+    request = decode(header + raw + bytes(range(48)), {v2.JSON_LENGTH_HEADER: str(len(header))})
+    assert request.vocabulary == Vocabulary(("cat", "ä"))
+    assert request.images.ravel().tolist() == list(range(48))
+
+
+def test_texts_as_bytes_beside_pictures_in_json():
+    raw = b"\x01\0\0\0a"
+    part = {"name": "classes", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
+    header = json.dumps({"inputs": [tensor(), part]}).encode()
+    request = decode(header + raw, {v2.JSON_LENGTH_HEADER: str(len(header))})
+    assert request.vocabulary == Vocabulary(("a",))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "message"),
+    [
+        ([texts("classes", [])], 422, "'classes' must name at least one class"),
+        ([texts("classes", ["a", "a"])], 422, "names the class 'a' twice"),
+        ([texts("classes", ["a", 1])], 422, "a class name must be a text, got a number"),
+        ([texts("classes", ["a", " "])], 422, "a class name must not be empty"),
+        ([texts("classes", list("abcde"))], 422, "at most 4 classes, got 5"),
+        ([texts("classes", ["a" * 10])], 422, "at most 9 characters, got 10"),
+        ([texts("classes", ["\ud800"])], 422, "must be Unicode text"),
+        ([texts("classes", ["a"], shape=[2])], 422, "must hold 2 texts for shape [2], got 1"),
+        ([texts("classes", ["a"], shape=[1, 1])], 422, "datatype BYTES and shape [K], got 'BYTES' and [1, 1]"),
+        ([texts("classes", ["a"], shape=[-1])], 422, "shape [K]"),
+        ([texts("classes", ["a"], shape=[True])], 422, "shape [K]"),
+        ([texts("classes", ["a"], shape=None)], 422, "shape [K]"),
+        ([texts("classes", ["a"], datatype="UINT8")], 422, "must have datatype BYTES"),
+        ([texts("classes", ["a"], data=None)], 400, "the tensor 'classes' needs a list under 'data'"),
+        ([texts("classes", ["a"]), texts("classes", ["a"])], 422, "each once"),
+        ([texts("prompts", ["a"])], 422, "'prompts' and 'prompt_classes' come together"),
+        ([texts("prompt_classes", ["a"])], 422, "'prompts' and 'prompt_classes' come together"),
+        ([texts("prompts", ["a"]), texts("prompt_classes", ["a", "b"])], 422, "of one length, got 1 and 2"),
+        ([texts("prompts", ["a"]), texts("prompt_classes", [["a"]])], 422, "'prompt_classes' must hold texts"),
+        ([texts("prompts", [3]), texts("prompt_classes", ["a"])], 422, "a prompt of 'a' must be a text"),
+        ([texts("prompts", []), texts("prompt_classes", [])], 422, "'prompts' must name at least one class"),
+        ([texts("prompts", ["x"] * 7), texts("prompt_classes", ["a"] * 7)], 422, "at most 6 prompts in all, got 7"),
+        (
+            [texts("prompts", ["a"]), texts("prompt_classes", ["a"]), texts("classes", ["a"])],
+            422,
+            "either 'classes' or 'prompts'",
+        ),
+    ],
+)
+def test_wrong_texts_are_told(inputs, status, message):
+    with pytest.raises(RefusedError) as refused:
+        decode(json.dumps({"inputs": [tensor(), *inputs]}).encode())
+    assert refused.value.status == status
+    assert message in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "count", "message"),
+    [
+        (b"\x01\0\0\0a", 2, "must be 2 texts, each its length and its UTF-8"),
+        (b"\x09\0\0\0a", 1, "1 texts of 'classes' take 13 bytes; binary_data_size is 5"),
+        (b"\xff\xff\xff\xffa", 2, "must be 2 texts"),
+        (b"\x01\0\0\0\xff", 1, "must be 1 texts, each its length and its UTF-8"),
+        (b"\x01\0\0\0abc", 1, "1 texts of 'classes' take 5 bytes; binary_data_size is 7"),
+        (b"\x01\0", 1, "must be 1 texts"),
+    ],
+)
+def test_wrong_bytes_of_texts_are_told(raw, count, message):
+    part = {"name": "classes", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    header = json.dumps({"inputs": [tensor(), part]}).encode()
+    with pytest.raises(RefusedError) as refused:
+        decode(header + raw, {v2.JSON_LENGTH_HEADER: str(len(header))})
+    assert refused.value.status == 422
+    assert message in refused.value.message

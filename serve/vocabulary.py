@@ -1,0 +1,106 @@
+"""Classes that a request brings along, and what is written about them: checked before anything is encoded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve.limits import RefusedError
+from serve.settings import ServeSettings
+
+CLASSES = "classes"
+PROMPTS = "prompts"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of one request, at least one, in its order; the columns of its answer."""
+
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...] | None = None
+    """At least one text about each class; None: the model's own sentence around the class's name."""
+
+    def prompts_by_class(self, template: str) -> dict[str, tuple[str, ...]]:
+        """Class name to its texts; ``template`` is the model's sentence, with ``{}`` where the name goes."""
+        if self.prompts is None:
+            return {name: (template.replace("{}", name),) for name in self.classes}
+        return dict(zip(self.classes, self.prompts, strict=True))
+
+
+def read_vocabulary(classes: Any, prompts: Any, settings: ServeSettings) -> Vocabulary | None:
+    """What a client said under ``classes`` or ``prompts``, checked.
+
+    Args:
+        classes: Should be a list of class names; None: not given.
+        prompts: Should be an object of class name to a list of texts; None: not given.
+        settings: The limits.
+
+    Returns:
+        None where neither is given: the model's own classes are meant.
+
+    Raises:
+        RefusedError: 422, with what is wrong.
+    """
+    if classes is None and prompts is None:
+        return None
+    if classes is not None and prompts is not None:
+        raise invalid(f"a request brings either {CLASSES!r} or {PROMPTS!r}, not both: the prompts name their classes")
+    if prompts is None:
+        if not isinstance(classes, list):
+            raise invalid(f"{CLASSES!r} must be a list of class names, got {_kind(classes)}")
+        return Vocabulary(_class_names(classes, CLASSES, settings))
+    if not isinstance(prompts, Mapping):
+        raise invalid(f"{PROMPTS!r} must be an object of class name to a list of texts, got {_kind(prompts)}")
+    names = _class_names(list(prompts), PROMPTS, settings)
+    check_count("prompts in all", sum(len(texts) for texts in prompts.values() if isinstance(texts, list)), settings)
+    return Vocabulary(names, tuple(_prompts_of(name, prompts[name], settings) for name in names))
+
+
+def check_count(what: str, count: int, settings: ServeSettings) -> None:
+    """Raise ``RefusedError`` (422) for more classes (``what`` is ``classes``) or prompts than a request may bring."""
+    limit = settings.max_classes if what == CLASSES else settings.max_prompts
+    if count > limit:
+        raise invalid(f"a request may bring at most {limit} {what}, got {count}")
+
+
+def invalid(message: str) -> RefusedError:
+    return RefusedError(422, message, "vocabulary")
+
+
+def _class_names(names: list[Any], field: str, settings: ServeSettings) -> tuple[str, ...]:
+    if not names:
+        raise invalid(f"{field!r} must name at least one class")
+    check_count(CLASSES, len(names), settings)
+    checked = tuple(_text(name, "a class name", settings) for name in names)
+    seen: set[str] = set()
+    for name in checked:
+        if name in seen:
+            raise invalid(f"{field!r} names the class {name!r} twice")
+        seen.add(name)
+    return checked
+
+
+def _prompts_of(name: str, texts: Any, settings: ServeSettings) -> tuple[str, ...]:
+    if not isinstance(texts, list) or not texts:
+        got = "an empty list" if isinstance(texts, list) else _kind(texts)
+        raise invalid(f"the prompts of {name!r} must be a list of at least one text, got {got}")
+    return tuple(_text(text, f"a prompt of {name!r}", settings) for text in texts)
+
+
+def _text(value: Any, what: str, settings: ServeSettings) -> str:
+    if not isinstance(value, str):
+        raise invalid(f"{what} must be a text, got {_kind(value)}")
+    if not value.strip():
+        raise invalid(f"{what} must not be empty, got {value[:20]!r}")
+    if len(value) > settings.max_text_characters:
+        raise invalid(f"{what} may have at most {settings.max_text_characters} characters, got {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write as an escape
+        raise invalid(f"{what} must be Unicode text: {error.reason}") from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls it."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
