@@ -27,8 +27,7 @@ wheel: $(VENV)/.installed-dev
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
-	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -P -c "import os, tenfold, tenfold.methods.large_loss; \
-	    assert os.path.realpath(tenfold.__file__).startswith(os.getcwd()), tenfold.__file__; print('wheel imports', tenfold.__version__)"
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -P ../../tests/wheel.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }

@@ -1,6 +1,8 @@
-"""The main job, from data to a served prediction, on data that are built here.
+"""A method's whole story, from data to a served prediction, on data that are built here.
 
-python jobs/demo.py                    # train, compare, register, serve, ask
+python jobs/demo.py                    # large_loss: train, compare, register, serve, ask
+python jobs/demo.py story=datadream    # from sixteen handwritten digits per class and a generator that knows only print
+python jobs/demo.py story=waffleclip   # no training at all: words, random words and their mean
 python jobs/demo.py --keep-serving     # and leave the endpoint up until Ctrl-C
 """
 
@@ -11,7 +13,8 @@ import os
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +25,84 @@ from jobs.config import compose_job
 from jobs.deploy import wait
 from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
 from serve.fast_path import prepare_environment
+from tenfold.catalog import load_predictor
 from tenfold.config import ConfigError
-from tenfold.data.catalog import load_multilabel
+from tenfold.data.catalog import load_classification, load_multilabel
 from tenfold.engine import cluster
 from tenfold.engine.settings import JobConfig
-from tenfold.tracking import resolve
+from tenfold.tracking import Resolved, resolve
 from tenfold.training import TrainResult, start_ray, train
 
-DEFAULTS = ("method=large_loss", "data=handwriting", "data.num_train=3000", "run.num_epochs=12", "run.batch_size=16")
-STORIES = {"assume negative": "method.scheme=an", "Large Loss, LL-R": "method.scheme=LL-R"}
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A test picture, what it shows, and what is asked about it beside the picture."""
+
+    picture: np.ndarray
+    truth: str
+    also: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """Trainings that differ in one thing, and a picture to ask the best of them about."""
+
+    opening: str
+    settings: tuple[str, ...]
+    contenders: dict[str, tuple[str, ...]]
+    metrics: tuple[str, ...]
+    question: Callable[[JobConfig, Resolved], Question]
+
+
+def scene(job: JobConfig, model: Resolved) -> Question:
+    data = load_multilabel(job.data)
+    shown = [data.classes[k] for k in np.flatnonzero(data.test.full[0] == 1)]
+    return Question(picture=data.test.images.read([0])[0].numpy(), truth=", ".join(shown), also={})
+
+
+def digit(job: JobConfig, model: Resolved) -> Question:
+    """A handwritten digit, asked about with names that no training has seen together."""
+    data = load_classification(job.data, load_predictor(model.folder).preprocessing, ("test",))
+    truth = int(data.test.labels[0])
+    prompts = {
+        f"a {word}": [f"a photo of the digit {word}.", f"a photo of a {word}."]
+        for word in (data.classes[truth], data.classes[(truth + 3) % 10], data.classes[(truth + 6) % 10])
+    }
+    picture = data.test.images.read([0])[0].numpy()
+    return Question(picture=picture, truth=data.classes[truth], also={"prompts": prompts})
+
+
+STORIES = {
+    "large_loss": Story(
+        opening="scenes of handwritten digits, each with one of its labels shown",
+        settings=("data.num_train=3000", "run.num_epochs=12", "run.batch_size=16"),
+        contenders={"assume negative": ("method.scheme=an",), "Large Loss, LL-R": ("method.scheme=LL-R",)},
+        metrics=("test/mAP", "val/mAP"),
+        question=scene,
+    ),
+    "datadream": Story(
+        opening="sixteen handwritten digits of each class, beside CLIP and a generator that have only seen print",
+        settings=(),
+        contenders={
+            "zero-shot CLIP": ("method.scheme=zero_shot",),
+            "real shots only": ("method.scheme=real",),
+            "DataDream": ("method.scheme=cls",),
+        },
+        metrics=("test/accuracy", "val/accuracy"),
+        question=digit,
+    ),
+    "waffleclip": Story(
+        opening="handwritten digits named by a CLIP that has only seen print, without any training",
+        settings=(),
+        contenders={
+            "CLIP": ("method.mode=clip", "method.repetitions=1"),
+            "descriptors": ("method.mode=gpt_descriptions", "method.repetitions=1"),
+            "WaffleCLIP": ("method.mode=waffle",),
+        },
+        metrics=("test/accuracy", "val/accuracy"),
+        question=digit,
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,31 +111,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     keep = "--keep-serving" in words
-    overrides = [
-        *DEFAULTS,
-        f"scale.workers={min(2, os.cpu_count() or 1)}",
-        *(w for w in words if w != "--keep-serving"),
-    ]
+    settings = [word for word in words if word != "--keep-serving" and not word.startswith("story=")]
+    named = [word.removeprefix("story=") for word in words if word.startswith("story=")]
+    name = named[-1] if named else next(iter(STORIES))
     try:
-        jobs = {name: compose_job([*overrides, setting]) for name, setting in STORIES.items()}
+        if name not in STORIES:
+            raise ConfigError(f"story must be one of {', '.join(STORIES)}, got {name!r}")
+        story = STORIES[name]
+        base = [f"method={name}", "data=handwriting", *story.settings, f"scale.workers={min(2, os.cpu_count() or 1)}"]
+        jobs = {title: compose_job([*base, *settings, *own]) for title, own in story.contenders.items()}
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
-    return run(lambda: tell(jobs, keep), words)
+    return run(lambda: tell(story, jobs, keep), words)
 
 
-def tell(jobs: dict[str, JobConfig], keep_serving: bool) -> None:
+def tell(story: Story, jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     """The whole story; every step says what it does."""
     started = time.monotonic()
     any_job = next(iter(jobs.values()))
-    say(f"digit scenes: {any_job.data.num_train} to train on, each with one of its labels shown")
-    data = load_multilabel(any_job.data)
+    say(story.opening)
     prepare_environment()  # before Ray starts: Serve's proxy reads it then
     if any_job.scale.kind == "ray":
         start_ray(any_job.scale)
     results = {}
     for name, job in jobs.items():
-        say(f"training: {name}, {job.run.num_epochs} epochs on {job.scale.num_workers} workers")
+        say(f"{name}, on {job.scale.num_workers} workers")
         results[name] = train(job)
     best = max(results.values(), key=lambda result: result.metrics[result.metric])
     found = resolve(best.tracking_uri, f"models:/{any_job.method_name}@champion")
@@ -73,11 +146,14 @@ def tell(jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     shared = cluster.cluster_address() is not None
     settings = ServeSettings(port=0, access_log=False, app_name="tenfold-demo", route_prefix="/demo" if shared else "/")
     endpoint = deploy([model], settings)
-    picture = data.test.images.read([0])[0].numpy()
-    true = [data.classes[k] for k in np.flatnonzero(data.test.full[0] == 1)]
-    plain = ask_plain(endpoint, found.name, picture)
-    v2 = ask_v2(endpoint, found.name, picture)
-    print(summary(results, best, endpoint, model, true, plain, v2, time.monotonic() - started), flush=True)
+    question = story.question(any_job, found)
+    answers = Answers(
+        plain=ask_plain(endpoint, found.name, question.picture),
+        v2=ask_v2(endpoint, found.name, question.picture),
+        also=ask_plain(endpoint, found.name, question.picture, **question.also) if question.also else None,
+    )
+    table = Table(metrics=story.metrics, results=results, best=best)
+    print(summary(table, endpoint, model, question.truth, answers, time.monotonic() - started), flush=True)
     if keep_serving:
         say("the endpoint stays up; Ctrl-C ends it")
         wait(endpoint)
@@ -86,11 +162,27 @@ def tell(jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     cluster.stop()
 
 
-def ask_plain(endpoint: Endpoint, name: str, picture: np.ndarray) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    metrics: tuple[str, ...]
+    results: dict[str, TrainResult]
+    best: TrainResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Replies to the same picture: plain, v2, and plain with classes of the caller's choice."""
+
+    plain: dict[str, Any]
+    v2: dict[str, Any]
+    also: dict[str, Any] | None
+
+
+def ask_plain(endpoint: Endpoint, name: str, picture: np.ndarray, **also: Any) -> dict[str, Any]:
     """One picture as a PNG, the way a person would send it."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    return _post(f"{endpoint.url}/predict/{name}", {"image": base64.b64encode(buffer.getvalue()).decode()})
+    return _post(f"{endpoint.url}/predict/{name}", {"image": base64.b64encode(buffer.getvalue()).decode(), **also})
 
 
 def ask_v2(endpoint: Endpoint, name: str, picture: np.ndarray) -> dict[str, Any]:
@@ -99,38 +191,32 @@ def ask_v2(endpoint: Endpoint, name: str, picture: np.ndarray) -> dict[str, Any]
     return _post(f"{endpoint.url}/v2/models/{name}/infer", {"inputs": [tensor]})
 
 
-def summary(
-    results: dict[str, TrainResult],
-    best: TrainResult,
-    endpoint: Endpoint,
-    model: ServedModel,
-    true: list[str],
-    plain: dict[str, Any],
-    v2: dict[str, Any],
-    seconds: float,
-) -> str:
+def summary(table: Table, endpoint: Endpoint, model: ServedModel, truth: str, answers: Answers, seconds: float) -> str:
     """The table, the answers, and how to go on."""
-    lines = ["", f"{'':<20}{'test mAP':>10}{'val mAP':>10}  {'MLflow run'}"]
-    for name, result in results.items():
-        lines.append(
-            f"{name:<20}{result.metrics['test/mAP']:>10.2f}{result.metrics['val/mAP']:>10.2f}  {result.run_id}"
-        )
-    given = ", ".join(f"{label['name']} {label['probability']:.2f}" for label in plain["labels"][:4])
-    probs = next(output["data"] for output in v2["outputs"] if output["name"] == "probs")
+    lines = ["", f"{'':<20}{''.join(f'{name:>15}' for name in table.metrics)}  MLflow run"]
+    for name, result in table.results.items():
+        values = "".join(f"{result.metrics[metric]:>15.2f}" for metric in table.metrics)
+        lines.append(f"{name:<20}{values}  {result.run_id}")
+    probs = next(output["data"] for output in answers.v2["outputs"] if output["name"] == "probs")
+    uri = table.best.tracking_uri
+    lines += ["", f"picture shows       {truth}", f"/predict says       {_labels(answers.plain)}"]
+    if answers.also is not None:
+        lines.append(f"asked with prompts  {_labels(answers.also)}")
     lines += [
-        "",
-        f"picture shows       {', '.join(true)}",
-        f"/predict says       {given}",
         f"v2 says             {', '.join(f'{value:.2f}' for value in probs)}",
         "",
-        f"runs and pictures   mlflow ui --backend-store-uri {best.tracking_uri}",
+        f"runs and pictures   mlflow ui --backend-store-uri {uri}",
         f"model               models:/{model.name}/{model.version} @champion",
         f"endpoint            {endpoint.url} (docs at {endpoint.url}/docs)",
-        f"serve it again      .venv/bin/python jobs/deploy.py tracking_uri={best.tracking_uri}",
-        "train on            .venv/bin/python jobs/train.py method.scheme=LL-Ct run.num_epochs=20",
+        f"serve it again      .venv/bin/python jobs/deploy.py tracking_uri={uri}",
+        f"train on            .venv/bin/python jobs/train.py method={model.name}",
         f"took                {seconds:.0f} s",
     ]
     return "\n".join(lines)
+
+
+def _labels(reply: dict[str, Any]) -> str:
+    return ", ".join(f"{label['name']} {label['probability']:.2f}" for label in reply["labels"][:4])
 
 
 def say(text: str) -> None:

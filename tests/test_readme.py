@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs import config
+from jobs.demo import STORIES
 from jobs.deploy import DeploySettings
 from jobs.sweep import SweepSettings
+from tenfold.catalog import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,6 +51,9 @@ def test_jobs_take_what_is_written(line):
         assert (ROOT / f"tune_spaces/{settings['study']}.yaml").is_file()
     else:
         overrides = [re.sub("^model=models:", "reference=models:", word) for word in overrides]
+        stories = [word.removeprefix("story=") for word in overrides if name == "demo" and word.startswith("story=")]
+        assert set(stories) <= set(STORIES)
+        overrides = [word for word in overrides if word.removeprefix("story=") not in stories]
         config.compose_container(CONFIGS[name], overrides)
     if "--runtime-env-json" in words:
         assert json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"] == {"PYTHONPATH": "platform"}
@@ -66,7 +71,10 @@ def test_the_tree_names_what_is_there():
     assert tree is not None
     for name in re.findall(r"^ {0,4}(\w[\w/]*)/ ", tree[1], flags=re.MULTILINE):
         assert (ROOT / name).is_dir() or (ROOT / "platform/tenfold" / name).is_dir(), name
-    rooms = {
-        path.name for path in (ROOT / "platform/tenfold/methods").iterdir() if path.is_dir() and path.name[0] != "_"
-    }
-    assert {f"method={room}" in README for room in rooms} == {True}
+    assert [name for name in METHODS if f"method={name}" not in README] == []
+    assert [name for name in rooms() if f"](platform/tenfold/methods/{name})" not in README] == []
+
+
+def rooms() -> list[str]:
+    folder = ROOT / "platform/tenfold/methods"
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_"]
