@@ -400,7 +400,7 @@ def draw_accuracy(results: pd.DataFrame) -> Figure:
             axes.plot(runs[name], [place] * len(runs), "k.", markersize=5)
         axes.set(title=f"{count} shots a class", xlabel="test accuracy (%)", xlim=(30, 100))
         axes.set_yticks(range(len(names)), [ROWS[name] for name in names])
-        axes.invert_yaxis()
+    figure.axes[0].invert_yaxis()  # shared: once for all
     return figure
 
 
