@@ -65,7 +65,7 @@ def digit(job: JobConfig, model: Resolved) -> Question:
     data = load_classification(job.data, load_predictor(model.folder).preprocessing, ("test",))
     truth = int(data.test.labels[0])
     prompts = {
-        f"a {word}": [f"a photo of the digit {word}.", f"a photo of a {word}."]
+        f"the digit {word}": [f"a photo of the digit {word}.", f"a photo of a {word}."]
         for word in (data.classes[truth], data.classes[(truth + 3) % 10], data.classes[(truth + 6) % 10])
     }
     picture = data.test.images.read([0])[0].numpy()

@@ -21,18 +21,20 @@ def report(job: JobConfig, result: TrainResult) -> str:
     lines = []
     if result.status == "unchanged":
         lines.append("these settings were trained to the end before; run.tag=NAME makes another run of them")
-    lines += [f"{name:<28}{value:.4g}" for name, value in sorted(result.metrics.items())]
-    lines += [f"{'run':<28}{result.run_id}", f"{'folder':<28}{result.folder}", f"{'model':<28}{result.model_uri}"]
+    width = max(28, *(len(name) + 2 for name in result.metrics))
+    lines += [f"{name:<{width}}{value:.4g}" for name, value in sorted(result.metrics.items())]
+    where = {"run": result.run_id, "folder": result.folder, "model": result.model_uri}
+    lines += [f"{name:<{width}}{value}" for name, value in where.items()]
     if result.registered is not None:
         entry = result.registered
-        lines.append(f"{'registered':<28}models:/{entry.name}/{entry.version} @{entry.alias}")
+        lines.append(f"{'registered':<{width}}models:/{entry.name}/{entry.version} @{entry.alias}")
         reference = f"models:/{entry.name}@{entry.alias}"
         usual = job.run.tracking_uri is None and job.scale.storage == ScaleConfig().storage
-        where = "" if usual else f" tracking_uri={result.tracking_uri}"
+        store = "" if usual else f" tracking_uri={result.tracking_uri}"
         lines += [
             "",
-            f"python jobs/evaluate.py model={reference}{where}",
-            f"python jobs/deploy.py model={reference}{where}",
+            f"python jobs/evaluate.py model={reference}{store}",
+            f"python jobs/deploy.py model={reference}{store}",
         ]
     lines.append(f"mlflow ui --backend-store-uri {result.tracking_uri}")
     return "\n".join(lines)

@@ -117,14 +117,19 @@ def accuracy_summary(hits: Hits) -> dict[str, float]:
     accuracies = percent(hits.top1)
     summary = {
         "accuracy_mean": float(accuracies.mean()),
-        "accuracy_std": float(accuracies.std(correction=0)),
+        "accuracy_std": _deviation(accuracies),
         "accuracy_min": float(accuracies.min()),
         "accuracy_max": float(accuracies.max()),
     }
     if hits.top5 is not None:
         top5 = percent(hits.top5)
-        summary.update(top5_mean=float(top5.mean()), top5_std=float(top5.std(correction=0)))
+        summary.update(top5_mean=float(top5.mean()), top5_std=_deviation(top5))
     return summary
+
+
+def _deviation(values: Tensor) -> float:
+    """Of the population; exactly 0 where all are equal, which the mean's rounding would spoil."""
+    return float((values - values[0]).std(correction=0))
 
 
 def percent(hits: Tensor) -> Tensor:
