@@ -1,6 +1,6 @@
 """What a model gives for all pictures of a split, computed by all workers together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,3 +31,16 @@ def predict_images(run: Run, predict: Callable[[Tensor], Tensor], images: ImageS
             values.append(predict(run.to_device(batch)["images"]).float().cpu())
             index.append(batch["index"])
     return run.gather_rows(torch.cat(values), torch.cat(index), len(images))
+
+
+def check_classes(known: Sequence[str], data_name: str, classes: Sequence[str]) -> None:
+    """Refuse to measure a model on data with other classes than its own.
+
+    Raises:
+        ValueError: Names or their order differ.
+    """
+    if tuple(known) != tuple(classes):
+        raise ValueError(
+            f"the model knows {len(known)} classes ({', '.join(known[:4])} ...), "
+            f"data {data_name!r} has {len(classes)} ({', '.join(classes[:4])} ...)"
+        )

@@ -39,7 +39,7 @@ from tenfold.methods.datadream.predictor import (
 from tenfold.methods.datadream.problem import Problem, draw_problem
 from tenfold.methods.datadream.settings import REGENERATING, Config
 from tenfold.metrics.classification import classification_metrics
-from tenfold.metrics.predictions import predict_images
+from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.clip import Clip, load_clip
 from tenfold.models.clip_lora import lora_tensors, merge_lora
 from tenfold.types import Predictor, Task
@@ -93,11 +93,7 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
         ValueError: The data have other classes than the model.
     """
     loaded = run.once_per_node(lambda: load_classification(data, predictor.preprocessing, ("val", "test")))
-    if loaded.classes != tuple(predictor.classes):
-        raise ValueError(
-            f"the model knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:4])} ...), "
-            f"data {loaded.name!r} has {len(loaded.classes)} ({', '.join(loaded.classes[:4])} ...)"
-        )
+    check_classes(predictor.classes, loaded.name, loaded.classes)
     metrics: dict[str, float] = {}
     for name, split in loaded.splits().items():
         logits = predict_images(run, lambda images: predictor(images)["logits"], split.images)

@@ -42,6 +42,7 @@ from tenfold.methods.waffleclip.repetitions import (
 )
 from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
 from tenfold.metrics.classification import classification_metrics
+from tenfold.metrics.predictions import check_classes
 from tenfold.models.clip import Clip, load_clip
 from tenfold.types import Task
 
@@ -97,11 +98,7 @@ def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, f
         ValueError: The data have other classes than the model.
     """
     loaded = run.once_per_node(lambda: load_classification(data, predictor.preprocessing, PARTS))
-    if loaded.classes != tuple(predictor.classes):
-        raise ValueError(
-            f"the model knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:4])} ...), "
-            f"data {loaded.name!r} has {len(loaded.classes)} ({', '.join(loaded.classes[:4])} ...)"
-        )
+    check_classes(predictor.classes, loaded.name, loaded.classes)
     clip = predictor.clip.fingerprint
     metrics: dict[str, float] = {}
     for part, split in loaded.splits().items():

@@ -26,7 +26,7 @@ from tenfold.metrics.multilabel import (
     model_metrics,
     multilabel_metrics,
 )
-from tenfold.metrics.predictions import predict_images
+from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.models.partial_labels.noise_record import write_manifest
 from tenfold.models.partial_labels.objective import (
@@ -90,11 +90,7 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
         ValueError: The data have other classes than the model.
     """
     loaded = run.once_per_node(lambda: load_multilabel(data))
-    if loaded.classes != tuple(predictor.classes):
-        raise ValueError(
-            f"the model knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:4])} ...), "
-            f"data {loaded.name!r} has {len(loaded.classes)} ({', '.join(loaded.classes[:4])} ...)"
-        )
+    check_classes(predictor.classes, loaded.name, loaded.classes)
 
     def predict(images: Tensor) -> Tensor:
         return predictor(images)["logits"]
