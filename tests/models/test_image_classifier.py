@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
+from tenfold.models import efficientnet
 from tenfold.models.image_classifier import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -94,6 +96,62 @@ def test_a_network_is_fed_what_it_was_trained_on():
     assert model.preprocessing.std == (0.5, 0.5, 0.5)
 
 
+def test_every_place_of_the_dilated_network_sees_the_whole_picture():
+    model = build_classifier(ModelConfig(name="dilated_cnn"), K, 64).eval()
+    images = pictures(1).float().requires_grad_()
+    feature_map = model.backbone(images.permute(0, 3, 1, 2))
+    assert feature_map.shape == (1, model.feature_dim, 8, 8)
+    feature_map[0, :, 0, 0].sum().backward()
+    assert images.grad[0, :56, :56].abs().sum(-1).gt(0).float().mean() > 0.5  # dilation leaves gaps, ReLU more
+    assert images.grad[0, 48:, 48:].abs().sum() > 0
+
+
+@pytest.mark.parametrize(("stride", "side"), [(None, 2), (16, 4), (8, 8)])
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet10t"])
+def test_the_feature_map_can_be_made_finer_without_other_weights(name, stride, side):
+    plain = build_classifier(ModelConfig(name=name), K, 64)
+    model = build_classifier(ModelConfig(name=name, output_stride=stride), K, 64).eval()
+    model.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert model.feature_map(pictures(1)).shape == (1, model.feature_dim, side, side)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "small_cnn", "output_stride": 8}, "leave it null for small_cnn"),
+        ({"name": "dilated_cnn", "pretrained": True}, "dilated_cnn has no pre-trained weights"),
+    ],
+)
+def test_settings_that_a_network_does_not_have_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+def test_a_finer_map_is_refused_where_the_library_has_none():
+    with pytest.raises(ValueError, match="leave it null for torchvision:mobilenet_v3_small"):
+        build_classifier(ModelConfig(name="torchvision:mobilenet_v3_small", output_stride=16), K, 64)
+
+
+def test_the_packaged_network_knows_espresso_and_cats():
+    from skimage import data
+
+    model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), 1000, 224).eval()
+    model.head.load_state_dict(efficientnet.head_weights())
+    coffee, cat = (
+        functional.interpolate(
+            torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (224, 224), antialias=True, mode="bilinear"
+        )
+        for picture in (data.coffee(), data.chelsea())
+    )
+    with torch.inference_mode():
+        probs = model(torch.cat([coffee, cat]).round().byte().permute(0, 2, 3, 1)).softmax(1)
+    names = efficientnet.class_names()
+    assert names[int(probs[0].argmax())] == "espresso"
+    assert probs[0].max() > 0.85
+    assert "cat" in names[int(probs[1].argmax())]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -113,7 +171,7 @@ def test_networks_without_a_feature_map_and_unknown_ones_are_refused(name, messa
 
 @pytest.mark.parametrize("name", ["resnet50", "timm", "timm:", "torchvision:", "keras:x", ""])
 def test_a_name_that_names_no_library_is_refused(name):
-    with pytest.raises(ValueError, match="must be small_cnn, torchvision:NAME or timm:NAME"):
+    with pytest.raises(ValueError, match=r"must be small_cnn, dilated_cnn, .* torchvision:NAME or timm:NAME"):
         ModelConfig(name=name)
 
 

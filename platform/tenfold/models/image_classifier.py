@@ -10,18 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises where it refuses; nothing is unpickled
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tenfold.models import efficientnet
 from tenfold.types import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_CNN_WIDTHS = (16, 32, 64, 128)
+DILATED_CNN_WIDTH = 64
+OWN_NETWORKS = ("small_cnn", "dilated_cnn", "efficientnet_lite0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,15 @@ class ModelConfig:
     """Which network."""
 
     name: str = "small_cnn"
-    """``small_cnn``; ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME`` (``timm:resnet50.a1_in1k``)."""
+    """``small_cnn``; ``dilated_cnn`` (small too, every place sees the whole picture); ``efficientnet_lite0`` (its
+    ImageNet weights come with a package); ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME``
+    (``timm:resnet50.a1_in1k``)."""
     pretrained: bool = False
     """Load the library's own weights, which must be in its cache or within reach; for ``small_cnn`` the embedded
     pre-training on single digits."""
+    output_stride: Literal[8, 16] | None = None
+    """Pixels of the picture for a place of the feature map: 16 and 8 give a ResNet (torchvision) or a timm network
+    finer maps than its own, mostly 32; None leaves the network as it is."""
     checkpoint: str | None = None
     """Local weights (.safetensors, or .pth read without pickle) for the backbone; wins over ``pretrained``."""
     init: Literal["end_to_end", "linear"] = "end_to_end"
@@ -44,10 +52,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         library = self.name.split(":", 1)[0]
-        if self.name != "small_cnn" and (
+        if self.name not in OWN_NETWORKS and (
             library not in ("torchvision", "timm") or self.name in (library, f"{library}:")
         ):
-            raise ValueError(f"name must be small_cnn, torchvision:NAME or timm:NAME, got {self.name!r}")
+            raise ValueError(
+                f"name must be {', '.join(OWN_NETWORKS)}, torchvision:NAME or timm:NAME, got {self.name!r}"
+            )
+        if self.output_stride is not None and self.name in OWN_NETWORKS:
+            raise ValueError(f"output_stride is for networks of torchvision and timm; leave it null for {self.name}")
+        if self.name == "dilated_cnn" and self.pretrained:
+            raise ValueError("dilated_cnn has no pre-trained weights: set pretrained=false, or give a checkpoint")
         if self.linear_epochs < 1:
             raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
         if self.linear_learning_rate <= 0:
@@ -128,9 +142,15 @@ def build_classifier(
         backbone: nn.Module = small_cnn()
         feature_dim = SMALL_CNN_WIDTHS[-1]
         preprocessing = Preprocessing(image_size=image_size)
+    elif library == "dilated_cnn":
+        backbone, feature_dim = dilated_cnn(), DILATED_CNN_WIDTH
+        preprocessing = Preprocessing(image_size=image_size)
+    elif library == "efficientnet_lite0":
+        backbone, feature_dim = efficientnet.backbone(config.pretrained and config.checkpoint is None)
+        preprocessing = Preprocessing(image_size=image_size, mean=efficientnet.MEAN, std=efficientnet.STD)
     else:
         build = _torchvision_backbone if library == "torchvision" else _timm_backbone
-        backbone, feature_dim = build(name, config.pretrained and config.checkpoint is None)
+        backbone, feature_dim = build(name, config.pretrained and config.checkpoint is None, config.output_stride)
         # timm knows what each of its networks was trained on; torchvision's share one normalisation.
         trained_on = getattr(backbone, "pretrained_cfg", {})
         mean, std = trained_on.get("mean", IMAGENET_MEAN), trained_on.get("std", IMAGENET_STD)
@@ -151,6 +171,20 @@ def small_cnn() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def dilated_cnn() -> nn.Sequential:
+    """Six 3x3 convolutions with batch norm: 64x64 pictures become 8x8 maps of 64 channels, about 0.13 M weights.
+
+    Dilation lets every place of the map see 127 pixels around it, so the whole picture.
+    """
+    layers: list[nn.Module] = []
+    width_before = 3
+    for width, stride, dilation in ((16, 2, 1), (32, 2, 1), (64, 2, 1), (64, 1, 2), (64, 1, 4), (64, 1, 1)):
+        convolution = nn.Conv2d(width_before, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+        width_before = width
+    return nn.Sequential(*layers)
+
+
 def parameter_groups(
     model: ImageClassifier, learning_rate: float, head_multiplier: float
 ) -> list[dict[str, list[nn.Parameter] | float]]:
@@ -163,7 +197,7 @@ def parameter_groups(
     ]
 
 
-def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+def _torchvision_backbone(name: str, pretrained: bool, output_stride: int | None) -> tuple[nn.Module, int]:
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -176,8 +210,16 @@ def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     except OSError as error:
         raise ValueError(f"weights of torchvision:{name} are out of reach ({error}); set model.checkpoint") from error
     if name.startswith(("resnet", "resnext", "wide_resnet")):
+        if output_stride is not None:
+            # Without dilation, as in the code of CALM: the weights fit, the stages see finer maps.
+            for stage in (network.layer3, network.layer4) if output_stride == 8 else (network.layer4,):
+                for layer in stage[0].modules():
+                    if isinstance(layer, nn.Conv2d):
+                        layer.stride = (1, 1)
         # Named as in the network, so that published weights fit.
         backbone: nn.Module = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
+    elif output_stride is not None:
+        raise ValueError(f"output_stride of torchvision networks is for ResNets; leave it null for torchvision:{name}")
     else:
         nodes = get_graph_node_names(network)[1]
         if "features" not in nodes and not hasattr(network, "features"):
@@ -189,15 +231,20 @@ def _torchvision_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
     return backbone, _map_channels(backbone, f"torchvision:{name}")
 
 
-def _timm_backbone(name: str, pretrained: bool) -> tuple[nn.Module, int]:
+def _timm_backbone(name: str, pretrained: bool, output_stride: int | None) -> tuple[nn.Module, int]:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}; timm.list_models('*resnet*') lists what it has")
+    stride: dict[str, Any] = {"output_stride": output_stride} if output_stride is not None else {}
     try:
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **stride)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"weights of timm:{name} are out of reach ({error}); set model.checkpoint") from error
+    except TypeError as error:
+        if output_stride is None:
+            raise
+        raise ValueError(f"timm:{name} cannot change its output_stride; leave it null") from error
     return network, _map_channels(network, f"timm:{name}")
 
 
