@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 import tenfold
@@ -186,6 +187,49 @@ def save_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
     return load_bundle(folder)
+
+
+def save_trained(
+    folder: Path,
+    predictor: Predictor,
+    probes: Tensor,
+    *,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    method: str,
+    metrics: Mapping[str, float],
+    data_name: str,
+    data_fingerprint: str,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> Bundle:
+    """The bundle of a finished training, with its probe set; what a killed attempt left in the folder is replaced.
+
+    Args:
+        folder: Where it goes.
+        predictor: The trained model on the CPU: the probes are compared where it is served, which may have no GPU.
+        probes: Pictures to keep with their logits, uint8 ``(P, S, S, 3)``; they are computed as one batch.
+        config, tensors, method, metrics, data_name, data_fingerprint, files: As in ``save_bundle``.
+
+    Raises:
+        BundleError: As in ``save_bundle``.
+    """
+    with torch.inference_mode():
+        logits = predictor(probes)["logits"].float()
+    probe = save_bytes({"images": probes.contiguous(), "logits": logits.contiguous()})
+    shutil.rmtree(folder, ignore_errors=True)
+    return save_bundle(
+        folder,
+        config=config,
+        tensors=tensors,
+        method=method,
+        task=predictor.task,
+        classes=predictor.classes,
+        preprocessing=predictor.preprocessing,
+        metrics=metrics,
+        data_name=data_name,
+        data_fingerprint=data_fingerprint,
+        files={**(files or {}), PROBE_FILE: probe},
+    )
 
 
 def load_bundle(folder: Path | str) -> Bundle:

@@ -1,7 +1,6 @@
 """From a few real pictures of each class to a classifier: adapt the generator, generate, classify."""
 
 import json
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold import __version__
-from tenfold.bundle import PROBE_FILE, save_bundle
+from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.multilabel import shared_tensor
@@ -42,7 +40,7 @@ from tenfold.metrics.classification import classification_metrics
 from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.clip import Clip, load_clip
 from tenfold.models.clip_lora import lora_tensors, merge_lora
-from tenfold.types import Predictor, Task
+from tenfold.types import Predictor
 
 VAL_METRIC = "val/accuracy"
 SHOTS_METRIC = "shots/accuracy"
@@ -225,16 +223,13 @@ def _save(
         tensors = network.network.state_dict()
         predictor = ScratchPredictor(network.network, data.classes, "cpu")
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
-    files[PROBE_FILE] = save_bytes({"images": probes.contiguous(), "logits": predictor(probes)["logits"]})
-    shutil.rmtree(folder / "bundle", ignore_errors=True)
-    save_bundle(
+    save_trained(
         folder / "bundle",
+        predictor,
+        probes,
         config=job.as_dict(),
         tensors=tensors,
         method=job.method_name,
-        task=Task.CLASSIFICATION,
-        classes=data.classes,
-        preprocessing=predictor.preprocessing,
         metrics=metrics,
         data_name=data.name,
         data_fingerprint=data.fingerprint,

@@ -6,7 +6,6 @@ a lucky draw, varies less than any of them, and costs one matrix however many pr
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from tenfold import __version__
-from tenfold.bundle import PROBE_FILE, save_bundle
+from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData
 from tenfold.engine.run import Outcome, Run
@@ -44,7 +42,6 @@ from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
 from tenfold.metrics.classification import classification_metrics
 from tenfold.metrics.predictions import check_classes
 from tenfold.models.clip import Clip, load_clip
-from tenfold.types import Task
 
 PARTS = ("val", "test")
 NUM_PROBES = 8
@@ -254,20 +251,17 @@ def _save(
     """Bundle with its probe set; an attempt that was killed is written over."""
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test))))
     reference = {"fingerprint": predictor.clip.fingerprint, "prompt_template": predictor.prompt_template}
-    shutil.rmtree(folder / "bundle", ignore_errors=True)
-    save_bundle(
+    save_trained(
         folder / "bundle",
+        predictor,
+        probes,
         config=job.as_dict(),
         tensors=predictor.tensors,
         method=job.method_name,
-        task=Task.CLASSIFICATION,
-        classes=data.classes,
-        preprocessing=predictor.preprocessing,
         metrics=metrics,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
         files={
-            PROBE_FILE: save_bytes({"images": probes.contiguous(), "logits": predictor(probes)["logits"]}),
             REFERENCE_FILE: json.dumps(reference).encode(),
             PROMPTS_FILE: json.dumps(sets, ensure_ascii=False).encode(),
         },

@@ -1,7 +1,6 @@
 """From multi-label data with missing labels to a bundle: one training, whatever the loss and the head."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from tenfold import __version__
-from tenfold.bundle import PROBE_FILE, load_bundle, save_bundle
+from tenfold.bundle import load_bundle, save_trained
 from tenfold.data.catalog import load_multilabel
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.engine.fit import FitPlan, FitResult, fit
@@ -43,10 +41,10 @@ from tenfold.models.partial_labels.observatory import (
     figure_memorisation,
     memorisation_curve,
 )
-from tenfold.models.partial_labels.predictor import BuildClassifier, load, plain_classifier
+from tenfold.models.partial_labels.predictor import BuildClassifier, MultiLabelPredictor, load, plain_classifier
 from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES, PartialLabelConfig
 from tenfold.models.pretraining import pretrained_backbone
-from tenfold.types import Batch, Predictor, Task
+from tenfold.types import Batch, Predictor
 
 METRIC = "val/mAP"
 NUM_PROBES = 8
@@ -223,23 +221,17 @@ def _save(
 ) -> None:
     """Bundle with its probe set, and the figures of the training; an attempt that was killed is written over."""
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
-    # On the CPU and as one batch: the probe set is compared where the model is served, which may have no GPU.
-    cpu_model = model.cpu().eval()
-    with torch.inference_mode():
-        probe = save_bytes({"images": probes.contiguous(), "logits": cpu_model(probes).float()})
-    shutil.rmtree(folder / "bundle", ignore_errors=True)
-    save_bundle(
+    predictor = MultiLabelPredictor(model, data.classes, "cpu")
+    save_trained(
         folder / "bundle",
+        predictor,
+        probes,
         config=job.as_dict(),
-        tensors=cpu_model.state_dict(),
+        tensors=predictor.model.state_dict(),
         method=job.method_name,
-        task=Task.MULTI_LABEL,
-        classes=data.classes,
-        preprocessing=cpu_model.preprocessing,
         metrics=metrics,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
-        files={PROBE_FILE: probe},
     )
     results = {"metrics": metrics, "history": result.history, "best_epoch": result.best_epoch}
     (folder / "results.json").write_text(json.dumps(results))
