@@ -90,6 +90,6 @@ def describe_bundle(model: ServedModel, bundle: Bundle) -> Description:
         method=metadata.method,
         task=metadata.task,
         classes=metadata.classes,
-        preprocessing=metadata.preprocessing,
+        preprocessing=bundle.preprocessing,
         outputs={"probs": (num_classes,), "logits": (num_classes,)} if metadata.task in LABEL_TASKS else {},
     )

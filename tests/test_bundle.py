@@ -16,14 +16,16 @@ from torch import Tensor
 
 from tenfold import bundle as bundle_module
 from tenfold.bundle import (
+    Bundle,
     BundleError,
     check_probe,
     git_revision,
     load_bundle,
     package_versions,
     save_bundle,
+    save_trained,
 )
-from tenfold.types import Preprocessing, Task
+from tenfold.types import Preprocessing, Task, TensorSchema
 
 WEIGHT = torch.arange(6, dtype=torch.float32).reshape(2, 3) / 7
 
@@ -263,8 +265,74 @@ def test_probe_that_is_absent_or_incomplete_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no file 'probe\.safetensors'"):
         check_probe(save(tmp_path / "none", files={}), LinearPredictor(WEIGHT))
     half = save(tmp_path / "half", files={"probe.safetensors": to_safetensors({"logits": WEIGHT})})
-    with pytest.raises(BundleError, match=r"lacks \['images'\]"):
+    with pytest.raises(BundleError, match="lacks images or inputs"):
         check_probe(half, LinearPredictor(WEIGHT))
+
+
+class Oscillator:
+    """Takes no pictures: a series and a count."""
+
+    task = Task.REGRESSION
+    classes = ("height [m]",)
+    inputs = (
+        TensorSchema(name="series", dtype="float32", shape=(2, -1)),
+        TensorSchema(name="count", dtype="int64", shape=()),
+    )
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for schema in self.inputs:
+            schema.check(inputs[schema.name])
+        mean = (self.scale * inputs["series"].mean((1, 2)) + inputs["count"])[:, None]
+        return {"mean": mean, "std": mean.abs() + 1}
+
+
+SERIES = {"series": torch.arange(24.0).view(4, 2, 3), "count": torch.arange(4)}
+
+
+def save_oscillator(folder: Path, predictor: Oscillator) -> Bundle:
+    return save_trained(
+        folder, predictor, SERIES, config={}, tensors={"weight": WEIGHT}, method="annealing", metrics={},
+        data_name="swing", data_fingerprint="0",
+    )  # fmt: skip
+
+
+def test_a_model_without_pictures_keeps_its_inputs_and_proves_itself_on_them(tmp_path: Path) -> None:
+    bundle = save_oscillator(tmp_path / "b", Oscillator())
+    assert bundle == load_bundle(tmp_path / "b")
+    assert bundle.metadata.inputs == Oscillator.inputs
+    assert check_probe(bundle, Oscillator()) == 0.0
+    with pytest.raises(BundleError, match=r"outputs\.mean differ by"):
+        check_probe(bundle, Oscillator(1.001))
+    with pytest.raises(BundleError, match="takes no pictures but series, count"):
+        _ = bundle.preprocessing
+
+
+def test_what_a_killed_attempt_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "half").write_text("")
+    assert check_probe(save_oscillator(tmp_path / "b", Oscillator()), Oscillator()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(4, 2, 3).double(), r"series must be float32 \(B, 2, any\), got float64 \(4, 2, 3\)"),
+        (torch.zeros(4, 3, 3), r"got float32 \(4, 3, 3\)"),
+        (torch.zeros(4, 2), r"got float32 \(4, 2\)"),
+    ],
+)
+def test_an_input_of_another_form_is_refused(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Oscillator()({**SERIES, "series": tensor})
+
+
+@pytest.mark.parametrize("settings", [{"name": ""}, {"dtype": "float64"}, {"shape": (0,)}])
+def test_a_schema_that_describes_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        TensorSchema(**{"name": "x", "dtype": "float32", "shape": (3,), **settings})
 
 
 def test_git_revision(tmp_path: Path) -> None:

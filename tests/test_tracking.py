@@ -37,7 +37,7 @@ from tenfold.tracking import (
 )
 from tenfold.tracking_client import shown
 from tenfold.tracking_search import child_runs, close_stale_children, find_run
-from tenfold.types import Preprocessing, Task
+from tenfold.types import Preprocessing, Task, TensorSchema
 
 mpl.use("Agg")
 PLATFORM = Path(__file__).parents[1] / "platform"
@@ -57,6 +57,14 @@ def load(folder, device="cpu"):
     return Predictor(load_bundle(folder))
 '''
 LOADER = "colour_predictor:load"
+SWING = """
+class Swing:
+    def __call__(self, inputs):
+        return {"mean": inputs["series"].mean((1, 2)) + inputs["count"]}
+
+def load(folder, device):
+    return Swing()
+"""
 FRESH_PROCESS = """
 import sys
 import mlflow
@@ -325,6 +333,31 @@ def test_logged_model_states_its_schema_and_refuses_other_inputs(store: str, tra
     for wrong in (np.zeros((1, 5, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.float32)):
         with pytest.raises(mlflow.MlflowException):
             model.predict(wrong)
+
+
+def test_a_model_of_named_inputs_states_them_and_answers(store: str, tracker: Tracker, tmp_path: Path) -> None:
+    module = Path(store.removeprefix("sqlite:///")).parents[1] / "predictor" / "swing_predictor.py"
+    module.write_text(SWING)
+    series, count = torch.arange(12.0).view(2, 2, 3), torch.tensor([3, 4])
+    probe = {"inputs.series": series, "inputs.count": count, "outputs.mean": series.mean((1, 2)) + count}
+    bundle = make_bundle(
+        tmp_path,
+        task=Task.REGRESSION,
+        preprocessing=None,
+        inputs=(
+            TensorSchema(name="series", dtype="float32", shape=(2, -1)),
+            TensorSchema(name="count", dtype="int64", shape=()),
+        ),
+        files={"probe.safetensors": to_safetensors(probe)},
+    )
+    tracker.log_bundle(bundle.folder, "swing", "swing_predictor:load")
+    model = mlflow.pyfunc.load_model(str(stored_models(tracker)[-1] / "artifacts"))
+    assert {spec.name: (spec.type, spec.shape) for spec in model.metadata.signature.inputs} == {
+        "series": (np.dtype("float32"), (-1, 2, -1)),
+        "count": (np.dtype("int64"), (-1,)),
+    }
+    answer = model.predict({"series": series.numpy(), "count": count.numpy()})
+    assert np.array_equal(answer["mean"], probe["outputs.mean"].numpy())
 
 
 def test_model_whose_upload_failed_is_marked(

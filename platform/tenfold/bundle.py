@@ -29,14 +29,16 @@ from torch import Tensor
 
 import tenfold
 from tenfold.files import sync
-from tenfold.types import Predictor, Preprocessing, Task
+from tenfold.types import Predictor, Preprocessing, RegressionPredictor, Task, TensorSchema
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
 METADATA_FILE = "metadata.json"
 PROBE_FILE = "probe.safetensors"
-"""Stored probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them."""
+"""Stored probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them; or
+``inputs.NAME`` and ``outputs.NAME`` of a model that takes no pictures."""
 
+_INPUT, _OUTPUT = "inputs.", "outputs."
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OWN_FILES = (CONFIG_FILE, MODEL_FILE, METADATA_FILE)
@@ -56,7 +58,8 @@ class Metadata:
     task: Task
     classes: tuple[str, ...]
     """Names of the K outputs, in the order of the network's columns."""
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """How pictures become the network's input; None where it takes none (then ``inputs`` says what)."""
     metrics: dict[str, float]
     """Measured at the end of training; may hold NaN and infinities (stored as the texts ``nan``, ``inf``, ``-inf``)."""
     data_name: str
@@ -70,6 +73,12 @@ class Metadata:
     """ISO 8601 in UTC."""
     files: dict[str, str]
     """File name to SHA-256 (hex), every file but ``metadata.json`` itself."""
+    inputs: tuple[TensorSchema, ...] = ()
+    """What the model takes; empty where that is pictures."""
+
+    def __post_init__(self) -> None:
+        if (self.preprocessing is None) != bool(self.inputs):
+            raise ValueError("a model takes either pictures, with their preprocessing, or named inputs")
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,18 @@ class Bundle:
     metadata: Metadata
     digest: str
     """SHA-256 (hex) that names the whole content: equal digests, equal files."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become the network's input.
+
+        Raises:
+            BundleError: If the model takes none.
+        """
+        if self.metadata.preprocessing is None:
+            inputs = ", ".join(each.name for each in self.metadata.inputs)
+            raise BundleError(f"{self.folder} is of method {self.metadata.method!r} and takes no pictures but {inputs}")
+        return self.metadata.preprocessing
 
     def tensors(self) -> dict[str, Tensor]:
         """All of ``model.safetensors``, by name, on the CPU."""
@@ -105,11 +126,12 @@ def save_bundle(
     method: str,
     task: Task,
     classes: tuple[str, ...] | list[str],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     metrics: Mapping[str, float],
     data_name: str,
     data_fingerprint: str,
     files: Mapping[str, bytes | Path] | None = None,
+    inputs: tuple[TensorSchema, ...] = (),
 ) -> Bundle:
     """Write a bundle in one step: ``folder`` appears whole, or not at all.
 
@@ -120,17 +142,19 @@ def save_bundle(
         method: Name of the method that made it.
         task: What the model does.
         classes: Names of its outputs.
-        preprocessing: How pictures become the network's input.
+        preprocessing: How pictures become the network's input; None where it takes none.
         metrics: Figures measured at the end of training, NaN and infinities allowed.
         data_name: Name of the data set.
         data_fingerprint: Digest of its content.
         files: Extra files by name: their bytes, or the path of a file to copy.
+        inputs: What a model takes that takes no pictures.
 
     Returns:
         The bundle, read back from its final place.
 
     Raises:
         BundleError: If the folder exists or a file name isn't a plain name.
+        ValueError: If there is neither preprocessing nor inputs, or both.
         TypeError: If the config isn't plain data or a tensor isn't a tensor.
     """
     folder = Path(folder).absolute()
@@ -173,6 +197,7 @@ def save_bundle(
             git_revision=git_revision(Path(tenfold.__file__).parent),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files={path.name: _sha256(path) for path in sorted(partial.iterdir())},
+            inputs=inputs,
         )
         (partial / METADATA_FILE).write_bytes(_encode(metadata))
         for path in [*partial.iterdir(), partial]:
@@ -191,8 +216,8 @@ def save_bundle(
 
 def save_trained(
     folder: Path,
-    predictor: Predictor,
-    probes: Tensor,
+    predictor: Predictor | RegressionPredictor,
+    probes: Tensor | Mapping[str, Tensor],
     *,
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
@@ -207,15 +232,15 @@ def save_trained(
     Args:
         folder: Where it goes.
         predictor: The trained model on the CPU: the probes are compared where it is served, which may have no GPU.
-        probes: Pictures to keep with their logits, uint8 ``(P, S, S, 3)``; they are computed as one batch.
+        probes: Pictures to keep with their logits, uint8 ``(P, S, S, 3)``; or inputs by name, to keep with all outputs.
+            They are computed as one batch.
         config, tensors, method, metrics, data_name, data_fingerprint, files: As in ``save_bundle``.
 
     Raises:
         BundleError: As in ``save_bundle``.
     """
-    with torch.inference_mode():
-        logits = predictor(probes)["logits"].float()
-    probe = save_bytes({"images": probes.contiguous(), "logits": logits.contiguous()})
+    inputs: tuple[TensorSchema, ...] = getattr(predictor, "inputs", ())
+    probe = _tensors_of_probes(probes) | _outputs_of_probes(predictor, probes)
     shutil.rmtree(folder, ignore_errors=True)
     return save_bundle(
         folder,
@@ -224,11 +249,12 @@ def save_trained(
         method=method,
         task=predictor.task,
         classes=predictor.classes,
-        preprocessing=predictor.preprocessing,
+        preprocessing=None if inputs else getattr(predictor, "preprocessing", None),
         metrics=metrics,
         data_name=data_name,
         data_fingerprint=data_fingerprint,
-        files={**(files or {}), PROBE_FILE: probe},
+        files={**(files or {}), PROBE_FILE: save_bytes(_storable(probe))},
+        inputs=inputs,
     )
 
 
@@ -263,13 +289,13 @@ def load_bundle(folder: Path | str) -> Bundle:
     return Bundle(folder, config, metadata, digest)
 
 
-def check_probe(bundle: Bundle, predictor: Predictor, tolerance: float = 1e-5) -> float:
-    """Show that a predictor is the model that was trained: compare its logits with those stored in training.
+def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tolerance: float = 1e-5) -> float:
+    """Show that a predictor is the model that was trained: compare its answers with those stored in training.
 
     Args:
-        bundle: A bundle with the extra file ``probe.safetensors``: ``images`` uint8 ``(P, S, S, 3)`` and the
-            ``logits`` ``(P, K)`` that the training run computed for them.
-        predictor: Must answer with ``logits`` ``(P, K)``, on any device.
+        bundle: A bundle with the extra file ``probe.safetensors``: what ``save_trained`` keeps.
+        predictor: Must answer with ``logits`` ``(P, K)``, or, where it takes no pictures, with all outputs stored; on
+            any device.
         tolerance: Largest absolute difference allowed; the default is float32 rounding on another batch size.
 
     Returns:
@@ -279,22 +305,62 @@ def check_probe(bundle: Bundle, predictor: Predictor, tolerance: float = 1e-5) -
         BundleError: If there is no probe set, a shape differs, or a difference exceeds the tolerance.
     """
     probe = load_file(bundle.file(PROBE_FILE))
-    if missing := {"images", "logits"} - probe.keys():
-        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks {sorted(missing)}; it holds {sorted(probe)}")
+    expected = {name: value for name, value in probe.items() if name == "logits" or name.startswith(_OUTPUT)}
+    probes = load_probes(bundle)
+    if not expected:
+        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks logits or outputs; it holds {sorted(probe)}")
+    answers = _outputs_of_probes(predictor, probes)
+    largest = 0.0
+    for name, stored in expected.items():
+        if name not in answers:
+            raise BundleError(
+                f"a predictor compared with a probe set must answer with {name.removeprefix(_OUTPUT)}, "
+                f"got {sorted(answers)}"
+            )
+        value, wanted = answers[name].detach().cpu().double(), stored.double()
+        if value.shape != wanted.shape:
+            raise BundleError(f"probe {name} are {tuple(wanted.shape)}, the predictor's {tuple(value.shape)}")
+        difference = (value - wanted).abs().max().item() if wanted.numel() else 0.0
+        if not difference <= tolerance:  # also true for NaN
+            raise BundleError(
+                f"{bundle.folder}: the predictor's {name} differ by {difference:.3g} from those stored in training, "
+                f"{tolerance:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def load_probes(bundle: Bundle) -> Tensor | dict[str, Tensor]:
+    """The stored probes as a predictor takes them: pictures, or inputs by name.
+
+    Raises:
+        BundleError: If there is no probe set, or no inputs in it.
+    """
+    probe = load_file(bundle.file(PROBE_FILE))
+    inputs = {name.removeprefix(_INPUT): value for name, value in probe.items() if name.startswith(_INPUT)}
+    if not inputs and "images" not in probe:
+        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks images or inputs; it holds {sorted(probe)}")
+    return inputs or probe["images"]
+
+
+def _tensors_of_probes(probes: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(probes, Tensor):
+        return {"images": probes}
+    return {f"{_INPUT}{name}": value for name, value in probes.items()}
+
+
+def _outputs_of_probes(
+    predictor: Predictor | RegressionPredictor, probes: Tensor | Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What of a predictor's answers is stored and compared."""
+    predict: Any = predictor
     with torch.inference_mode():
-        outputs = predictor(probe["images"])
-    if "logits" not in outputs:
-        raise BundleError(f"a predictor compared with a probe set must answer with logits, got {sorted(outputs)}")
-    logits, expected = outputs["logits"].detach().cpu().double(), probe["logits"].double()
-    if logits.shape != expected.shape:
-        raise BundleError(f"probe logits are {tuple(expected.shape)}, the predictor's {tuple(logits.shape)}")
-    difference = (logits - expected).abs().max().item() if expected.numel() else 0.0
-    if not difference <= tolerance:  # also true for NaN
-        raise BundleError(
-            f"{bundle.folder}: the predictor's logits differ by {difference:.3g} from those stored in training, "
-            f"{tolerance:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
-        )
-    return difference
+        outputs = predict(probes)
+    if isinstance(probes, Tensor):
+        if "logits" not in outputs:
+            raise BundleError(f"a predictor compared with a probe set must answer with logits, got {sorted(outputs)}")
+        return {"logits": outputs["logits"].float()}
+    return {f"{_OUTPUT}{name}": value for name, value in outputs.items()}
 
 
 def package_versions() -> dict[str, str]:
@@ -408,12 +474,10 @@ def _decode(path: Path) -> tuple[Metadata, str]:
                 **document,
                 "task": Task(document["task"]),
                 "classes": tuple(document["classes"]),
-                "preprocessing": Preprocessing(
-                    image_size=preprocessing["image_size"],
-                    mean=tuple(preprocessing["mean"]),
-                    std=tuple(preprocessing["std"]),
-                    resize=preprocessing.get("resize", "stretch"),  # bundles of before did not say
-                    interpolation=preprocessing.get("interpolation", "bilinear"),
+                "preprocessing": None if preprocessing is None else _preprocessing(preprocessing),
+                "inputs": tuple(
+                    TensorSchema(name=each["name"], dtype=each["dtype"], shape=tuple(each["shape"]))
+                    for each in document.get("inputs", ())  # bundles of before took pictures
                 ),
                 "metrics": {name: float(value) for name, value in document["metrics"].items()},
                 "files": dict(document["files"]),
@@ -427,3 +491,13 @@ def _decode(path: Path) -> tuple[Metadata, str]:
         if not _NAME.fullmatch(name):
             raise BundleError(f"{path} lists the file name {name!r}, which is no plain name; {_WAY_OUT}")
     return metadata, digest
+
+
+def _preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(
+        image_size=stored["image_size"],
+        mean=tuple(stored["mean"]),
+        std=tuple(stored["std"]),
+        resize=stored.get("resize", "stretch"),  # bundles of before did not say
+        interpolation=stored.get("interpolation", "bilinear"),
+    )

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import FLAVOR_NAME, save_model
-from mlflow.types import Schema, TensorSpec
-from safetensors.numpy import load_file
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from tenfold import tracking_pyfunc
-from tenfold.bundle import PROBE_FILE, Bundle, package_versions
+from tenfold.bundle import PROBE_FILE, Bundle, load_probes, package_versions
+from tenfold.tracking_pyfunc import Arrays
 
 _ARTIFACT = "bundle"
 _DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
@@ -29,26 +29,23 @@ def check_loader(load_predictor: str) -> str:
     return load_predictor
 
 
-def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[np.ndarray, ModelSignature]:
-    """Pictures to try the model with, and the schema of what it takes and answers.
+def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, ModelSignature]:
+    """Inputs to try the model with, and the schema of what it takes and answers.
 
     Args:
         bundle: The model; its predictor runs once, on the CPU.
         load_predictor: ``package.module:function``.
 
     Returns:
-        uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise; and the signature, its batch axis open.
+        Pictures uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise, or two of each named input; and
+        the signature, its batch axis open.
     """
     module, _, function = load_predictor.partition(":")
     predictor = getattr(importlib.import_module(module), function)(bundle.folder, device="cpu")
-    size = bundle.metadata.preprocessing.image_size
-    if PROBE_FILE in bundle.metadata.files:
-        example = load_file(bundle.file(PROBE_FILE))["images"][[0, -1]]
-    else:
-        example = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    example = _example(bundle)
     outputs = tracking_pyfunc.predict_arrays(predictor, example)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
+        inputs=Schema(_input_specs(bundle)),
         outputs=Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]), name) for name, array in outputs.items()]),
     )
     return example, signature
@@ -58,7 +55,7 @@ def write_model(
     folder: Path,
     bundle: Bundle,
     load_predictor: str,
-    example: np.ndarray,
+    example: Arrays,
     signature: ModelSignature,
     *,
     model_id: str,
@@ -103,6 +100,25 @@ def bundle_in_model(folder: Path) -> Path:
     if not inside.is_relative_to(folder.resolve()):
         raise ValueError(f"its MLmodel file points outside of the model, to {artifacts[_ARTIFACT]['path']!r}")
     return inside
+
+
+def _example(bundle: Bundle) -> Arrays:
+    preprocessing = bundle.metadata.preprocessing
+    if preprocessing is not None and PROBE_FILE not in bundle.metadata.files:
+        size = preprocessing.image_size
+        return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    probes = load_probes(bundle)
+    if isinstance(probes, dict):
+        return {name: value[[0, -1]].numpy() for name, value in probes.items()}
+    return probes[[0, -1]].numpy()
+
+
+def _input_specs(bundle: Bundle) -> list[ColSpec | TensorSpec]:
+    preprocessing = bundle.metadata.preprocessing
+    if preprocessing is not None:
+        size = preprocessing.image_size
+        return [TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]
+    return [TensorSpec(np.dtype(each.dtype), (-1, *each.shape), each.name) for each in bundle.metadata.inputs]
 
 
 def _pip_requirements() -> list[str]:

@@ -14,16 +14,22 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+Arrays = np.ndarray | dict[str, np.ndarray]
 
-def predict_arrays(predictor: Callable[[torch.Tensor], Any], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)``."""
+
+def predict_arrays(predictor: Callable[[Any], Any], inputs: Arrays) -> dict[str, np.ndarray]:
+    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` or for inputs by name."""
+    if isinstance(inputs, dict):
+        tensors: Any = {name: torch.tensor(array) for name, array in inputs.items()}
+    else:
+        tensors = torch.tensor(inputs)
     with torch.inference_mode():
-        outputs = predictor(torch.tensor(images))
+        outputs = predictor(tensors)
     return {name: output.cpu().numpy() for name, output in outputs.items()}
 
 
 class BundleModel(PythonModel):
-    """Pictures uint8 ``(B, S, S, 3)`` in, a dict of named arrays out.
+    """Pictures uint8 ``(B, S, S, 3)`` in, or a dict of named arrays; a dict of named arrays out.
 
     Model config: ``load_predictor``, dotted name ``package.module:function`` called as
     ``function(bundle_folder, device=...)``; ``device``, ``cpu`` unless overridden by

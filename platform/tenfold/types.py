@@ -64,6 +64,53 @@ class Predictor(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorSchema:
+    """One input of a model that takes something else than pictures; the batch axis is left out."""
+
+    name: str
+    dtype: Literal["uint8", "float32", "int64"]
+    shape: tuple[int, ...]
+    """-1 where any length will do."""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.dtype not in ("uint8", "float32", "int64"):
+            raise ValueError(f"an input needs a name and uint8, float32 or int64, got {self.name!r} and {self.dtype!r}")
+        if any(length < 1 and length != -1 for length in self.shape):
+            raise ValueError(f"lengths must be at least 1, or -1 for any, got {self.shape}")
+
+    def check(self, tensor: Tensor) -> None:
+        """Refuse a batch that is not what the model takes.
+
+        Raises:
+            ValueError: Another dtype, number of axes or length.
+        """
+        fits = tensor.ndim == len(self.shape) + 1 and all(
+            wanted in (-1, length) for wanted, length in zip(self.shape, tensor.shape[1:], strict=True)
+        )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if not fits or dtype != self.dtype:
+            shape = ", ".join(str(length) if length > 0 else "any" for length in self.shape)
+            raise ValueError(f"{self.name} must be {self.dtype} (B, {shape}), got {dtype} {tuple(tensor.shape)}")
+
+
+class RegressionPredictor(Protocol):
+    """A bundle that answers with numbers and how sure it is of them."""
+
+    task: Task
+    classes: tuple[str, ...]
+    """What the target's channels are called, with units."""
+    inputs: tuple[TensorSchema, ...]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """``mean`` and ``std`` float32 ``(B, ...)`` on the CPU, in the target's unit, for a batch of each input.
+
+        Raises:
+            ValueError: An input is missing, unknown, or of another dtype or shape.
+        """
+        ...
+
+
 class OpenVocabularyPredictor(Predictor, Protocol):
     """A predictor that can also name classes which the caller brings along, by what is written about them."""
 

@@ -103,7 +103,7 @@ def load(bundle: Bundle, device: str = "cpu") -> DataDreamPredictor | ScratchPre
     config = Config(**settings)
     tensors, metadata = bundle.tensors(), bundle.metadata
     if config.classifier != "clip":
-        network = scratch_network(config.classifier, len(metadata.classes), metadata.preprocessing.image_size)
+        network = scratch_network(config.classifier, len(metadata.classes), bundle.preprocessing.image_size)
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:

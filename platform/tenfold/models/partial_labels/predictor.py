@@ -47,7 +47,7 @@ def load(bundle: Bundle, device: str = "cpu", build: BuildClassifier = plain_cla
     """
     settings = {**bundle.config["model"], "pretrained": False, "checkpoint": None}
     metadata = bundle.metadata
-    classes, size = metadata.classes, metadata.preprocessing.image_size
+    classes, size = metadata.classes, bundle.preprocessing.image_size
     model = build(bundle.config["method"], ModelConfig(**settings), len(classes), size)
     try:
         model.load_state_dict(bundle.tensors())
