@@ -1,8 +1,8 @@
 """Gradient baselines: how much would the class's logit change if this pixel did?
 
-G(x) is the greatest absolute derivative over the colour channels, and every other
-map is a moment of G over points near x. The points of many draws pass through the network together. The network should
-be in evaluation mode: in a batch norm that trains, pictures change each other.
+G(x) is the greatest absolute derivative over the colour channels (captum's Saliency), and every other map is a moment
+of G over points near x; captum's own averages take the channels' greatest last. The points of many draws pass through
+the network together. The network should be in evaluation mode: in a batch norm that trains, pictures change each other.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,15 +31,19 @@ def input_gradient(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: x not floating 4-D, y not int64 ``(B,)`` or outside the classes, logits of another shape.
     """
+    from captum.attr import Saliency  # here: it brings matplotlib's windows along
+
     _check(x, y)
-    with torch.enable_grad():
-        points = x.detach().requires_grad_()
+
+    def logits_of(points: Tensor) -> Tensor:
         logits = model(points)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"model must give logits (B, C) with B = {len(x)}, got {tuple(logits.shape)}")
         check_labels(y, len(x), logits.shape[1], "y")
-        (gradient,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), points)
-    return gradient.abs().amax(1)
+        return logits
+
+    with torch.enable_grad():
+        return Saliency(logits_of).attribute(x.detach().requires_grad_(), target=y, abs=True).amax(1)
 
 
 def integrated_gradient(model: Classifier, x: Tensor, y: Tensor, steps: int = 50) -> Tensor:
