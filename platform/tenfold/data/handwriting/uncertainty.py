@@ -1,0 +1,56 @@
+"""Handwritten digits beside printed letters and blends of two digits: 28x28, as MNIST and notMNIST."""
+
+import hashlib
+
+import numpy as np
+
+from tenfold.data.classification import ClassificationData, ClassificationSplit
+from tenfold.data.handwriting.build import HandwritingFolder, build
+from tenfold.data.handwriting.config import HandwritingConfig, Split
+from tenfold.data.handwriting.sources import SOURCE_SIZE
+from tenfold.data.handwriting.splits import PICTURE
+from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.images import ArrayImages
+from tenfold.data.uncertainty import UncertaintyData, blend_pairs
+
+_BORDER = (PICTURE - SOURCE_SIZE) // 2
+
+
+def load_uncertain_digits(config: HandwritingConfig) -> UncertaintyData:
+    """3,000 / 750 / 1,250 digits; ``num_test`` letters A-J outside; ambiguous: blends of test digits.
+
+    ``blends`` are pixel averages of any two test digits, ``confusable`` those of classes that are easily confused,
+    chosen close to each other.
+
+    Raises:
+        OSError: The cache folder cannot be written.
+    """
+    digits, letters, confusable = (build(task, config) for task in ("digits", "letters", "ambiguous"))
+    parts = {part: _split(digits, part) for part in ("train", "val", "test")}
+    together = "/".join(folder.fingerprint for folder in (digits, letters, confusable))
+    return UncertaintyData(
+        inside=ClassificationData(
+            name=config.name,
+            classes=DIGIT_WORDS,
+            train=parts["train"],
+            val=parts["val"],
+            test=parts["test"],
+            image_size=SOURCE_SIZE,
+            fingerprint=hashlib.sha256(together.encode()).hexdigest(),
+        ),
+        outside={"letters": ArrayImages(_uncovered(letters.split("test")["images"]))},
+        ambiguous={
+            "blends": blend_pairs(parts["test"], config.seed),
+            "confusable": ArrayImages(_uncovered(confusable.split("test")["images"])),
+        },
+    )
+
+
+def _split(folder: HandwritingFolder, part: Split) -> ClassificationSplit:
+    arrays = folder.split(part)
+    return ClassificationSplit(images=ArrayImages(_uncovered(arrays["images"])), labels=np.array(arrays["labels"]))
+
+
+def _uncovered(images: np.ndarray) -> np.ndarray:
+    """Without the border that makes 32 pixels of 28."""
+    return np.ascontiguousarray(images[:, _BORDER:-_BORDER, _BORDER:-_BORDER])

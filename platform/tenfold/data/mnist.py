@@ -1,0 +1,150 @@
+"""MNIST in torchvision's layout, with notMNIST and FashionMNIST as what does not belong."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from tenfold.data.classification import ClassificationData, ClassificationSplit, check_splits
+from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
+from tenfold.data.images import ArrayImages, ResizedImages, decode_image
+from tenfold.data.multilabel import ImageSource
+from tenfold.data.uncertainty import UncertaintyData, blend_pairs
+from tenfold.types import Preprocessing
+
+SIDE = 28
+_BROKEN = (RuntimeError, OSError, ValueError, AssertionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistConfig:
+    """Where MNIST is, and what is held against it."""
+
+    name: str = "mnist"
+    """Fixed; what selects this data set among the others."""
+    root: str
+    """Folder with ``MNIST/raw/train-images-idx3-ubyte`` and its three siblings, as torchvision keeps them."""
+    notmnist: str | None = None
+    """Folder of notMNIST: ``Test/{A..J}/<name>.png`` of 28x28 grey pixels; None: it is not used."""
+    fashion: str | None = None
+    """Folder with ``FashionMNIST/raw/``, as torchvision keeps it; None: it is not used."""
+    num_val: int = 5000
+    """Training digits kept apart for validation and calibration."""
+    seed: int = 0
+    """Of that division, and of the blends."""
+
+    def __post_init__(self) -> None:
+        if self.name != "mnist":
+            raise ValueError(f"name must be 'mnist', got {self.name!r}")
+        if self.num_val < 1 or self.seed < 0:
+            raise ValueError(f"num_val must be at least 1 and seed at least 0, got {self.num_val} and {self.seed}")
+
+
+def load_mnist(
+    config: MnistConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
+) -> ClassificationData:
+    """The digits as a data set with one class for each picture, grey as RGB, white on black.
+
+    Raises:
+        ValueError: Files that are missing or no MNIST, with their folder; too few digits for ``num_val``.
+    """
+    parts = check_splits(splits)
+    pixels, labels = _read(Path(config.root), datasets.MNIST, train=True)
+    order = np.random.default_rng(config.seed).permutation(len(labels))
+    if config.num_val >= len(labels):
+        raise ValueError(f"num_val must be less than the {len(labels)} training digits, got {config.num_val}")
+    rows = {"val": order[: config.num_val], "train": order[config.num_val :]}
+    test_pixels, test_labels = _read(Path(config.root), datasets.MNIST, train=False)
+    digest = hashlib.sha256(f"{config.seed}/{config.num_val}".encode())
+    for array in (pixels, labels, test_pixels, test_labels):
+        digest.update(array.tobytes())
+
+    def part(grey: np.ndarray, classes: np.ndarray) -> ClassificationSplit:
+        return ClassificationSplit(images=_pictures(grey, preprocessing), labels=classes)
+
+    return ClassificationData(
+        name=config.name,
+        classes=DIGIT_WORDS,
+        train=part(pixels[rows["train"]], labels[rows["train"]]) if "train" in parts else None,
+        val=part(pixels[rows["val"]], labels[rows["val"]]) if "val" in parts else None,
+        test=part(test_pixels, test_labels),
+        image_size=preprocessing.image_size,
+        fingerprint=digest.hexdigest(),
+        concept="digit",
+    )
+
+
+def load_uncertain_mnist(config: MnistConfig) -> UncertaintyData:
+    """MNIST with notMNIST and FashionMNIST outside, as far as they are named, and blends of two digits.
+
+    Raises:
+        ValueError: As in ``load_mnist``; neither of the two is named, or a folder holds no such pictures.
+    """
+    as_stored = Preprocessing(image_size=SIDE)
+    outside: dict[str, ImageSource] = {}
+    if config.notmnist is not None:
+        outside["notmnist"] = _pictures(read_notmnist(Path(config.notmnist)), as_stored)
+    if config.fashion is not None:
+        outside["fashion"] = _pictures(_read(Path(config.fashion), datasets.FashionMNIST, train=False)[0], as_stored)
+    if not outside:
+        raise ValueError("data.notmnist or data.fashion must name a folder: pictures that are no digits are needed")
+    inside = load_mnist(config, as_stored)
+    blends = blend_pairs(inside.test, config.seed)
+    return UncertaintyData(inside=inside, outside=outside, ambiguous={"blends": blends})
+
+
+def read_notmnist(root: Path, part: str = "Test") -> np.ndarray:
+    """All letters of ``root/Test/{A..J}/*.png``; a file that can't be read is left out with a warning.
+
+    Returns:
+        uint8 ``(N, 28, 28)``.
+
+    Raises:
+        ValueError: A folder is missing, a picture has another size, or none can be read.
+    """
+    pictures: list[np.ndarray] = []
+    for letter in LETTERS:
+        folder = root / part / letter
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is missing: notMNIST has {part}/A to {part}/J with PNG files of 28x28 pixels")
+        for path in sorted(folder.glob("*.png")):
+            try:
+                picture = decode_image(path.read_bytes())
+            except ValueError as error:
+                warnings.warn(f"{path} is left out: {error}", stacklevel=2)
+                continue
+            if picture.shape[:2] != (SIDE, SIDE):
+                raise ValueError(f"{path} must be {SIDE}x{SIDE} pixels, got {picture.shape[1]}x{picture.shape[0]}")
+            pictures.append(picture[..., 0])
+    if not pictures:
+        raise ValueError(f"{root / part} holds no PNG file that can be read")
+    return np.stack(pictures)
+
+
+def _read(root: Path, kind: type[datasets.MNIST], *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Grey pictures uint8 ``(N, 28, 28)`` and labels int64 ``(N,)``."""
+    folder = root / kind.__name__ / "raw"
+    try:
+        stored = kind(str(root), train=train, download=False)
+    except _BROKEN as error:
+        raise ValueError(
+            f"{folder} does not hold {kind.__name__} as torchvision keeps it "
+            f"({'train' if train else 't10k'}-images-idx3-ubyte and its labels): {error}"
+        ) from error
+    pixels, labels = stored.data.numpy(), stored.targets.numpy().astype(np.int64)
+    if pixels.shape[1:] != (SIDE, SIDE) or len(pixels) != len(labels) or not len(labels):
+        raise ValueError(f"{folder}: expected pictures of {SIDE}x{SIDE} with a label each, got {pixels.shape}")
+    return pixels, labels
+
+
+def _pictures(grey: np.ndarray, preprocessing: Preprocessing) -> ImageSource:
+    images = ArrayImages(np.repeat(grey[..., None], 3, axis=-1))
+    if preprocessing.image_size == SIDE:
+        return images
+    return ResizedImages(
+        images, preprocessing.image_size, resize=preprocessing.resize, interpolation=preprocessing.interpolation
+    )
