@@ -1,0 +1,182 @@
+"""Inputs by name with real-valued targets: what every reader gives, whatever is regressed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tenfold.types import Batch, TensorSchema
+
+TARGETS = "targets"
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+Network = Literal["mlp", "cnn1d", "cnn2d_sr", "unet2d", "egnn"]
+
+
+class RegressionSource(Protocol):
+    """Examples of one part of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: "np.ndarray | Sequence[int]") -> Batch:
+        """Every input by its name, and ``targets`` float32 ``(B, ...)``."""
+        ...
+
+
+class ArraySource:
+    """Examples in memory.
+
+    Args:
+        inputs: By name, first axis N.
+        targets: float32 ``(N, ...)``, the channel axis first.
+
+    Raises:
+        ValueError: Arrays of other lengths, no example, targets that are no float32 or not finite.
+    """
+
+    def __init__(self, inputs: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+        lengths = {name: len(array) for name, array in {**inputs, TARGETS: targets}.items()}
+        if len(set(lengths.values())) != 1 or not len(targets):
+            raise ValueError(f"inputs and targets must have one row for each example, at least one; got {lengths}")
+        check_finite(targets, TARGETS)
+        self._arrays = {**inputs, TARGETS: targets}
+
+    def __len__(self) -> int:
+        return len(self._arrays[TARGETS])
+
+    def read(self, rows: "np.ndarray | Sequence[int]") -> Batch:
+        return {name: torch.from_numpy(np.ascontiguousarray(array[rows])) for name, array in self._arrays.items()}
+
+
+class PairFiles:
+    """Examples as pairs of ``.npy`` files, read when they are asked for.
+
+    Args:
+        inputs: A file of each example, float32 ``(C, ...)``, all of one shape.
+        targets: The file of its target.
+
+    Raises:
+        ValueError: No pair, or as many inputs as targets there are not; in ``read`` a file that is none or holds
+            another shape, dtype or values that are not finite, with its path.
+    """
+
+    def __init__(self, inputs: Sequence[Path], targets: Sequence[Path]) -> None:
+        if not inputs or len(inputs) != len(targets):
+            raise ValueError(
+                f"there must be as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}"
+            )
+        self._paths = {"input": list(inputs), TARGETS: list(targets)}
+        self._shapes = {name: load_array(paths[0]).shape for name, paths in self._paths.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of ``input`` and ``targets``, the example axis left out."""
+        return self._shapes
+
+    def __len__(self) -> int:
+        return len(self._paths[TARGETS])
+
+    def read(self, rows: "np.ndarray | Sequence[int]") -> Batch:
+        return {name: torch.stack([self._one(name, paths[row]) for row in rows]) for name, paths in self._paths.items()}
+
+    def _one(self, name: str, path: Path) -> Tensor:
+        array = load_array(path)
+        if array.shape != self._shapes[name]:
+            raise ValueError(f"{path} must have the shape {self._shapes[name]} of the first one, got {array.shape}")
+        return torch.from_numpy(array)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionData:
+    """A data set ready for regression with uncertainty."""
+
+    name: str
+    network: Network
+    """The architecture that the published experiments use for such data."""
+    inputs: tuple[TensorSchema, ...]
+    targets: tuple[str, ...]
+    """What the channels (first axis after the example's) of the targets are called, with units in brackets."""
+    train: RegressionSource
+    val: RegressionSource
+    test: RegressionSource
+    fingerprint: str
+    """Hex digest of what determines the examples."""
+    max_value: float | None = None
+    """Largest value that a pixel can have; None where the targets are no pictures."""
+    upscale: int = 1
+    """How much larger, in each direction of space, the targets are than the input."""
+
+    def __post_init__(self) -> None:
+        if not self.targets or not self.inputs:
+            raise ValueError(f"{self.name} needs at least one input and one target")
+
+    def part(self, name: Part) -> RegressionSource:
+        """One of the three parts."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+def check_counts(counts: Mapping[Part, int], seed: int) -> None:
+    """Refuse parts without an example, and a seed that is none.
+
+    Raises:
+        ValueError: A count below 1, or a negative seed.
+    """
+    for part, count in counts.items():
+        if count < 1:
+            raise ValueError(f"num_{part} must be at least 1, got {count}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+
+
+def load_array(path: Path) -> np.ndarray:
+    """A ``.npy`` file as float32.
+
+    Raises:
+        ValueError: It is missing, no array of numbers, or holds values that are not finite, with its path.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} must be a .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path} must hold one array of numbers, got {getattr(array, 'dtype', type(array).__name__)}")
+    array = array.astype(np.float32)
+    check_finite(array, str(path))
+    return array
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Refuse values that nothing can be learnt from.
+
+    Raises:
+        ValueError: Not float32, or NaN or infinite somewhere; says where first and how many.
+    """
+    if values.dtype != np.float32:
+        raise ValueError(f"{name} must be float32, got {values.dtype}")
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        first = tuple(int(index) for index in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name} must be finite, got {int(wrong.sum())} values that are not, the first at {first}: "
+            f"leave these examples out or fill them in"
+        )
+
+
+def digest_of(*parts: object) -> str:
+    """Hex digest of texts, numbers and arrays, in their order."""
+    digest = sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(b"/")
+    return digest.hexdigest()
+
+
+def digest_of_files(paths: Sequence[Path], *parts: object) -> str:
+    """Hex digest of files by name, size and time of change, which is quick, and of further settings."""
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return digest_of(stats, *parts)
