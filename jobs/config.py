@@ -23,6 +23,11 @@ from tenfold.config import ConfigError, job_from_dict
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
 
+_DATA_DEFAULTS = {"handwriting": "handwriting", "files": "coco", "classification_files": "food101"} | {
+    name: name for name in ("mnist", "photographs", "phantoms", "slices", "pairs", "table")
+}
+"""Group of defaults to a data set whose settings they are."""
+
 
 def compose_job(overrides: Sequence[str] = ()) -> JobConfig:
     """The training that ``key=value`` texts describe, on top of the defaults.
@@ -79,7 +84,7 @@ def _store_defaults() -> None:
     for name, entry in METHODS.items():
         defaults = {"name": name, **_defaults(entry.config_class())}
         store.store(group="method", name=f"{name}_defaults", node=defaults)
-    for name, of_data in (("handwriting", "handwriting"), ("files", "coco"), ("classification_files", "food101")):
+    for name, of_data in _DATA_DEFAULTS.items():
         store.store(group="data", name=f"{name}_defaults", node=_defaults(DATA[of_data].config_class()))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from tenfold.data.classification import ClassificationData
 from tenfold.data.multilabel import MultiLabelData
+from tenfold.data.regression import RegressionData
+from tenfold.data.uncertainty import UncertaintyData
 from tenfold.types import Preprocessing
 
 
@@ -20,6 +22,11 @@ class DataSet:
     """``module:function`` from settings to ``MultiLabelData``; None: it is no multi-label data."""
     classification: str | None = None
     """``module:function`` from settings, preprocessing and parts to ``ClassificationData``; None: no such data."""
+
+    uncertainty: str | None = None
+    """``module:function`` from settings to ``UncertaintyData``; None: nothing is known that does not belong."""
+    regression: str | None = None
+    """``module:function`` from settings to ``RegressionData``; None: nothing is regressed."""
 
     def config_class(self) -> type:
         return load_name(self.config)
@@ -38,7 +45,27 @@ DATA: dict[str, DataSet] = {
         config="tenfold.data.handwriting.config:HandwritingConfig",
         multilabel="tenfold.data.handwriting.multilabel:load_scenes",
         classification="tenfold.data.handwriting.classification:load_digits",
+        uncertainty="tenfold.data.handwriting.uncertainty:load_uncertain_digits",
     ),
+    "mnist": DataSet(
+        config="tenfold.data.mnist:MnistConfig",
+        classification="tenfold.data.mnist:load_mnist",
+        uncertainty="tenfold.data.mnist:load_uncertain_mnist",
+    ),
+    "photographs": DataSet(
+        config="tenfold.data.photographs:PhotographsConfig",
+        regression="tenfold.data.photographs:load_photographs",
+    ),
+    "phantoms": DataSet(
+        config="tenfold.data.phantoms:PhantomsConfig", regression="tenfold.data.phantoms:load_phantoms"
+    ),
+    "slices": DataSet(
+        config="tenfold.data.regression_pairs:SlicesConfig", regression="tenfold.data.regression_pairs:load_slices"
+    ),
+    "pairs": DataSet(
+        config="tenfold.data.regression_pairs:PairsConfig", regression="tenfold.data.regression_pairs:load_pairs"
+    ),
+    "table": DataSet(config="tenfold.data.tables:TableConfig", regression="tenfold.data.tables:load_table"),
     "coco": _FILES,
     "voc": _FILES,
     "nuswide": _FILES,
@@ -70,11 +97,7 @@ def load_multilabel(config: Any) -> MultiLabelData:
     Raises:
         ValueError: No such data, it is no multi-label data, or its files are missing or malformed.
     """
-    entry = DATA.get(config.name)
-    usable = [name for name, data in DATA.items() if data.multilabel]
-    if entry is None or entry.multilabel is None:
-        raise ValueError(f"data {config.name!r} has no multi-label reader; those that have: {', '.join(usable)}")
-    return load_name(entry.multilabel)(config)
+    return load_name(_reader(config, "multilabel", "no multi-label reader"))(config)
 
 
 def load_classification(
@@ -91,11 +114,34 @@ def load_classification(
         ValueError: No such data, no data with one class for each picture, an unknown part, or files that are missing
             or malformed, with their path and what was expected.
     """
-    entry = DATA.get(config.name)
-    usable = [name for name, data in DATA.items() if data.classification]
-    if entry is None or entry.classification is None:
-        raise ValueError(f"data {config.name!r} has no reader of single labels; those that have: {', '.join(usable)}")
-    return load_name(entry.classification)(config, preprocessing, splits)
+    return load_name(_reader(config, "classification", "no reader of single labels"))(config, preprocessing, splits)
+
+
+def load_uncertainty(config: Any) -> UncertaintyData:
+    """Read the data with pictures that do not belong to the classes, or to more than one, that a configuration names.
+
+    Raises:
+        ValueError: No such data, nothing is known that does not belong, or files are missing or malformed.
+    """
+    return load_name(_reader(config, "uncertainty", "no set of pictures that do not belong"))(config)
+
+
+def load_regression(config: Any) -> RegressionData:
+    """Read the data with real-valued targets that a configuration names.
+
+    Raises:
+        ValueError: No such data, nothing is regressed there, or files are missing or malformed.
+    """
+    return load_name(_reader(config, "regression", "nothing to regress"))(config)
+
+
+def _reader(config: Any, kind: str, lack: str) -> str:
+    """``module:function`` of a data set's reader of one kind."""
+    reader: str | None = getattr(DATA.get(config.name), kind, None)
+    if reader is None:
+        usable = ", ".join(name for name, data in DATA.items() if getattr(data, kind))
+        raise ValueError(f"data {config.name!r} has {lack}; those that have: {usable}")
+    return reader
 
 
 def load_name(name: str) -> Any:

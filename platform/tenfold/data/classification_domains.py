@@ -17,6 +17,7 @@ class Domain:
 
 DOMAINS: dict[str, Domain] = {
     "handwriting": Domain(word="digit ", concept="digit"),
+    "mnist": Domain(word="digit ", concept="digit"),
     "imagenet": Domain(),
     "imagenetv2": Domain(),
     "imagenet_100": Domain(),

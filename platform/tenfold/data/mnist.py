@@ -10,6 +10,7 @@ import numpy as np
 from torchvision import datasets
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit, check_splits
+from tenfold.data.classification_domains import DOMAINS
 from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.data.images import ArrayImages, ResizedImages, decode_image
 from tenfold.data.multilabel import ImageSource
@@ -74,7 +75,8 @@ def load_mnist(
         test=part(test_pixels, test_labels),
         image_size=preprocessing.image_size,
         fingerprint=digest.hexdigest(),
-        concept="digit",
+        domain_word=DOMAINS[config.name].word,
+        concept=DOMAINS[config.name].concept,
     )
 
 
