@@ -23,9 +23,12 @@ from tenfold.config import ConfigError, job_from_dict
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
 
-_DATA_DEFAULTS = {"handwriting": "handwriting", "files": "coco", "classification_files": "food101"} | {
-    name: name for name in ("mnist", "photographs", "phantoms", "slices", "pairs", "table")
-}
+_DATA_DEFAULTS = {
+    "handwriting": "handwriting",
+    "files": "coco",
+    "classification_files": "food101",
+    "localisation_files": "cub_localisation",
+} | {name: name for name in ("mnist", "photographs", "phantoms", "slices", "pairs", "table")}
 """Group of defaults to a data set whose settings they are."""
 
 

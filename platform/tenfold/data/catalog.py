@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from tenfold.data.classification import ClassificationData
+from tenfold.data.localisation import LocalisationData
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.data.regression import RegressionData
 from tenfold.data.uncertainty import UncertaintyData
@@ -27,6 +28,9 @@ class DataSet:
     """``module:function`` from settings to ``UncertaintyData``; None: nothing is known that does not belong."""
     regression: str | None = None
     """``module:function`` from settings to ``RegressionData``; None: nothing is regressed."""
+    localisation: str | None = None
+    """``module:function`` from settings, preprocessing and the size of training pictures to ``LocalisationData``; None:
+    nobody marked where things are."""
 
     def config_class(self) -> type:
         return load_name(self.config)
@@ -40,11 +44,17 @@ _LABELLED_FILES = DataSet(
     config="tenfold.data.classification_files:ClassificationFilesConfig",
     classification="tenfold.data.classification_files:load_classification_files",
 )
+_LOCATED_FILES = DataSet(
+    config="tenfold.data.localisation_files:LocalisationFilesConfig",
+    classification="tenfold.data.localisation_files:load_localisation_classes",
+    localisation="tenfold.data.localisation_files:load_localisation_files",
+)
 DATA: dict[str, DataSet] = {
     "handwriting": DataSet(
         config="tenfold.data.handwriting.config:HandwritingConfig",
         multilabel="tenfold.data.handwriting.multilabel:load_scenes",
         classification="tenfold.data.handwriting.classification:load_digits",
+        localisation="tenfold.data.handwriting.localisation:load_cue_scenes",
         uncertainty="tenfold.data.handwriting.uncertainty:load_uncertain_digits",
     ),
     "mnist": DataSet(
@@ -88,6 +98,9 @@ DATA: dict[str, DataSet] = {
     "sun397": _LABELLED_FILES,
     "stl10": _LABELLED_FILES,
     "folders": _LABELLED_FILES,
+    "cub_localisation": _LOCATED_FILES,
+    "imagenet_localisation": _LOCATED_FILES,
+    "openimages_localisation": _LOCATED_FILES,
 }
 
 
@@ -115,6 +128,21 @@ def load_classification(
             or malformed, with their path and what was expected.
     """
     return load_name(_reader(config, "classification", "no reader of single labels"))(config, preprocessing, splits)
+
+
+def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int | None = None) -> LocalisationData:
+    """Read the data with one class for each picture, and boxes or masks of its objects, that a configuration names.
+
+    Args:
+        config: Settings of the data set, by its ``config.name``.
+        preprocessing: Of the network; val and test are stretched to its size.
+        train_size: Side of the training pictures, to cut pieces out of; None: as the others.
+
+    Raises:
+        ValueError: No such data, nobody marked where its objects are, or files that are missing or malformed, with
+            their path and what was expected.
+    """
+    return load_name(_reader(config, "localisation", "neither boxes nor masks"))(config, preprocessing, train_size)
 
 
 def load_uncertainty(config: Any) -> UncertaintyData:

@@ -34,5 +34,8 @@ DOMAINS: dict[str, Domain] = {
     "sun397": Domain(word="scene "),
     "stl10": Domain(),
     "folders": Domain(),
+    "cub_localisation": Domain(concept="bird"),
+    "imagenet_localisation": Domain(),
+    "openimages_localisation": Domain(),
 }
 """By the name of the data set in a configuration."""

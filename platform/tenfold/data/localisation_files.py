@@ -1,0 +1,305 @@
+"""CUB, ImageNet and OpenImages with the boxes and masks of the weakly supervised localisation protocol, from disk.
+
+Train has classes alone; val (a small set with boxes or masks, for choosing settings) and test have the truth. Choe et
+al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020; CUB's cues: Kim et al., "Keep CALM
+and Improve Visual Feature Attribution", ICCV 2021.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
+from tenfold.data.classification_readers.imagenet import imagenet_names
+from tenfold.data.images import FileImages, cache_images, file_table
+from tenfold.data.localisation import CueTruth, LocalisationData, LocalisationSplit, scale_boxes
+from tenfold.data.localisation_readers.cub_cues import read_cub_cues
+from tenfold.data.localisation_readers.masks import MaskPictures
+from tenfold.data.localisation_readers.metadata import (
+    MaskFiles,
+    PictureIndex,
+    read_boxes,
+    read_labels,
+    read_mask_files,
+    read_sizes,
+)
+from tenfold.data.localisation_readers.superclasses import read_superclasses
+from tenfold.data.multilabel import ImageSource
+from tenfold.data.multilabel_readers.listing import read_numbered
+from tenfold.types import Preprocessing
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where one data set keeps its things, by paths that start at the root."""
+
+    lists: str
+    """Folder inside the metadata."""
+    pictures: Mapping[Split, tuple[str, ...]]
+    """Where the paths of a part start: the first of these folders that exists."""
+    masks: bool = False
+    """Whether objects are marked by masks; else by boxes."""
+
+
+_LAYOUTS = {
+    "cub_localisation": _Layout(
+        "CUB", {"train": ("CUB/images", "CUB"), "val": ("CUBV2", "CUB"), "test": ("CUB/images", "CUB")}
+    ),
+    "imagenet_localisation": _Layout(
+        "ILSVRC", {"train": ("ILSVRC",), "val": ("ImageNetV2", "ILSVRC"), "test": ("ILSVRC",)}
+    ),
+    "openimages_localisation": _Layout("OpenImages", dict.fromkeys(SPLITS, ("OpenImages",)), masks=True),
+}
+NAMES = tuple(_LAYOUTS)
+"""Data sets that have a reader here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalisationFilesConfig:
+    """Which data set, and where."""
+
+    name: str
+    """One of ``NAMES``."""
+    root: str
+    """Folder that holds ``CUB/images`` and ``CUBV2``, or ``ILSVRC`` and ``ImageNetV2`` (or ``ILSVRC/val2``), or
+    ``OpenImages`` (pictures and masks)."""
+    metadata: str | None = None
+    """Folder of the lists, ``<data set>/<part>/*.txt`` for CUB, ILSVRC or OpenImages, by a path that starts at ``root``
+    or is absolute; None: ``metadata`` in ``root``."""
+    superclasses: str | None = None
+    """Which classes are kinds of one thing, by a path that starts at ``root`` or is absolute: JSON of a name to a list
+    of classes, or text of lines 'class,superclass'. None: all of CUB is one, the others have none."""
+    mirrorable: bool = True
+    """Whether a picture mirrored left to right is as good a picture."""
+    cache: str | None = None
+    """Folder for decoded validation and test pictures (N * image_size^2 * 3 bytes); None decodes at each reading."""
+    num_workers: int = 8
+    """Decoding threads."""
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
+        if not self.root:
+            raise ValueError("root must be the data set's folder, got an empty string")
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The lists of one part, in the numbers of the stored pictures."""
+
+    names: list[str]
+    paths: list[str]
+    labels: np.ndarray
+    sizes: np.ndarray | None = None
+    boxes: tuple[np.ndarray, ...] | None = None
+    masks: tuple[MaskFiles, ...] | None = None
+    folder: Path
+
+    def mask_paths(self) -> list[str]:
+        """All files of masks."""
+        names = [name for files in self.masks or () for name in (*files.objects, files.ignored) if name]
+        return [str(self.folder / name) for name in names]
+
+
+def load_localisation_files(
+    config: LocalisationFilesConfig, preprocessing: Preprocessing, train_size: int | None = None
+) -> LocalisationData:
+    """Read all lists, check them against each other and that every file exists; nothing is decoded without a cache.
+
+    Pictures are stretched to squares; boxes follow, cut off to whole pixels, and masks by nearest neighbour. CUB's cues
+    are read where ``CUB/segmentations`` is there, which serves nothing else.
+
+    Args:
+        config: Which data set, and where.
+        preprocessing: Of the network; its size is that of val and test.
+        train_size: Side of the training pictures, to cut pieces out of; None: as the others.
+
+    Raises:
+        ValueError: Anything missing or malformed, with its path and line; a network whose pictures are cropped, so
+            that boxes would not fit; ``train_size`` below 1.
+        OSError: No room for the cache.
+    """
+    if preprocessing.resize != "stretch":
+        raise ValueError(
+            f"{config.name} is read with pictures stretched to squares, which boxes and masks follow; preprocessing "
+            f"must have resize='stretch', got {preprocessing.resize!r}"
+        )
+    size = preprocessing.image_size
+    train_size = size if train_size is None else train_size
+    root = _root(config)
+    classes, parts = _read(config, root, SPLITS, truth=True)
+    test = parts["test"]
+    cub = root / "CUB"
+    cues: CueTruth | None = None
+    if config.name == "cub_localisation" and (cub / "segmentations").is_dir():
+        assert test.sizes is not None  # read with the boxes
+        cues = read_cub_cues(cub, test.names, test.sizes, len(classes), size=size, num_workers=config.num_workers)
+    superclasses: Mapping[int, tuple[int, ...]] | None = None
+    if config.superclasses is not None:
+        superclasses = read_superclasses(root / config.superclasses, classes)
+    elif config.name == "cub_localisation":
+        superclasses = dict.fromkeys(range(len(classes)), tuple(range(len(classes))))
+    return LocalisationData(
+        name=config.name,
+        classes=classes,
+        train=_split(config, preprocessing, parts["train"], train_size, keep=False),
+        val=_split(config, preprocessing, parts["val"], size, keep=True),
+        test=_split(config, preprocessing, test, size, keep=True),
+        image_size=size,
+        fingerprint=_fingerprint(config.name, classes, parts, superclasses, cues),
+        mirrorable=config.mirrorable,
+        superclasses=superclasses,
+        cues=cues,
+    )
+
+
+def load_localisation_classes(
+    config: LocalisationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
+) -> ClassificationData:
+    """The same pictures with their classes alone, resized as the network wants; boxes and masks need not be there.
+
+    Raises:
+        ValueError: As in ``load_localisation_files``; no part, or an unknown one.
+        OSError: No room for the cache.
+    """
+    wanted = tuple(part for part in SPLITS if part in (*check_splits(splits), "test"))
+    classes, parts = _read(config, _root(config), wanted, truth=False)
+    loaded = {
+        part: ClassificationSplit(
+            images=_images(config, preprocessing, listed, preprocessing.image_size, keep=part != "train"),
+            labels=listed.labels,
+        )
+        for part, listed in parts.items()
+    }
+    return ClassificationData(
+        name=config.name,
+        classes=classes,
+        train=loaded.get("train"),
+        val=loaded.get("val"),
+        test=loaded["test"],
+        image_size=preprocessing.image_size,
+        fingerprint=_fingerprint(config.name, classes, parts, None, None),
+        concept="bird" if config.name == "cub_localisation" else None,
+        mirrorable=config.mirrorable,
+    )
+
+
+def _root(config: LocalisationFilesConfig) -> Path:
+    root = Path(config.root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder: root must be where the data set {config.name} lies")
+    return root
+
+
+def _read(
+    config: LocalisationFilesConfig, root: Path, wanted: Sequence[Split], *, truth: bool
+) -> tuple[tuple[str, ...], dict[Split, _Part]]:
+    """Names of the classes, and the lists of the parts."""
+    layout = _LAYOUTS[config.name]
+    lists = root / (config.metadata or "metadata") / layout.lists
+    if not lists.is_dir():
+        raise ValueError(f"{lists} is not a folder: expected the lists of {config.name}, {', '.join(SPLITS)}/*.txt")
+    classes = _class_names(config.name, root)
+    if classes is None:
+        # No list of names: the training part has every class.
+        training = lists / "train"
+        labels = read_labels(training, PictureIndex(training), None)
+        classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+    parts = {
+        part: _read_part(layout, root, lists / part, part, len(classes), truth=truth and part != "train")
+        for part in wanted
+    }
+    seen: dict[str, str] = {}
+    for part, listed in parts.items():
+        for path in listed.paths:
+            other = seen.setdefault(path, part)
+            if other != part:
+                raise ValueError(f"{config.name}: {path} is in the {other} part and in the {part} part")
+    return classes, parts
+
+
+def _class_names(name: str, root: Path) -> tuple[str, ...] | None:
+    if name == "imagenet_localisation":
+        return imagenet_names()
+    path = root / "CUB/classes.txt"
+    if name == "cub_localisation" and path.is_file():
+        return tuple(read_numbered(path, "lines 'class_id name', ids 1, 2, ..."))
+    return None
+
+
+def _read_part(layout: _Layout, root: Path, lists: Path, part: Split, num_classes: int, *, truth: bool) -> _Part:
+    pictures = PictureIndex(lists)
+    places = [root / place for place in layout.pictures[part]]
+    folder = next((place for place in places if place.is_dir()), places[0])
+    labels = read_labels(lists, pictures, num_classes)
+    sizes = read_sizes(lists, pictures) if truth and not layout.masks else None
+    return _Part(
+        names=pictures.names,
+        paths=[f"{folder}/{name}" for name in pictures.names],
+        labels=labels,
+        sizes=sizes,
+        boxes=None if sizes is None else read_boxes(lists, pictures, sizes),
+        masks=read_mask_files(lists, pictures) if truth and layout.masks else None,
+        folder=folder,
+    )
+
+
+def _split(
+    config: LocalisationFilesConfig, preprocessing: Preprocessing, part: _Part, size: int, *, keep: bool
+) -> LocalisationSplit:
+    boxes, masks = None, None
+    if part.boxes is not None and part.sizes is not None:
+        boxes = tuple(scale_boxes(each, wh, size) for each, wh in zip(part.boxes, part.sizes, strict=True))
+    if part.masks is not None:
+        masks = MaskPictures(
+            [[str(part.folder / name) for name in files.objects] for files in part.masks],
+            [str(part.folder / files.ignored) if files.ignored else None for files in part.masks],
+            size,
+            config.num_workers,
+        )
+    images = _images(config, preprocessing, part, size, keep=keep)
+    return LocalisationSplit(images=images, labels=part.labels, boxes=boxes, masks=masks)
+
+
+def _images(
+    config: LocalisationFilesConfig, preprocessing: Preprocessing, part: _Part, size: int, *, keep: bool
+) -> ImageSource:
+    """Pictures of a part; ``keep``: decoded ones in the cache, where there is one."""
+    files = FileImages(
+        part.paths,
+        size,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        num_workers=config.num_workers,
+    )
+    return cache_images(files, config.cache, progress=config.progress) if keep and config.cache is not None else files
+
+
+def _fingerprint(
+    name: str,
+    classes: tuple[str, ...],
+    parts: Mapping[Split, _Part],
+    superclasses: Mapping[int, tuple[int, ...]] | None,
+    cues: CueTruth | None,
+) -> str:
+    """SHA-256 of lists, labels, truth and the sizes of all files; not of where things lie."""
+    groups = None if superclasses is None else [superclasses[label] for label in range(len(classes))]
+    digest = hashlib.sha256(json.dumps([name, classes, groups]).encode())
+    for part, listed in parts.items():
+        digest.update(f"\0{part}\0".encode() + "\0".join(listed.names).encode())
+        digest.update(file_table(listed.paths)[0].tobytes() + listed.labels.tobytes())
+        for boxes in listed.boxes or ():
+            digest.update(boxes.tobytes())
+        digest.update(json.dumps(listed.masks).encode() + file_table(listed.mask_paths())[0].tobytes())
+    if cues is not None:
+        digest.update("\0".join(cues.attribute_names).encode() + cues.class_attribute_percent.tobytes())
+        for array in (*cues.part_ids, *cues.part_xy):
+            digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Readers of data sets whose objects are marked by boxes or masks."""
