@@ -1,6 +1,7 @@
-"""Figures of a registered model on any data with its classes.
+"""Figures of a registered model on any data with its classes, or how it differs from another one.
 
 python jobs/evaluate.py model=models:/large_loss@champion data=handwriting data.seed=7
+python jobs/evaluate.py model=models:/boostlu@champion against=models:/large_loss/3 data=handwriting
 """
 
 import sys
@@ -17,7 +18,7 @@ from tenfold.engine.run import Run
 from tenfold.engine.settings import ScaleConfig
 from tenfold.engine.storage import Storage
 from tenfold.hashing import content_hash
-from tenfold.tracking import resolve, resume_run
+from tenfold.tracking import Tracker, resolve, resume_run
 from tenfold.training import start_ray, storage_tracking_uri
 
 
@@ -27,6 +28,8 @@ class EvaluateSettings:
 
     model: str
     """``models:/name@alias`` or ``models:/name/3``."""
+    against: str | None
+    """The same of a model to compare it with, where its method has a comparison; None measures it alone."""
     tracking_uri: str | None
     data: Any
     scale: ScaleConfig
@@ -38,6 +41,7 @@ def check(container: dict[str, Any]) -> EvaluateSettings:
         raise ConfigError(f"data.name must be one of {', '.join(DATA)}, got {data['name']!r}")
     return EvaluateSettings(
         model=container["reference"],
+        against=container["against"],
         tracking_uri=container["tracking_uri"],
         data=build(DATA[data["name"]].config_class(), data, "data"),
         scale=build(ScaleConfig, container["scale"], "scale"),
@@ -48,23 +52,48 @@ def work(settings: EvaluateSettings) -> None:
     scale = settings.scale
     uri = storage_tracking_uri(settings.tracking_uri, Storage(scale.storage))
     model = resolve(uri, settings.model)
+    against = resolve(uri, settings.against) if settings.against is not None else None
+    if against is not None:
+        check_comparable(load_bundle(model.folder).metadata.method)
     if scale.kind == "ray":
         start_ray(scale)
-    name = f"evaluate-{content_hash([model.name, model.version, asdict(settings.data)])[:10]}"
-    options = LaunchOptions(name=name, folder=(Storage(scale.storage) / name).url, shared=Storage(scale.storage).url)
-    metrics = launch(_evaluate, {"bundle": str(model.folder), "data": settings.data}, scale, options)
+    label = f"{model.name}/{model.version}"
+    labels = [label] if against is None else [label, f"{against.name}/{against.version}"]
+    name = f"evaluate-{content_hash([*labels, asdict(settings.data)])[:10]}"
+    options = LaunchOptions(
+        name=name,
+        folder=(Storage(scale.storage) / name).url,
+        shared=Storage(scale.storage).url,
+        recorder=Tracker(uri, model.run_id),
+    )
+    bundles = [str(each.folder) for each in (model, against) if each is not None]
+    metrics = launch(_evaluate, {"bundles": bundles, "labels": labels, "data": settings.data}, scale, options)
     tracker = resume_run(uri, model.run_id)
-    tracker.log_metrics({f"evaluated/{settings.data.name}/{key}": value for key, value in metrics.items()}, 0)
+    prefix = f"evaluated/{settings.data.name}" if against is None else f"against/{labels[1]}/{settings.data.name}"
+    tracker.log_metrics({f"{prefix}/{key}": value for key, value in metrics.items()}, 0)
     tracker.finish("FINISHED")
-    print(f"models:/{model.name}/{model.version} on {settings.data.name}")
+    print(" against ".join(f"models:/{each}" for each in labels), f"on {settings.data.name}")
     print("\n".join(f"{key:<28}{value:.4g}" for key, value in sorted(metrics.items())))
+
+
+def check_comparable(method_name: str) -> None:
+    """Refuse a comparison that a method does not have.
+
+    Raises:
+        ValueError: Its recipe has no ``compare(predictor, reference, data, run, names)``.
+    """
+    if not hasattr(method(method_name).recipe(), "compare"):
+        raise ValueError(f"method {method_name!r} has no comparison of two models: leave out against=...")
 
 
 def _evaluate(run: Run, settings: dict[str, Any]) -> dict[str, float]:
     """Runs in every worker."""
-    bundle = load_bundle(settings["bundle"])
-    predictor = load_predictor(bundle, str(run.device))
-    return method(bundle.metadata.method).recipe().evaluate(predictor, settings["data"], run)
+    bundles = [load_bundle(folder) for folder in settings["bundles"]]
+    predictors = [load_predictor(bundle, str(run.device)) for bundle in bundles]
+    recipe = method(bundles[0].metadata.method).recipe()
+    if len(predictors) == 1:
+        return recipe.evaluate(predictors[0], settings["data"], run)
+    return recipe.compare(*predictors, settings["data"], run, settings["labels"])
 
 
 if __name__ == "__main__":

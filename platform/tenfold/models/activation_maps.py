@@ -27,7 +27,7 @@ def class_activation_maps(features: Tensor, weight: Tensor, bias: Tensor | None 
     batch, _, height, width = features.shape
     flat = features.flatten(2)
     maps = matrix @ flat if bias is None else torch.baddbmm(bias[:, None], matrix.expand(batch, -1, -1), flat)
-    return maps.view(batch, -1, height, width)
+    return maps.view(batch, len(matrix), height, width)
 
 
 def class_map_at(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
-from tenfold.models.partial_labels import training
+from tenfold.models.partial_labels import explanations, training
 
 evaluate = training.evaluate
+compare = explanations.compare
 
 
 def train(job: JobConfig, run: Run) -> Outcome:

@@ -192,7 +192,10 @@ def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: Ima
             save_file(_classifier(result.model).state_dict(), folder / "head.safetensors")
 
     folder = run.stage("linear_init", key, work)
-    classifier.head.load_state_dict(load_file(folder / "head.safetensors"))
+    trained = load_file(folder / "head.safetensors")
+    with torch.no_grad():  # weight and bias; what else a head keeps, such as a factor, stays as it was made
+        for name, parameter in classifier.head.named_parameters():
+            parameter.copy_(trained[name])
 
 
 def _optimizer(config: PartialLabelConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,28 @@
+"""Bridging the Gap between Model Explanations in Partially Annotated Multi-label Classification.
+
+Youngwook Kim, Jae Myung Kim, Jieun Jeong, Cordelia Schmid, Zeynep Akata, Jungwoo Lee. CVPR 2023, arXiv 2304.01804.
+
+A network that learns from partial labels, with the unobserved ones assumed negative, looks at the same places as one
+that has all labels, but with lower scores. So the positive scores of the class activation maps are multiplied by a
+factor inside the network, before they are averaged to logits. A training step then takes the losses of Large Loss.
+"""
+
+from tenfold.methods.boostlu.boost import boostlu, class_activation_maps
+from tenfold.methods.boostlu.detection import false_negative_detection
+from tenfold.methods.boostlu.head import BoostedCAMHead
+from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian
+from tenfold.models.activation_maps import cam_logits
+from tenfold.models.partial_labels.loss import large_loss_bce, large_loss_rate
+
+__all__ = [
+    "BoostedCAMHead",
+    "boostlu",
+    "cam_extreme_means",
+    "cam_logits",
+    "cam_rank_correlation",
+    "centre_gaussian",
+    "class_activation_maps",
+    "false_negative_detection",
+    "large_loss_bce",
+    "large_loss_rate",
+]
