@@ -70,8 +70,9 @@ def calm_distributions(f: Tensor, a: Tensor, prior: Prior = "softplus", eps: flo
 
 def log_class_likelihood(f: Tensor, a: Tensor, prior: Prior = "softplus") -> Tensor:
     """log p(y|x) ``(B, C)``, at least float32: what to call the logits of a CALM network (their softmax is p(y|x))."""
-    log_conditional = functional.log_softmax(at_least_float32(f), dim=1)
-    return (log_conditional + log_location_prior(a, prior)).logsumexp((2, 3))
+    f = at_least_float32(f)
+    # What is the same for all classes first: one tensor of the size of f less.
+    return (f + (log_location_prior(a, prior) - f.logsumexp(1, keepdim=True))).logsumexp((2, 3))
 
 
 def log_joint_at(

@@ -61,7 +61,13 @@ class CalmHead(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores f ``(B, C, H, W)`` and attention scores a ``(B, 1, H, W)`` of a feature map ``(B, D, H, W)``."""
-        return self.conv_last(h), self.attention(h)
+        # One convolution reads the features, and writes their gradient, once for both.
+        weight = torch.cat([self.conv_last.weight, self.attention.weight])
+        assert self.conv_last.bias is not None
+        assert self.attention.bias is not None
+        bias = torch.cat([self.conv_last.bias, self.attention.bias])
+        f, a = functional.conv2d(h, weight, bias).split((self.conv_last.out_channels, 1), dim=1)
+        return f, a
 
     def loss(self, h: Tensor, y: Tensor) -> Tensor:
         """The loss of this head's mode, a scalar in nats.
@@ -75,7 +81,7 @@ class CalmHead(nn.Module):
         """
         check_label_shape(y, len(h), "y")
         if self.mode == "cam":
-            return functional.cross_entropy(at_least_float32(self.conv_last(h)).mean((2, 3)), y)
+            return functional.cross_entropy(self._pooled_scores(h), y)
         f, a = self(h)
         log_joint = log_joint_at(f, a, y, self.prior, self.detach_normalizer)
         return em_loss(log_joint) if self.mode == "em" else ml_loss(log_joint)
@@ -83,7 +89,7 @@ class CalmHead(nn.Module):
     def logits(self, h: Tensor) -> Tensor:
         """``(B, C)``, at least float32, whose softmax is p(y|x): log p(y|x), or for ``cam`` the mean of f."""
         if self.mode == "cam":
-            return at_least_float32(self.conv_last(h)).mean((2, 3))
+            return self._pooled_scores(h)
         f, a = self(h)
         return log_class_likelihood(f, a, self.prior)
 
@@ -96,3 +102,8 @@ class CalmHead(nn.Module):
         """``attribution_map`` of a feature map ``(B, D, H, W)`` and classes int64 ``(B,)``, without gradient."""
         f, a = self(h)
         return attribution_map(f, a, y, mode, superclasses, self.prior)
+
+    def _pooled_scores(self, h: Tensor) -> Tensor:
+        """Mean of f over the locations; f is linear in the features, so their mean will do, H W times cheaper."""
+        pooled = at_least_float32(h).mean((2, 3), keepdim=True)
+        return at_least_float32(self.conv_last(pooled.to(h.dtype))).flatten(1)
