@@ -1,0 +1,1 @@
+"""Data made by simulation: chaotic trajectories, bodies that attract each other, molecules."""

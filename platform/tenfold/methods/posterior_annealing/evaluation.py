@@ -1,0 +1,127 @@
+"""How good a regressor's means are, and whether its std can be believed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tenfold.data.regression import TARGETS, RegressionData, RegressionSource
+from tenfold.engine.run import Run
+from tenfold.metrics.regression.calibration import (
+    error_uncertainty_correlation,
+    expected_normalized_calibration_error,
+    quantile_calibration,
+    uncertainty_calibration_error,
+)
+from tenfold.metrics.regression.image_quality import image_psnr, image_ssim
+from tenfold.metrics.regression.likelihoods import gaussian_nll
+from tenfold.metrics.regression.scores import gaussian_crps, sharpness
+
+BATCH = 256
+LEVELS = (0.5, 0.9, 0.95)
+"""Levels whose intervals' coverage is reported."""
+MAX_QUANTILES = 2_000_000
+"""Most elements that the quantile calibration and the rank correlation look at, evenly spread; all other figures take
+every element."""
+MIN_STD = 1e-12
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of a split, beside what is true; each float32 ``(N, C, ...)``."""
+
+    mean: Tensor
+    std: Tensor
+    targets: Tensor
+
+    @property
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, std and targets of all elements, float64 ``(M,)``."""
+        mean, std, targets = (each.flatten().double() for each in (self.mean, self.std, self.targets))
+        return mean, std.clamp_min(MIN_STD), targets
+
+
+def predict_source(
+    run: Run, predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], source: RegressionSource
+) -> Predictions:
+    """All predictions of a split, computed by all workers together.
+
+    Args:
+        run: The machine.
+        predict: A batch of inputs by name to ``mean`` and ``std``.
+        source: The split.
+    """
+    parts: dict[str, list[Tensor]] = {"mean": [], "std": [], TARGETS: []}
+    index: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in run.loader(source.read, len(source), BATCH, shuffle=False).epoch(0):
+            index.append(batch.pop("index"))
+            targets = batch.pop(TARGETS)
+            outputs = predict(batch)
+            parts["mean"].append(outputs["mean"].float().cpu())
+            parts["std"].append(outputs["std"].float().cpu().expand_as(parts["mean"][-1]))
+            parts[TARGETS].append(targets)
+    rows = torch.cat(index)
+    gathered = {name: run.gather_rows(torch.cat(values), rows, len(source)) for name, values in parts.items()}
+    return Predictions(gathered["mean"], gathered["std"], gathered[TARGETS])
+
+
+def point_metrics(predictions: Predictions, prefix: str) -> dict[str, float]:
+    """MSE, RMSE, MAE in the target's unit, and the mean Gaussian NLL with all constants, in nats."""
+    mean, std, targets = predictions.flat
+    error = targets - mean
+    return {
+        f"{prefix}/mse": float(error.square().mean()),
+        f"{prefix}/rmse": float(error.square().mean().sqrt()),
+        f"{prefix}/mae": float(error.abs().mean()),
+        f"{prefix}/nll": float(gaussian_nll(mean, 2 * std.log(), targets, full=True)),
+    }
+
+
+def uncertainty_metrics(predictions: Predictions, prefix: str, num_bins: int) -> dict[str, float]:
+    """Calibration errors of the variance, correlations with the error, CRPS, sharpness and coverage of intervals."""
+    mean, std, targets = predictions.flat
+    squared_error, variance = (targets - mean).square(), std.square()
+    step = -(-len(mean) // MAX_QUANTILES)
+    quantiles = quantile_calibration(mean[::step], std[::step], targets[::step])
+    scores = ((targets - mean) / std).abs()
+    covered = {
+        f"{prefix}/coverage_{round(100 * level)}": float((scores <= z).double().mean())
+        for level, z in zip(LEVELS, torch.special.ndtri(0.5 + torch.tensor(LEVELS) / 2).tolist(), strict=True)
+    }
+    return covered | {
+        f"{prefix}/uce": uncertainty_calibration_error(squared_error, variance, n_bins=num_bins),
+        f"{prefix}/uce_equal_mass": uncertainty_calibration_error(
+            squared_error, variance, n_bins=num_bins, strategy="mass"
+        ),
+        f"{prefix}/ence": expected_normalized_calibration_error(squared_error, variance, n_bins=num_bins),
+        f"{prefix}/correlation": error_uncertainty_correlation(squared_error, variance),
+        f"{prefix}/rank_correlation": error_uncertainty_correlation(
+            squared_error[::step], variance[::step], kind="spearman"
+        ),
+        f"{prefix}/mace": quantiles.mace,
+        f"{prefix}/rmsce": quantiles.rmsce,
+        f"{prefix}/miscalibration_area": quantiles.area,
+        f"{prefix}/crps": float(gaussian_crps(mean, std, targets)),
+        f"{prefix}/sharpness": sharpness(std),
+    }
+
+
+def picture_metrics(predictions: Predictions, prefix: str, max_value: float) -> dict[str, float]:
+    """PSNR in dB and SSIM, of each picture and then averaged."""
+    sums = {"psnr": 0.0, "ssim": 0.0}
+    for start in range(0, len(predictions.mean), BATCH):
+        predicted = predictions.mean[start : start + BATCH].clamp(0, max_value)
+        targets = predictions.targets[start : start + BATCH]
+        for name, metric in (("psnr", image_psnr), ("ssim", image_ssim)):
+            sums[name] += len(predicted) * metric(predicted, targets, max_value=max_value)
+    return {f"{prefix}/{name}": value / len(predictions.mean) for name, value in sums.items()}
+
+
+def all_metrics(predictions: Predictions, prefix: str, num_bins: int, data: RegressionData) -> dict[str, float]:
+    """Everything that is reported of a split."""
+    metrics = point_metrics(predictions, prefix) | uncertainty_metrics(predictions, prefix, num_bins)
+    if data.max_value is not None:
+        metrics |= picture_metrics(predictions, prefix, data.max_value)
+    return metrics

@@ -1,0 +1,253 @@
+"""A trained regressor, ready to answer with a mean and how sure it is of it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from tenfold.bundle import Bundle
+from tenfold.methods.posterior_annealing.settings import Config, Uncertainty
+from tenfold.metrics.regression.moments import predictive_moments
+from tenfold.metrics.regression.recalibration import IsotonicCalibrator
+from tenfold.models.regressors.build import RegressorConfig, build_regressor
+from tenfold.types import Task, TensorSchema
+
+TARGET_MEAN, TARGET_STD, SCALE = "target.mean", "target.std", "target.scale"
+"""Tensors of a bundle beside the networks': standardisation of the targets, and the factor of every std."""
+OBSERVED, EXPECTED = "isotonic.observed", "isotonic.expected"
+MEMBER = "member{}."
+_NOISE_SEED = 0
+"""Passes with dropout and noisy inputs draw the same numbers at every call: a request gets the same answer twice."""
+
+
+class RegressionEnsemble:
+    """Networks whose answers are one Gaussian: the mixture's mean and variance, in the target's unit.
+
+    Args:
+        networks: One, or those of an ensemble; each gives mean and log-variance of standardised targets.
+        inputs: What they take, in the order of their arguments.
+        classes: Names of the target's channels.
+        mean, std: Of the targets in training, ``(C,)``.
+        uncertainty: Where the variance comes from.
+        num_passes, input_noise: As in ``Config``.
+        scale: Factor of every std (sigma scaling); for a network that learns no variance the std itself, in units of
+            the targets' std.
+        homoscedastic: Whether the std is ``scale`` everywhere.
+        calibrator: Nominal levels of intervals to those that hold; None: as the Gaussian has them.
+        device: Where it computes.
+    """
+
+    task = Task.REGRESSION
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        inputs: tuple[TensorSchema, ...],
+        classes: tuple[str, ...],
+        mean: Tensor,
+        std: Tensor,
+        uncertainty: Uncertainty = "head",
+        num_passes: int = 30,
+        input_noise: float = 0.05,
+        scale: float = 1.0,
+        homoscedastic: bool = False,
+        calibrator: IsotonicCalibrator | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.networks = [network.to(device).eval() for network in networks]
+        self.inputs, self.classes = inputs, classes
+        self.mean, self.std = mean.to(device), std.to(device)
+        self.uncertainty, self.num_passes, self.input_noise = uncertainty, num_passes, input_noise
+        self.scale, self.homoscedastic, self.calibrator = scale, homoscedastic, calibrator
+        self._device = torch.device(device)
+        self._stacked = _Stacked(self.networks) if len(self.networks) > 1 else None
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``mean``, ``std``, and the std that is due to noise (``aleatoric``) and to the model (``epistemic``).
+
+        Args:
+            inputs: A batch of each input by name.
+
+        Returns:
+            float32 ``(B, C, ...)`` on the CPU in the target's unit; ``std`` squared is the sum of the others' squares.
+
+        Raises:
+            ValueError: An input is missing, unknown, or of another dtype or shape.
+        """
+        tensors = self._checked(inputs)
+        with torch.inference_mode():
+            means, variances = self._passes(tensors)
+            moments = predictive_moments(means, variances)
+            channels = (-1, *(1,) * (means.ndim - 3))
+            unit = self.std.view(channels)
+            answers = {"mean": moments.mean * unit + self.mean.view(channels)}
+            for name, variance in (
+                ("std", moments.total), ("aleatoric", moments.aleatoric), ("epistemic", moments.epistemic),
+            ):  # fmt: skip
+                answers[name] = variance.clamp_min(0).sqrt() * unit * self.scale
+        return {name: value.float().cpu() for name, value in answers.items()}
+
+    def interval(self, outputs: Mapping[str, Tensor], level: float) -> tuple[Tensor, Tensor]:
+        """Ends of the central interval that should hold the target with probability ``level``.
+
+        Args:
+            outputs: What a call gave.
+            level: In (0, 1).
+
+        Returns:
+            Lower and upper end, each like ``mean``.
+
+        Raises:
+            ValueError: A level outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie in (0, 1), got {level}")
+        nominal = level
+        if self.calibrator is not None:
+            # The ends stay finite where the calibration says "everything".
+            nominal = min(max(float(self.calibrator.transform(np.array([level]))[0]), 1e-6), 1 - 1e-6)
+        half_width = torch.special.ndtri(torch.tensor(0.5 + nominal / 2, dtype=torch.float64)).item() * outputs["std"]
+        return outputs["mean"] - half_width, outputs["mean"] + half_width
+
+    def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        names = [schema.name for schema in self.inputs]
+        if sorted(inputs) != sorted(names):
+            raise ValueError(f"the inputs must be {', '.join(names)}, got {', '.join(sorted(inputs)) or 'none'}")
+        lengths = {name: len(inputs[name]) for name in names}
+        for schema in self.inputs:
+            schema.check(inputs[schema.name])
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the inputs must have one row for each example, got {lengths}")
+        return standardised_inputs([inputs[name].to(self._device) for name in names], self.mean, self.std)
+
+    def _passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Means and variances of standardised targets, each ``(passes, B, C, ...)``."""
+        if self.uncertainty in ("head", "deep_ensemble"):
+            if self._stacked is not None:
+                means, log_variances = self._stacked(inputs)
+            else:
+                mean, log_variance = self.networks[0](*inputs)
+                means, log_variances = mean[None], log_variance[None]
+        else:
+            means, log_variances = self._random_passes(inputs)
+        variances = torch.ones_like(means) if self.homoscedastic else log_variances.exp().expand_as(means)
+        return means, variances
+
+    def _random_passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        network = self.networks[0]
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_NOISE_SEED)
+            with dropout_active(network, self.uncertainty == "mc_dropout"):
+                answers = [network(*self._disturbed(inputs)) for _ in range(self.num_passes)]
+        means, log_variances = zip(*answers, strict=True)
+        return torch.stack(means), torch.stack(log_variances)
+
+    def _disturbed(self, inputs: list[Tensor]) -> list[Tensor]:
+        if self.uncertainty != "tta":
+            return inputs
+        return [
+            each + self.input_noise * each.abs().amax() * torch.randn_like(each) if each.is_floating_point() else each
+            for each in inputs
+        ]
+
+
+def standardised_inputs(inputs: list[Tensor], mean: Tensor, std: Tensor) -> list[Tensor]:
+    """What a network sees: an input with the channels of the targets in the targets' units, all else as it is.
+
+    A noisy trajectory and the true one, a small picture and the large one: both are the same quantity, and the network
+    may pass the one through to the other.
+
+    Args:
+        inputs: In the order of the network's arguments.
+        mean, std: Of the targets in training, ``(C,)``.
+    """
+    if len(inputs) != 1 or inputs[0].ndim < 3 or inputs[0].shape[1] != len(mean):
+        return inputs
+    channels = (-1, *(1,) * (inputs[0].ndim - 2))
+    return [(inputs[0] - mean.view(channels)) / std.view(channels)]
+
+
+class dropout_active:  # noqa: N801 - used like a function
+    """Within it the dropout layers of a network drop, and nothing else is in training mode.
+
+    Raises:
+        ValueError: The network has no dropout layer that drops anything.
+    """
+
+    def __init__(self, network: nn.Module, active: bool = True) -> None:
+        layers = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if active and not any(layer.p > 0 for layer in layers):
+            raise ValueError("mc_dropout needs a network with dropout: set model.dropout, for example to 0.1")
+        self._layers = layers if active else []
+
+    def __enter__(self) -> None:
+        for layer in self._layers:
+            layer.train()
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
+            layer.eval()
+
+
+class _Stacked:
+    """All networks of an ensemble in one pass."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._parameters, self._buffers = stack_module_state(list(networks))
+        self._skeleton = copy.deepcopy(networks[0]).to("meta")
+
+    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+            return functional_call(self._skeleton, (parameters, buffers), tuple(inputs))
+
+        return torch.vmap(one)(self._parameters, self._buffers)
+
+
+def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
+    """The networks that a bundle describes, with their weights.
+
+    Raises:
+        ValueError: The weights don't fit the network that the bundle's settings name.
+    """
+    settings = {name: value for name, value in bundle.config["method"].items() if name != "name"}
+    config = Config(**settings)
+    metadata, tensors = bundle.metadata, bundle.tensors()
+    num_members = 1 + max(
+        int(name.split(".")[0].removeprefix("member")) for name in tensors if name.startswith("member")
+    )
+    networks = []
+    for member in range(num_members):
+        prefix = MEMBER.format(member)
+        network = build_regressor(RegressorConfig(**bundle.config["model"]), metadata.inputs, len(metadata.classes))
+        try:
+            network.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights in {bundle.folder} don't fit {bundle.config['model']['name']!r}: {error}"
+            ) from error
+        networks.append(network)
+    calibrator = None
+    if OBSERVED in tensors:
+        calibrator = IsotonicCalibrator().fit(tensors[EXPECTED].numpy(), tensors[OBSERVED].numpy())
+    return RegressionEnsemble(
+        networks,
+        inputs=metadata.inputs,
+        classes=metadata.classes,
+        mean=tensors[TARGET_MEAN],
+        std=tensors[TARGET_STD],
+        uncertainty=config.uncertainty,
+        num_passes=config.num_passes,
+        input_noise=config.input_noise,
+        scale=float(tensors[SCALE]),
+        homoscedastic=config.objective == "mse",
+        calibrator=calibrator,
+        device=device,
+    )

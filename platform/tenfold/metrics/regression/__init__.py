@@ -1,0 +1,1 @@
+"""What regression with uncertainty is judged by."""

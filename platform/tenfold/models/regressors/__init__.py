@@ -1,0 +1,1 @@
+"""Networks that give a mean and a log-variance."""
