@@ -9,122 +9,36 @@ from typing import Annotated, Any, TypeVar
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 import tenfold
-from serve import plain, v2
+from serve import picture_explanation, plain, v2
 from serve.contract import Description
+from serve.explanation import EXPLAIN, EXPLAIN_CLASS
 from serve.guard import Guard, refuse
 from serve.keys import Keys
 from serve.limits import RefusedError
 from serve.models import ModelTable
+from serve.schemas import (
+    PICTURE_BODY,
+    PREDICT_REPLIES,
+    REFUSALS,
+    TENSOR_BODY,
+    ExplainClassQuery,
+    ExplainQuery,
+    ModelList,
+    ModelSummary,
+    Prediction,
+)
 from serve.settings import ServeSettings
 from serve.trace import Telemetry, Trace, trace_of
-from serve.vocabulary import CLASSES, PROMPTS
 from tenfold.types import Preprocessing
 
 T = TypeVar("T")
 
 _INLINE_BYTES = 64 * 1024  # below it, parsing takes less than handing over to a thread is worth
 _READY_TIMEOUT_S = 2.0
-
-
-class Label(BaseModel):
-    name: str
-    probability: float
-
-
-class Prediction(BaseModel):
-    """Labels of one picture, the most probable first: of the model's classes, or of those that the request brought."""
-
-    model: str
-    version: str
-    request_id: str
-    task: str
-    labels: list[Label]
-
-
-class ModelSummary(BaseModel):
-    name: str
-    version: str
-    method: str
-    task: str
-    image_size: int
-    classes: list[str]
-    prompt_template: str | None
-    """The sentence around a class's name, where a request may bring classes of its own; null where it may not."""
-
-
-class ModelList(BaseModel):
-    models: list[ModelSummary]
-
-
-class ErrorReply(BaseModel):
-    error: str
-
-
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply, "description": text}
-    for status, text in {
-        400: "The body is not of the form announced.",
-        401: "No API key, or an unknown one.",
-        404: "No such model or version.",
-        413: "The body is too large.",
-        415: "The content type is not accepted or does not match the data.",
-        422: "The picture, tensor or list of classes is not what the model takes.",
-        503: "Overloaded; try again after Retry-After seconds.",
-        504: "The model took too long.",
-    }.items()
-}
-_ASK_OWN = "for a model with an open vocabulary"
-_IN_JSON: dict[str, Any] = {
-    CLASSES: {
-        "type": "array",
-        "items": {"type": "string"},
-        "description": f"Names to choose from, {_ASK_OWN}; each once. Left out: the model's own classes.",
-        "example": ["cat", "dog"],
-    },
-    PROMPTS: {
-        "type": "object",
-        "additionalProperties": {"type": "array", "items": {"type": "string"}},
-        "description": f"In place of 'classes', {_ASK_OWN}: name of each class and the texts that describe it.",
-        "example": {"cat": ["a photo of a cat.", "a drawing of a cat."], "dog": ["a photo of a dog."]},
-    },
-}
-_IN_FORM = {
-    name: {"type": "string", "contentMediaType": "application/json", "description": f"{schema['description']} In JSON."}
-    for name, schema in _IN_JSON.items()
-}
-
-
-def _picture_schema(image_format: str, more: dict[str, Any]) -> dict[str, Any]:
-    properties = {"image": {"type": "string", "format": image_format}, **more}
-    return {"schema": {"type": "object", "required": ["image"], "properties": properties}}
-
-
-_PICTURE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": _picture_schema("binary", _IN_FORM),
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
-            "image/webp": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": _picture_schema("byte", _IN_JSON),
-        },
-    }
-}
-_TENSOR_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
 
 
 class _Work:
@@ -149,19 +63,33 @@ class _Work:
         trace.model, trace.version = name, description.version
         return trace
 
-    async def predict(self, request: Request, name: str, top: int | None) -> dict[str, Any]:
+    async def predict(self, request: Request, name: str, top: int | None, query: picture_explanation.Asked) -> Response:
         trace = self.begin(request, name)
         plain.check_labels(self.table.description(name))
         asked = await plain.read_request(request, self.settings)
-        trace.num_images = 1
+        maps = picture_explanation.merge(query, asked.maps)
+        explain = picture_explanation.explain_of(maps)
+        trace.num_images, trace.num_explained = 1, int(explain is not None)
 
         def prepare(preprocessing: Preprocessing) -> "asyncio.Future[Any]":
             return self.in_thread(plain.prepare_picture, asked.data, preprocessing, self.settings.max_pixels)
 
-        answer, description = await self.table.infer_picture(name, prepare, asked.vocabulary)
+        answer, description, images = await self.table.infer_picture(name, prepare, asked.vocabulary, explain)
         trace.version = answer.version
         classes = asked.vocabulary.classes if asked.vocabulary else description.classes
-        return plain.label_reply(answer, description, classes, trace.request_id, top)
+        reply = plain.label_reply(answer, description, classes, trace.request_id, top)
+        if explain is None:
+            return JSONResponse(reply)
+        reply["explanation"] = picture_explanation.explanation(answer, description.classes)
+        as_png = picture_explanation.prefers_png(request.headers.get("accept"))
+        if as_png or maps.explain == picture_explanation.OVERLAY:
+            picture = await self.in_thread(picture_explanation.overlay_png, images[0], answer)
+            if as_png:
+                return Response(
+                    picture, media_type=picture_explanation.PNG, headers=picture_explanation.png_headers(reply)
+                )
+            reply["explanation"]["overlay"] = picture_explanation.as_base64(picture)
+        return JSONResponse(reply)
 
     async def infer(self, request: Request, name: str, version: str | None) -> Response:
         trace = self.begin(request, name, version)
@@ -177,7 +105,8 @@ class _Work:
             self.settings,
         )
         trace.num_images = len(parsed.images)
-        answer, _ = await self.table.infer(name, parsed.images, version, parsed.vocabulary)
+        trace.num_explained = len(parsed.images) if parsed.explain is not None else 0
+        answer, _ = await self.table.infer(name, parsed.images, version, parsed.vocabulary, parsed.explain)
         trace.version = answer.version
         num_bytes = sum(values.nbytes for values in answer.outputs.values())
         content, headers = await self.sized(num_bytes, v2.encode_response, parsed, name, answer.version, answer.outputs)
@@ -266,6 +195,7 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
                     image_size=one.image_size,
                     classes=list(one.classes),
                     prompt_template=one.prompt_template,
+                    explains=one.explains,
                 )
                 for one in descriptions
             ]
@@ -274,17 +204,25 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
     @app.post(
         "/predict/{model}",
         response_model=Prediction,
-        responses=_REFUSALS,
-        openapi_extra=_PICTURE_BODY,
+        responses=PREDICT_REPLIES,
+        openapi_extra=PICTURE_BODY,
         tags=["plain"],
     )
-    async def predict(request: Request, model: str, top: Annotated[int | None, Query(ge=1)] = None) -> JSONResponse:
+    async def predict(
+        request: Request,
+        model: str,
+        top: Annotated[int | None, Query(ge=1)] = None,
+        explain: ExplainQuery = None,
+        explain_class: ExplainClassQuery = None,
+    ) -> Response:
         """Labels of one picture: a file in a form, a picture as the body, or JSON with base64 under ``image``.
 
         Models that name a ``prompt_template`` take classes that the request brings along: names under ``classes``, or
-        texts about each under ``prompts``.
+        texts about each under ``prompts``. Models that say ``explains`` tell with ``explain=true`` where in the picture
+        they saw the most probable class, or ``explain_class``; with ``Accept: image/png`` the reply is a picture of it.
         """
-        return JSONResponse(await work.predict(request, model, top))
+        query = picture_explanation.read_asked({EXPLAIN: explain, EXPLAIN_CLASS: explain_class})
+        return await work.predict(request, model, top, query)
 
 
 def _add_v2_routes(app: FastAPI, work: _Work) -> None:
@@ -302,30 +240,33 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
         # The protocol tells "not ready" by a 4xx.
         return JSONResponse({"ready": all(states)}, 200 if all(states) else 400)
 
-    @app.get("/v2/models/{model}", responses=_REFUSALS, tags=["v2"])
-    @app.get("/v2/models/{model}/versions/{version}", responses=_REFUSALS, tags=["v2"])
+    @app.get("/v2/models/{model}", responses=REFUSALS, tags=["v2"])
+    @app.get("/v2/models/{model}/versions/{version}", responses=REFUSALS, tags=["v2"])
     async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         trace = work.begin(request, model, version)
         description = await work.table.known(model)
         trace.version = description.version
         return v2.model_metadata(description)
 
-    @app.get("/v2/models/{model}/ready", responses=_REFUSALS, tags=["v2"])
-    @app.get("/v2/models/{model}/versions/{version}/ready", responses=_REFUSALS, tags=["v2"])
+    @app.get("/v2/models/{model}/ready", responses=REFUSALS, tags=["v2"])
+    @app.get("/v2/models/{model}/versions/{version}/ready", responses=REFUSALS, tags=["v2"])
     async def model_ready(request: Request, model: str, version: str | None = None) -> JSONResponse:
         work.begin(request, model, version)
         is_ready = await work.is_ready(model)
         return JSONResponse({"name": model, "ready": is_ready}, 200 if is_ready else 400)
 
-    @app.post("/v2/models/{model}/infer", responses=_REFUSALS, openapi_extra=_TENSOR_BODY, tags=["v2"])
-    @app.post(
-        "/v2/models/{model}/versions/{version}/infer", responses=_REFUSALS, openapi_extra=_TENSOR_BODY, tags=["v2"]
-    )
+    @app.post("/v2/models/{model}/infer", responses=REFUSALS, openapi_extra=TENSOR_BODY, tags=["v2"])
+    @app.post("/v2/models/{model}/versions/{version}/infer", responses=REFUSALS, openapi_extra=TENSOR_BODY, tags=["v2"])
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
         """Tensors in JSON or in raw bytes (header ``Inference-Header-Content-Length``).
 
         Models whose metadata lists the inputs take class names under ``classes`` (BYTES ``[K]``), or texts under
         ``prompts`` with the class of each under ``prompt_classes`` (BYTES ``[P]`` both).
+
+        Models whose metadata lists the output ``attributions`` give maps where the request's parameters have
+        ``"explain": true``, or where its outputs name it: FP32 ``[N,S,S]`` in [0, 1], and with them ``explained``,
+        INT64 ``[N]``, the class of each map. Which class that is, ``"explain_class"`` says: a name or an index, or a
+        list of one for each picture; left out, it is the one with the highest logit.
         """
         return await work.infer(request, model, version)
 

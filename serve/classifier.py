@@ -12,6 +12,7 @@ from ray import serve
 from torch import Tensor
 
 from serve.contract import Answer, Declined, Description
+from serve.explanation import Explain
 from serve.loading import Failure, LoadedModel, Outputs, Piece
 from serve.prototypes import PrototypeCache
 from serve.settings import ServedModel
@@ -54,16 +55,16 @@ class Classifier:
         known_version: str,
         required_version: str | None = None,
         vocabulary: Vocabulary | None = None,
+        explain: Explain | None = None,
     ) -> Answer | Declined:
         """Outputs for uint8 ``(N, S, S, 3)``, sharing batches with other requests; see ``ModelClient``."""
-        if declined := self._loaded.decline(images, required_version, vocabulary):
+        if declined := self._loaded.decline(images, required_version, vocabulary, explain):
             return declined
         try:
             prototypes = await self._prototypes.get(vocabulary) if vocabulary is not None else None
         except ValueError as error:
             return self._loaded.decline_texts(error)
-        step = self._max_batch_size
-        pieces = [Piece(images[start : start + step], prototypes) for start in range(0, len(images), step)]
+        pieces = self._loaded.pieces(images, self._max_batch_size, prototypes, explain)
         results = await asyncio.gather(*(self._run_batch(piece) for piece in pieces))
         if failures := [result for result in results if isinstance(result, Failure)]:
             raise RuntimeError(f"the predictor failed: {failures[0].message}")

@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from serve.explanation import Explain
 from serve.settings import ServedModel
 from serve.vocabulary import Vocabulary
 from tenfold.bundle import Bundle
@@ -26,10 +27,13 @@ class Description:
     preprocessing: Preprocessing
     """How a picture is brought to the size that the predictor takes."""
     outputs: dict[str, tuple[int, ...]]
-    """Output name to its shape without the batch axis; all float32. Empty: not known before a replica has run."""
+    """Output name to its shape without the batch axis; all float32. Empty: not known before a replica has run. Those
+    that only come where a request asks for maps are not among them."""
     prompt_template: str | None = None
     """The sentence around a class's name, with ``{}`` for the name, where requests may bring classes along; None: they
     may not, or no replica has told."""
+    explains: bool = False
+    """Whether requests may ask where in a picture the answer was seen; False also where no replica has told."""
     from_replica: bool = False
     """Whether a replica that runs has told all this; else it is what the bundle says."""
 
@@ -55,8 +59,8 @@ class Declined:
 
     message: str
     description: Description
-    reason: Literal["tensor", "version", "vocabulary"] = "tensor"
-    """What is wrong with it, as logs and metrics count it."""
+    reason: Literal["tensor", "version", "vocabulary", "explain", "unexplained"] = "tensor"
+    """What is wrong with it, as logs and metrics count it; ``unexplained``: the model has no maps to give."""
 
 
 class ModelClient(Protocol):
@@ -68,10 +72,13 @@ class ModelClient(Protocol):
         known_version: str,
         required_version: str | None = None,
         vocabulary: Vocabulary | None = None,
+        explain: Explain | None = None,
     ) -> Answer | Declined:
         """Run uint8 ``(N, S, S, 3)`` over the classes of ``vocabulary``, or the model's own where it is None.
 
-        Declines another S, another version than the one required, and classes that the model can't take.
+        With ``explain``, the answer also has ``attributions`` float32 ``(N, S, S)`` and ``explained`` int64 ``(N,)``.
+        Declines another S, another version than the one required, classes that the model can't take, and maps that it
+        can't make.
         """
         ...
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from types import TracebackType
+from typing import Any
 
 from serve.fast_path import free_port, prepare_environment
 from serve.keys import Keys
@@ -65,14 +66,26 @@ class Endpoint:
         Raises:
             OSError: If the endpoint does not answer.
         """
+        return frozenset(model["name"] for model in self._listed() if model["prompt_template"] is not None)
+
+    def explaining_models(self) -> frozenset[str]:
+        """Names of the models that say where they saw their answer; empty where the endpoint tells only who has a key.
+
+        Raises:
+            OSError: If the endpoint does not answer.
+        """
+        return frozenset(model["name"] for model in self._listed() if model["explains"])
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """What ``/models`` tells."""
         try:
             with urllib.request.urlopen(f"{self.url}/models", timeout=self.ready_timeout_s) as reply:  # noqa: S310
-                listed = json.loads(reply.read())["models"]
+                listed: list[dict[str, Any]] = json.loads(reply.read())["models"]
+                return listed
         except urllib.error.HTTPError as error:
             if error.code != 401:
                 raise
-            return frozenset()
-        return frozenset(model["name"] for model in listed if model["prompt_template"] is not None)
+            return []
 
     def drain(self) -> None:
         """Let running requests finish, then stop the application; Serve and Ray stay."""

@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from serve.api import create_app
 from serve.contract import Answer, Declined, Description
+from serve.explanation import Explain
 from serve.keys import Keys
 from serve.limits import RefusedError, overloaded
 from serve.models import ModelTable
@@ -45,8 +46,9 @@ class HandleClient:
         known_version: str,
         required_version: str | None = None,
         vocabulary: Vocabulary | None = None,
+        explain: Explain | None = None,
     ) -> Answer | Declined:
-        return await self._call("infer", images, known_version, required_version, vocabulary)
+        return await self._call("infer", images, known_version, required_version, vocabulary, explain)
 
     async def describe(self) -> Description:
         return await self._call("describe")

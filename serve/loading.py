@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve.contract import Declined, Description, describe_bundle
+from serve.explanation import ATTRIBUTIONS, EXPLAINED, ClassIndex, Explain
 from serve.settings import ServedModel
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary
-from tenfold.bundle import PROBE_FILE, Bundle, check_probe, load_bundle
-from tenfold.types import OpenVocabularyPredictor, Predictor
+from tenfold.bundle import PROBE_FILE, Bundle, BundleError, check_probe, load_bundle
+from tenfold.types import ExplainingPredictor, OpenVocabularyPredictor, Predictor
 
 Outputs = dict[str, np.ndarray]
 _OPEN_METHODS = ("embed", "prototypes_of", "classify")
@@ -32,6 +33,10 @@ class Piece:
     """uint8 ``(N, S, S, 3)``."""
     prototypes: Tensor | None = None
     """``(K', D)`` of the classes that the request brought along; None: the model's own classes."""
+    explain: bool = False
+    """Whether the request asks for maps; then of the model's own classes."""
+    labels: np.ndarray | None = None
+    """Class to explain for each picture, int64 ``(N,)``; None: the one with the highest logit."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,6 +47,9 @@ class Failure:
     """Stands in a batch's results for the request that the predictor raised on."""
 
     message: str
+
+
+Run = Callable[[Sequence[Piece]], list[Outputs]]
 
 
 def import_loader(dotted: str) -> Callable[[Bundle, str], Predictor]:
@@ -71,14 +79,20 @@ def open_vocabulary(predictor: Predictor) -> OpenVocabularyPredictor | None:
     return cast(OpenVocabularyPredictor, predictor)
 
 
+def explaining(predictor: Predictor) -> ExplainingPredictor | None:
+    """The predictor, if requests may ask for maps; else None."""
+    return cast(ExplainingPredictor, predictor) if callable(getattr(predictor, "explain", None)) else None
+
+
 class LoadedModel:
     """One version of a model, ready to run.
 
     What is served equals what was trained: every checksum of the bundle is verified, then the predictor must give
-    the logits that training stored for the probe set. The first call, which is slow, happens here.
+    the logits that training stored for the probe set, also where it explains them. The first call, which is slow,
+    happens here.
 
     Raises:
-        BundleError: If a file was changed or the predictor's numbers are not those of training.
+        BundleError: If a file was changed, the predictor's numbers are not those of training, or its maps are none.
         ValueError: If the predictor's ``prompt_template`` is none.
     """
 
@@ -86,18 +100,25 @@ class LoadedModel:
         bundle = load_bundle(model.folder)
         self._predictor = import_loader(model.loader)(bundle, model.device)
         self._open = open_vocabulary(self._predictor)
-        difference = check_probe(bundle, self._predictor, _absolute_tolerance(bundle, model.probe_tolerance))
+        self._explaining = explaining(self._predictor)
+        tolerance = _absolute_tolerance(bundle, model.probe_tolerance)
+        difference = check_probe(bundle, self._predictor, tolerance)
         logger.info("%s version %s: probe logits within %.3g of training", model.name, model.version, difference)
         description = describe_bundle(model, bundle)
         size = description.image_size
         self._blank = np.zeros((1, size, size, 3), np.uint8)
         outputs = self.predict(self._blank)
+        self._class_index = ClassIndex(model.name, description.classes)
         self.description: Description = replace(
             description,
             outputs={name: values.shape[1:] for name, values in outputs.items()},
             prompt_template=self._open.prompt_template if self._open else None,
+            explains=self._explaining is not None,
             from_replica=True,
         )
+        if self._explaining is not None:
+            _check_maps(bundle, self._explaining, tolerance)
+            self._explain_chosen(self._explaining, [Piece(self._blank, explain=True, labels=np.zeros(1, np.int64))])
         if self._open is not None:
             self._classify(self._open, [Piece(self._blank, self.prototypes(Vocabulary(description.classes[:1])))])
 
@@ -117,28 +138,49 @@ class LoadedModel:
         with torch.inference_mode():
             return self._open.prototypes_of(vocabulary.prompts_by_class(self._open.prompt_template))
 
+    def pieces(
+        self, images: np.ndarray, size: int, prototypes: Tensor | None = None, explain: Explain | None = None
+    ) -> list[Piece]:
+        """A request that ``decline`` let pass, in pieces of at most ``size`` pictures."""
+        labels = self._class_index.labels(explain, len(images)) if explain is not None else None
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        return [
+            Piece(images[part], prototypes, explain is not None, labels[part] if labels is not None else None)
+            for part in parts
+        ]
+
     def predict_each(self, pieces: Sequence[Piece]) -> list[Outputs | Failure]:
         """Outputs per piece, in their order; the pictures of all of them share one pass.
 
-        Or two, where some ask for the model's own classes and some brought theirs. If a pass raises, each of its
-        pieces runs alone, so that only the one at fault fails.
+        Or one for each way of asking: for the model's own classes, for classes of the request, for maps of the top
+        class, for maps of chosen classes. So every picture passes the network once, and who asks for no map gets what
+        comes without one. If a pass raises, each of its pieces runs alone, so that only the one at fault fails.
         """
-        own = [position for position, piece in enumerate(pieces) if piece.prototypes is None]
+        own = [position for position, piece in enumerate(pieces) if piece.prototypes is None and not piece.explain]
         if len(own) == len(pieces):
             return self._isolated(self._predict_own, pieces)
-        model = self._open
-        assert model is not None  # else there were no prototypes
-        brought = [position for position, piece in enumerate(pieces) if piece.prototypes is not None]
         results: dict[int, Outputs | Failure] = {}
-        for positions, run in ((own, self._predict_own), (brought, partial(self._classify, model))):
+        for positions, run in ((own, self._predict_own), *self._special_runs(pieces)):
             if positions:
                 chosen = [pieces[position] for position in positions]
                 results.update(zip(positions, self._isolated(run, chosen), strict=True))
         return [results[position] for position in range(len(pieces))]
 
-    def _isolated(
-        self, run: Callable[[Sequence[Piece]], list[Outputs]], pieces: Sequence[Piece]
-    ) -> list[Outputs | Failure]:
+    def _special_runs(self, pieces: Sequence[Piece]) -> list[tuple[list[int], Run]]:
+        """Positions of the pieces that ask for more than their outputs over the model's own classes, and what runs."""
+        runs: list[tuple[list[int], Run]] = []
+        if self._open is not None:
+            brought = [position for position, piece in enumerate(pieces) if piece.prototypes is not None]
+            runs.append((brought, partial(self._classify, self._open)))
+        if self._explaining is not None:
+            asking = [position for position, piece in enumerate(pieces) if piece.explain]
+            top = [position for position in asking if pieces[position].labels is None]
+            chosen = [position for position in asking if pieces[position].labels is not None]
+            runs.append((top, partial(self._explain_top, self._explaining)))
+            runs.append((chosen, partial(self._explain_chosen, self._explaining)))
+        return runs
+
+    def _isolated(self, run: Run, pieces: Sequence[Piece]) -> list[Outputs | Failure]:
         try:
             return [*run(pieces)]
         except (RuntimeError, ValueError) as error:
@@ -148,13 +190,17 @@ class LoadedModel:
             return [result for piece in pieces for result in self._isolated(run, [piece])]
 
     def _predict_own(self, pieces: Sequence[Piece]) -> list[Outputs]:
-        outputs = self.predict(_joined(pieces))
-        ends = np.cumsum([len(piece) for piece in pieces])
-        # Copies: a view would drag the whole batch through serialization with each of its parts.
-        return [
-            {name: values[end - len(piece) : end].copy() for name, values in outputs.items()}
-            for piece, end in zip(pieces, ends, strict=True)
-        ]
+        return _divided(self.predict(_joined(pieces)), pieces)
+
+    def _explain_top(self, model: ExplainingPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
+        with torch.inference_mode():
+            return _divided(_as_maps(model.explain(_as_tensor(_joined(pieces)))), pieces)
+
+    def _explain_chosen(self, model: ExplainingPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
+        labels = np.concatenate([piece.labels for piece in pieces if piece.labels is not None])
+        with torch.inference_mode():
+            outputs = model.explain(_as_tensor(_joined(pieces)), torch.from_numpy(labels))
+            return _divided(_as_maps(outputs), pieces)
 
     def _classify(self, model: OpenVocabularyPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
         with torch.inference_mode():
@@ -170,12 +216,18 @@ class LoadedModel:
         self.predict(self._blank)
 
     def decline(
-        self, images: np.ndarray, required_version: str | None, vocabulary: Vocabulary | None = None
+        self,
+        images: np.ndarray,
+        required_version: str | None,
+        vocabulary: Vocabulary | None = None,
+        explain: Explain | None = None,
     ) -> Declined | None:
         """Why this version can't take a request; None where it can."""
         this = self.description
         if required_version is not None and required_version != this.version:
             return Declined(f"model {this.name} has no version {required_version!r}", this, "version")
+        if explain is not None and self._explaining is None:
+            return Declined(f"model {this.name} (method {this.method}) gives no attribution maps", this, "unexplained")
         if vocabulary is not None and self._open is None:
             message = f"model {this.name} knows its own classes only; leave out {CLASSES!r} and {PROMPTS!r}"
             return Declined(message, this, "vocabulary")
@@ -185,11 +237,31 @@ class LoadedModel:
             return Declined(
                 f"pictures must be uint8 [N,{size},{size},3], got {images.dtype} {list(images.shape)}", this
             )
+        return self._decline_explain(explain, len(images), vocabulary) if explain is not None else None
+
+    def _decline_explain(self, explain: Explain, num_images: int, vocabulary: Vocabulary | None) -> Declined | None:
+        if vocabulary is not None:
+            message = f"only the model's own classes can be explained; leave out {CLASSES!r} and {PROMPTS!r}"
+            return Declined(message, self.description, "explain")
+        try:
+            self._class_index.labels(explain, num_images)
+        except ValueError as error:
+            return Declined(str(error), self.description, "explain")
         return None
 
     def decline_texts(self, error: ValueError) -> Declined:
         """The refusal of classes that ``prototypes`` raised on."""
         return Declined(f"the classes can't be used: {error}", self.description, "vocabulary")
+
+
+def _divided(outputs: Outputs, pieces: Sequence[Piece]) -> list[Outputs]:
+    """Outputs of joined pieces, piece by piece."""
+    ends = np.cumsum([len(piece) for piece in pieces])
+    # Copies: a view would drag the whole batch through serialization with each of its parts.
+    return [
+        {name: values[end - len(piece) : end].copy() for name, values in outputs.items()}
+        for piece, end in zip(pieces, ends, strict=True)
+    ]
 
 
 def _joined(pieces: Sequence[Piece]) -> np.ndarray:
@@ -203,6 +275,33 @@ def _as_tensor(images: np.ndarray) -> Tensor:
 
 def _as_arrays(outputs: Mapping[str, Tensor]) -> Outputs:
     return {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
+
+
+def _as_maps(outputs: Mapping[str, Tensor]) -> Outputs:
+    """Of a predictor's ``explain``; classes stay whole numbers."""
+    return _as_arrays(outputs) | {EXPLAINED: outputs[EXPLAINED].cpu().numpy()}
+
+
+def _check_maps(bundle: Bundle, model: ExplainingPredictor, tolerance: float) -> None:
+    """Raise ``BundleError`` unless explaining the probe set gives the logits of training, and maps of top classes."""
+    outputs: dict[str, Tensor] = {}
+
+    def explain(images: Tensor) -> Mapping[str, Tensor]:
+        outputs.update(model.explain(images))
+        return outputs
+
+    check_probe(bundle, cast(Predictor, explain), tolerance)
+    if missing := sorted({ATTRIBUTIONS, EXPLAINED} - outputs.keys()):
+        raise BundleError(f"{bundle.folder}: explain must answer with {missing[0]}, got {sorted(outputs)}")
+    maps, labels, logits = outputs[ATTRIBUTIONS], outputs[EXPLAINED], outputs["logits"]
+    size = bundle.preprocessing.image_size
+    wanted = (len(logits), size, size)
+    if maps.dtype != torch.float32 or tuple(maps.shape) != wanted:
+        raise BundleError(f"{bundle.folder}: maps must be float32 {wanted}, got {maps.dtype} {tuple(maps.shape)}")
+    if not bool(((maps >= 0) & (maps <= 1)).all()):  # also where there is NaN
+        raise BundleError(f"{bundle.folder}: maps must lie in [0, 1], got {maps.min():.3g} to {maps.max():.3g}")
+    if labels.dtype != torch.int64 or not torch.equal(logits.gather(1, labels[:, None])[:, 0], logits.amax(1)):
+        raise BundleError(f"{bundle.folder}: explain without labels must explain the classes with the highest logits")
 
 
 def _absolute_tolerance(bundle: Bundle, tolerance: float) -> float:

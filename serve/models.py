@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from serve.contract import Answer, Declined, Description, ModelClient
+from serve.explanation import Explain
 from serve.limits import RefusedError
 from serve.vocabulary import Vocabulary
 from tenfold.types import Preprocessing
@@ -60,19 +61,24 @@ class ModelTable:
         return description if description.from_replica else await self.refresh(name)
 
     async def infer(
-        self, name: str, images: np.ndarray, version: str | None = None, vocabulary: Vocabulary | None = None
+        self,
+        name: str,
+        images: np.ndarray,
+        version: str | None = None,
+        vocabulary: Vocabulary | None = None,
+        explain: Explain | None = None,
     ) -> tuple[Answer, Description]:
         """Run ready-made pictures, uint8 ``(N, S, S, 3)``, over the request's classes or the model's own.
 
         Raises:
             RefusedError: 404 for a version that is not served, 422 for pictures or classes that its model does not
-                take; what the client raises.
+                take and for maps that it does not give; what the client raises.
         """
-        reply, description = await self._ask(name, images, version, vocabulary)
+        reply, description = await self._ask(name, images, version, vocabulary, explain)
         if isinstance(reply, Declined):
             if version is not None and version != description.version:
                 raise self._unknown_version(reply)
-            raise RefusedError(422, reply.message, reply.reason)
+            raise self._refusal(reply)
         return reply, description
 
     async def infer_picture(
@@ -80,32 +86,51 @@ class ModelTable:
         name: str,
         prepare: Callable[[Preprocessing], "asyncio.Future[np.ndarray]"],
         vocabulary: Vocabulary | None = None,
-    ) -> tuple[Answer, Description]:
+        explain: Explain | None = None,
+    ) -> tuple[Answer, Description, np.ndarray]:
         """Run one picture that ``prepare`` brings to the form it is given, uint8 ``(1, S, S, 3)``.
 
         A roll-out to a version that wants another form, just then, makes it prepare the picture again.
 
+        Returns:
+            The answer, the description of the version that gave it, and the picture as that one saw it.
+
         Raises:
-            RefusedError: 422 for classes that the model does not take; what the client raises.
+            RefusedError: 422 for classes that the model does not take and for maps that it does not give; what the
+                client raises.
         """
         for _ in range(_MAX_ATTEMPTS):
             wanted = self.description(name).preprocessing
-            reply, description = await self._ask(name, await prepare(wanted), None, vocabulary)
-            if isinstance(reply, Declined) and reply.reason == "vocabulary":
-                raise RefusedError(422, reply.message, reply.reason)
+            images = await prepare(wanted)
+            reply, description = await self._ask(name, images, None, vocabulary, explain)
+            if isinstance(reply, Declined) and reply.reason in ("vocabulary", "explain", "unexplained"):
+                raise self._refusal(reply)
             # Of the right size is not enough: the new version may cut where the old one stretched.
             if isinstance(reply, Answer) and _form(description.preprocessing) == _form(wanted):
-                return reply, description
+                return reply, description, images
         raise RefusedError(503, f"model {name} is changing its version; try again", "rollout", {"Retry-After": "1"})
 
     async def _ask(
-        self, name: str, images: np.ndarray, version: str | None, vocabulary: Vocabulary | None
+        self,
+        name: str,
+        images: np.ndarray,
+        version: str | None,
+        vocabulary: Vocabulary | None,
+        explain: Explain | None,
     ) -> tuple[Answer | Declined, Description]:
         known = self.description(name)
-        reply = await self._clients[name].infer(images, known.version, version, vocabulary)
+        reply = await self._clients[name].infer(images, known.version, version, vocabulary, explain)
         if reply.description is not None:
             self._descriptions[name] = known = reply.description
         return reply, known
+
+    def _refusal(self, declined: Declined) -> RefusedError:
+        """Of a request that asks a model for what it does not have; where maps are missing, it names who gives them."""
+        if declined.reason != "unexplained":
+            return RefusedError(422, declined.message, declined.reason)
+        explaining = [name for name in self.names() if self._descriptions[name].explains]
+        known = f"; of the models served here, these do: {', '.join(explaining)}" if explaining else ""
+        return RefusedError(422, declined.message + known, "explain")
 
     def _unknown_version(self, declined: Declined) -> RefusedError:
         return RefusedError(404, f"{declined.message}; served is: {declined.description.version}", "unknown_model")

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from serve.contract import LABEL_TASKS, Answer, Description
+from serve.explanation import EXPLAIN, EXPLAIN_CLASS, invalid
 from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, parse_json, parse_json_value
+from serve.picture_explanation import Asked, read_asked
 from serve.settings import ServeSettings
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, read_vocabulary
 from tenfold.data.images import decode_image, resize_image
@@ -23,20 +25,21 @@ _FORM_FIELDS = 8
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """One picture, and the classes that the client brought along."""
+    """One picture, the classes that the client brought along, and what it says of maps."""
 
     data: bytes
     """The picture's file, not decoded."""
     vocabulary: Vocabulary | None = None
     """None: the model's own classes."""
+    maps: Asked = field(default_factory=Asked)
 
 
 async def read_request(request: Request, settings: ServeSettings) -> PictureRequest:
-    """What the client sent, in whichever of the three forms it chose; classes have a place in JSON and in forms.
+    """What the client sent, in whichever of the three forms it chose; JSON and forms have room for more than a picture.
 
     Raises:
         RefusedError: 400 for a body that is not of its announced form, 415 for a content type that is not accepted
-            or does not match the data, 422 for a body without a picture, or for wrong classes.
+            or does not match the data, 422 for a body without a picture, for wrong classes or a wrong ``explain``.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type in IMAGE_TYPES:
@@ -56,8 +59,9 @@ def _from_json(body: bytes, settings: ServeSettings) -> PictureRequest:
     if not isinstance(text, str):
         raise RefusedError(422, "the JSON needs the picture's file in base64 under 'image'", "picture")
     vocabulary = read_vocabulary(content.get(CLASSES), content.get(PROMPTS), settings)
+    maps = read_asked(content)
     try:
-        return PictureRequest(base64.b64decode(text, validate=True), vocabulary)
+        return PictureRequest(base64.b64decode(text, validate=True), vocabulary, maps)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(
             422, f"'image' must be base64 of the file; addresses are not fetched ({error})", "picture"
@@ -78,7 +82,16 @@ async def _from_form(request: Request, settings: ServeSettings) -> PictureReques
         elif part_type not in ("", "application/octet-stream"):
             raise RefusedError(415, f"the file's content type {part_type} is not accepted: {_ACCEPTED}", "content_type")
         vocabulary = read_vocabulary(_json_field(form, CLASSES), _json_field(form, PROMPTS), settings)
-        return PictureRequest(data, vocabulary)
+        maps = read_asked({name: _text_field(form, name) for name in (EXPLAIN, EXPLAIN_CLASS)})
+        return PictureRequest(data, vocabulary, maps)
+
+
+def _text_field(form: FormData, name: str) -> str | None:
+    """What stands in a form's text field; None where it is not there, and where its name is the picture's."""
+    texts = [text for text in form.getlist(name) if isinstance(text, str)]
+    if len(texts) > 1:
+        raise invalid(f"the form needs {name!r} once, got it {len(texts)} times")
+    return texts[0] if texts else None
 
 
 def _json_field(form: FormData, name: str) -> Any:

@@ -133,6 +133,8 @@ class ServeSettings:
     takes longer than the request may is still finished, and there for the next request."""
     max_text_characters: int = 500
     """Longest class name or prompt."""
+    max_attribution_bytes: int = 16 * _MIB
+    """Most that the attribution maps of one reply may take: 4 bytes a pixel in raw bytes, up to 22 in JSON."""
     request_timeout_s: float = 30.0
     retry_after_s: float = 1.0
     """What a refusal for overload tells the client to wait."""
@@ -158,7 +160,7 @@ class ServeSettings:
         _check_positive(
             self,
             *("max_body_bytes", "max_pixels", "max_images", "request_timeout_s", "retry_after_s", "drain_timeout_s"),
-            *("max_classes", "max_prompts", "max_text_characters"),
+            *("max_classes", "max_prompts", "max_text_characters", "max_attribution_bytes"),
             *("health_period_s", "health_timeout_s", "ready_timeout_s"),
             *("ingress_replicas", "ingress_num_cpus", "decode_threads"),
         )

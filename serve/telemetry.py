@@ -23,12 +23,19 @@ class RequestMetrics:
             description="Requests answered with a 4xx or 503, by reason.",
             tag_keys=("model", "reason"),
         )
+        self._explained = Counter(
+            "tenfold_explained_images_total",
+            description="Pictures that were answered with an attribution map.",
+            tag_keys=("model", "version"),
+        )
 
     def record(self, trace: Trace) -> None:
         tags = {"model": trace.model, "version": trace.version, "status": str(trace.status)}
         self._latency.observe(trace.latency_ms, tags=tags)
         if trace.reason:
             self._refused.inc(tags={"model": trace.model, "reason": trace.reason})
+        elif trace.num_explained and trace.status == 200:
+            self._explained.inc(trace.num_explained, tags={"model": trace.model, "version": trace.version})
 
 
 class BatchMetrics:

@@ -32,6 +32,8 @@ class Trace:
     """Only names that are served get here, so that a stranger can't fill the metrics with made-up ones."""
     version: str = ""
     num_images: int = 0
+    num_explained: int = 0
+    """Pictures of them for which a map was asked."""
     status: int = 0
     reason: str = ""
     """One word, where the request was refused."""
@@ -73,6 +75,7 @@ def log_access(trace: Trace) -> None:
         "model": trace.model,
         "version": trace.version,
         "images": trace.num_images,
+        "explained": trace.num_explained,
         "status": trace.status,
         "reason": trace.reason,
         "latency_ms": round(trace.latency_ms, 3),

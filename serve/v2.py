@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from serve.contract import Description
+from serve.explanation import ATTRIBUTIONS, EXPLAINED, Explain, check_size, read_explain
 from serve.limits import RefusedError, parse_json
 from serve.settings import ServeSettings
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, check_count, read_vocabulary
@@ -25,6 +26,8 @@ TEXT_INPUTS = (CLASSES, PROMPTS, PROMPT_CLASSES)
 """Optional inputs, BYTES, of models with an open vocabulary: the classes' names ``[K]``; or prompts ``[P]``, and for
 each of them the class that it is about ``[P]``, where the classes' order is that of their first prompts."""
 EXTENSIONS = ("binary_tensor_data",)
+_MAP_OUTPUTS = (ATTRIBUTIONS, EXPLAINED)
+_DATATYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class InferRequest:
     images: np.ndarray
     """uint8 ``(N, S, S, 3)``."""
     outputs: Mapping[str, bool] | None
-    """Name of each output asked for, and whether as raw bytes; None: all there are."""
+    """Name of each output asked for, and whether as raw bytes; None: all there are, maps only with ``explain``."""
     binary_default: bool
     """Whether outputs that are not named come as raw bytes."""
     request_id: str | None
     vocabulary: Vocabulary | None = None
     """Classes that the request brought along; None: the model's own."""
+    explain: Explain | None = None
+    """The maps asked for; None: none."""
 
 
 def invalid(message: str, reason: str = "tensor") -> RefusedError:
@@ -63,15 +68,26 @@ def decode_request(body: bytes, json_length: str | None, image_size: int, settin
     request_id = header.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RefusedError(400, "the request's 'id' must be a string", "malformed")
-    binary_default = bool(_parameters(header).get("binary_data_output", False))
+    parameters = _parameters(header)
+    binary_default = bool(parameters.get("binary_data_output", False))
     raw = _claim(tensors, binary)
     texts = {name: _decode_texts(name, tensors[name], raw[name], settings) for name in TEXT_INPUTS if name in tensors}
+    images = _decode_images(tensors[INPUT_NAME], raw[INPUT_NAME], image_size, settings.max_images)
+    outputs = _requested_outputs(header.get("outputs"), binary_default)
+    is_named = outputs is not None and not outputs.keys().isdisjoint(_MAP_OUTPUTS)
+    explain = read_explain(parameters, is_named, len(images))
+    if explain is not None:
+        if outputs is not None and not is_named:
+            outputs |= dict.fromkeys(_MAP_OUTPUTS, binary_default)
+        in_json = not (outputs or {}).get(ATTRIBUTIONS, binary_default)
+        check_size(len(images), image_size, in_json, settings)
     return InferRequest(
-        images=_decode_images(tensors[INPUT_NAME], raw[INPUT_NAME], image_size, settings.max_images),
-        outputs=_requested_outputs(header.get("outputs"), binary_default),
+        images=images,
+        outputs=outputs,
         binary_default=binary_default,
         request_id=request_id,
         vocabulary=_vocabulary(texts, settings),
+        explain=explain,
     )
 
 
@@ -236,7 +252,7 @@ def encode_response(
         request: What was asked; decides which outputs are told, and in which form.
         model: Name of the model.
         version: Version that ran.
-        outputs: All outputs, float32, first axis N.
+        outputs: All outputs, first axis N; whole numbers are told as INT64, all else as FP32.
 
     Raises:
         RefusedError: 422 for an output that the model does not have.
@@ -248,8 +264,9 @@ def encode_response(
     tensors: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for name, as_binary in wanted.items():
-        values = np.ascontiguousarray(outputs[name], dtype="<f4")
-        tensor: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(values.shape)}
+        datatype = "INT64" if outputs[name].dtype.kind == "i" else "FP32"
+        values = np.ascontiguousarray(outputs[name], dtype=_DATATYPES[datatype])
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if as_binary:
             raw.append(values.tobytes())
             tensor["parameters"] = {"binary_data_size": len(raw[-1])}
@@ -275,6 +292,7 @@ def encode_request(
     request_id: str | None = None,
     classes: Sequence[str] | None = None,
     prompts: Mapping[str, Sequence[str]] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """Body and headers of an infer request, as a client sends it.
 
@@ -284,6 +302,7 @@ def encode_request(
         request_id: Echoed in the reply.
         classes: Names to choose from, for a model with an open vocabulary; None: its own.
         prompts: Class name to texts about it, in place of ``classes``.
+        parameters: Of the request, such as ``explain`` and ``explain_class``.
     """
     texts: dict[str, list[str]] = {} if classes is None else {CLASSES: list(classes)}
     if prompts is not None:
@@ -292,6 +311,8 @@ def encode_request(
     tensors: list[dict[str, Any]] = [{"name": INPUT_NAME, "shape": list(images.shape), "datatype": "UINT8"}]
     tensors += [{"name": name, "shape": [len(of_name)], "datatype": "BYTES"} for name, of_name in texts.items()]
     request: dict[str, Any] = {"inputs": tensors}
+    if parameters is not None:
+        request["parameters"] = dict(parameters)
     if request_id is not None:
         request["id"] = request_id
     if not binary:
@@ -301,7 +322,7 @@ def encode_request(
     raw = [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
     for tensor, part in zip(tensors, raw, strict=True):
         tensor["parameters"] = {"binary_data_size": len(part)}
-    request["parameters"] = {"binary_data_output": True}
+    request["parameters"] = {**(parameters or {}), "binary_data_output": True}
     header = json.dumps(request).encode()
     return b"".join([header, *raw]), {
         "Content-Type": "application/octet-stream",
@@ -315,15 +336,16 @@ def _join_texts(texts: Sequence[str]) -> bytes:
 
 
 def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarray]:
-    """Float32 outputs by name from the body of an infer reply, as a client reads it."""
+    """Outputs by name from the body of an infer reply, as a client reads it: float32, or int64 where INT64 is told."""
     header_length = len(body) if json_length is None else int(json_length)
     outputs, start = {}, header_length
     for tensor in json.loads(body[:header_length])["outputs"]:
         size = tensor.get("parameters", {}).get("binary_data_size")
+        dtype = _DATATYPES[tensor["datatype"]]
         if size is None:
-            values = np.asarray(tensor["data"], np.float32)
+            values = np.asarray(tensor["data"], dtype)
         else:
-            values = np.frombuffer(body[start : start + size], "<f4")
+            values = np.frombuffer(body[start : start + size], dtype)
             start += size
         outputs[tensor["name"]] = values.reshape(tensor["shape"])
     return outputs
@@ -333,7 +355,7 @@ def model_metadata(description: Description) -> dict[str, Any]:
     """The reply to ``GET /v2/models/<m>``; class names, and how to prepare pictures, are in the parameters.
 
     Where requests may bring classes along, the inputs that say so are marked optional, and how many columns
-    ``probs`` and ``logits`` have is open.
+    ``probs`` and ``logits`` have is open. Where they may ask for maps, the outputs that then come are marked optional.
     """
     preprocessing = description.preprocessing
     size = preprocessing.image_size
@@ -345,16 +367,24 @@ def model_metadata(description: Description) -> dict[str, Any]:
         "resize": preprocessing.resize,
         "interpolation": preprocessing.interpolation,
     }
+    optional = {"optional": True}
     if description.prompt_template is not None:
-        optional = {"optional": True}
         inputs += [{"name": name, "datatype": "BYTES", "shape": [-1], "parameters": optional} for name in TEXT_INPUTS]
         shapes |= {name: (-1,) for name in ("probs", "logits") if name in shapes}
         parameters["prompt_template"] = description.prompt_template
+    outputs: list[dict[str, Any]] = [
+        {"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in shapes.items()
+    ]
+    if description.explains:
+        outputs += [
+            {"name": ATTRIBUTIONS, "datatype": "FP32", "shape": [-1, size, size], "parameters": optional},
+            {"name": EXPLAINED, "datatype": "INT64", "shape": [-1], "parameters": optional},
+        ]
     return {
         "name": description.name,
         "versions": [description.version],
         "platform": f"tenfold_{description.method}",
         "inputs": inputs,
-        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in shapes.items()],
+        "outputs": outputs,
         "parameters": parameters,
     }

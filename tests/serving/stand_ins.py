@@ -14,6 +14,7 @@ from tenfold.bundle import PROBE_FILE, Bundle, load_bundle, save_bundle
 from tenfold.types import Preprocessing, Task
 
 LOADER = "tests.serving.stand_ins:load_predictor"
+EXPLAINING_LOADER = "tests.serving.stand_ins:load_explaining_predictor"
 OPEN_LOADER = "tests.serving.stand_ins:load_open_predictor"
 CLASSES = ("red", "green", "blue")
 SIZE = 8
@@ -42,6 +43,25 @@ class ColourPredictor:
         batch_size = torch.full((len(images), 1), float(len(images)))
         probs = logits.softmax(dim=1) if self.task is Task.CLASSIFICATION else logits.sigmoid()
         return {"probs": probs, "logits": logits, "batch_size": batch_size}
+
+
+class ExplainingPredictor(ColourPredictor):
+    """A map is how much each pixel speaks for the class; ``calls`` tells what ran, and on how many pictures."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.calls: list[tuple[str, int]] = []
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
+        self.calls.append(("predict", len(images)))
+        return super().__call__(images)
+
+    def explain(self, images: Tensor, labels: Tensor | None = None) -> Mapping[str, Tensor]:
+        self.calls.append(("explain", len(images)))
+        outputs = super().__call__(images)
+        explained = outputs["logits"].argmax(dim=1) if labels is None else labels
+        maps = torch.stack([colour_map(image, self._weight[:, k]) for image, k in zip(images, explained, strict=True)])
+        return {**outputs, "attributions": maps, "explained": explained}
 
 
 class OpenPredictor:
@@ -103,6 +123,13 @@ def wait_for_file(path: Path) -> None:
         time.sleep(0.02)
 
 
+def colour_map(image: Tensor, weight: Tensor) -> Tensor:
+    """``(S, S)`` in [0, 1]: the pixels of ``(S, S, 3)`` along a class's weight ``(3,)``."""
+    scores = image.float() @ weight
+    spread = scores.max() - scores.min()
+    return (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
+
+
 def colour_of(images: Tensor) -> Tensor:
     """Unit vectors ``(B, 3)``: the mean colour."""
     return normalize(images.double().mean(dim=(1, 2)) + 1.0, dim=1).float()
@@ -116,6 +143,10 @@ def colours_of_texts(prompts: Mapping[str, Sequence[str]]) -> Tensor:
 
 def load_predictor(bundle: Bundle, device: str = "cpu") -> ColourPredictor:
     return ColourPredictor(bundle)
+
+
+def load_explaining_predictor(bundle: Bundle, device: str = "cpu") -> ExplainingPredictor:
+    return ExplainingPredictor(bundle)
 
 
 def load_open_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
@@ -193,6 +224,11 @@ def own_prompts(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def expected_logits(folder: Path | str, images: Tensor) -> Tensor:
     """What the predictor must answer, computed apart from all of serving."""
     return ColourPredictor(load_bundle(folder))(images)["logits"]
+
+
+def expected_map(folder: Path | str, image: Tensor, label: int) -> Tensor:
+    """The map ``(S, S)`` that an ``ExplainingPredictor`` must give of a picture ``(S, S, 3)`` and a class."""
+    return colour_map(image, load_bundle(folder).tensors()["weight"][:, label])
 
 
 def expected_open_probs(images: Tensor, prompts: Mapping[str, Sequence[str]]) -> Tensor:

@@ -5,25 +5,20 @@ import base64
 import io
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from PIL import Image
 
 from serve import v2
-from serve.api import create_app
-from serve.contract import Answer, describe_bundle
 from serve.keys import Keys, new_key
 from serve.limits import RefusedError
-from serve.loading import LoadedModel, Piece
-from serve.models import ModelTable
-from serve.settings import ServeSettings
+from serve.loading import LoadedModel
 from serve.trace import access_logger
 from tenfold.data.images import resize_image
 from tenfold.types import Preprocessing, Task
+from tests.serving.local import PNG, LocalService, encoded, picture, refusal
 from tests.serving.stand_ins import (
     CLASSES,
     OPEN_LOADER,
@@ -37,80 +32,22 @@ from tests.serving.stand_ins import (
     served,
 )
 
-PNG = {"content-type": "image/png"}
 
-
-class LocalClient:
-    """A ``ModelClient`` without Serve; ``failure`` is raised instead of an answer."""
-
-    def __init__(self, model):
-        self.loaded = LoadedModel(model)
-        self.failure = None
-
-    async def infer(self, images, known_version, required_version=None, vocabulary=None):
-        if self.failure:
-            raise self.failure
-        if declined := self.loaded.decline(images, required_version, vocabulary):
-            return declined
-        try:
-            prototypes = self.loaded.prototypes(vocabulary) if vocabulary else None
-        except ValueError as error:
-            return self.loaded.decline_texts(error)
-        this = self.loaded.description
-        [outputs] = self.loaded.predict_each([Piece(images, prototypes)])
-        return Answer(this.version, outputs, this if known_version != this.version else None)
-
-    async def describe(self):
-        if self.failure:
-            raise self.failure
-        return self.loaded.description
-
-
-class Recorder(list):
-    def record(self, trace):
-        self.append(trace)
-
-
-class Service:
-    def __init__(self, folder, *, keys=None, raises=True, **settings):
+class Service(LocalService):
+    def __init__(self, folder, **options):
         self.bundle = make_bundle(folder / "colour")
-        other = make_bundle(folder / "other", task=Task.REGRESSION)
         self.open_bundle = make_open_bundle(folder / "open")
         models = [
             served(self.bundle, version="3"),
-            served(other, name="other"),
+            served(make_bundle(folder / "other", task=Task.REGRESSION), name="other"),
             served(self.open_bundle, name="open", loader=OPEN_LOADER),
         ]
-        self.clients = {model.name: LocalClient(model) for model in models}
-        bundles = (self.bundle, other, self.open_bundle)
-        descriptions = [describe_bundle(model, bundle) for model, bundle in zip(models, bundles, strict=True)]
-        self.traces = Recorder()
-        self.executor = ThreadPoolExecutor(2)
-        table = ModelTable(self.clients, descriptions)
-        app = create_app(table, ServeSettings(**settings), keys, self.traces, self.executor)
-        self.http = TestClient(app, raise_server_exceptions=raises)
+        super().__init__(models, **options)
 
 
 @pytest.fixture
 def service(tmp_path):
     return Service(tmp_path)
-
-
-def picture(size=(12, 10), seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def refusal(response, status):
-    """The one sentence; checks the form of the reply on the way."""
-    assert response.status_code == status, response.text
-    assert list(response.json()) == ["error"]
-    return response.json()["error"]
 
 
 def expected_labels(bundle, image):

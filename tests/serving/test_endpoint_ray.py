@@ -19,13 +19,16 @@ from serve.deploying import deploy
 from serve.fast_path import prepare_environment
 from serve.settings import ServeSettings
 from tenfold.data.images import resize_image
+from tenfold.metrics.overlays import overlay
 from tests.serving.stand_ins import (
     CLASSES,
+    EXPLAINING_LOADER,
     OPEN_LOADER,
     POISON,
     SIZE,
     UNTIL,
     expected_logits,
+    expected_map,
     expected_open_probs,
     make_bundle,
     make_open_bundle,
@@ -49,6 +52,7 @@ class Deployed:
             "batched": make_bundle(folder / "batched", delay_s=0.1, poisonable=True),
             "slow": make_bundle(folder / "slow", delay_s=0.3),
             "open": make_open_bundle(folder / "open", delay_s=0.05),
+            "tints": make_bundle(folder / "tints", seed=1, delay_s=0.05),
         }
         self.models = {
             "colour": served(self.bundles["colour"], **SMALL),
@@ -57,6 +61,7 @@ class Deployed:
                 self.bundles["slow"], "slow", max_batch_size=2, max_ongoing_requests=4, max_queued_requests=4, **SMALL
             ),
             "open": served(self.bundles["open"], "open", loader=OPEN_LOADER, batch_wait_s=0.2, **SMALL),
+            "tints": served(self.bundles["tints"], "tints", loader=EXPLAINING_LOADER, batch_wait_s=0.2, **SMALL),
         }
         self.deploy()
 
@@ -158,7 +163,7 @@ def test_a_large_body_is_refused(deployed, announced):
 
 
 def test_refusals_over_http(deployed):
-    assert "served are: batched, colour, open, slow" in predict(deployed, "none", b"").json()["error"]
+    assert "served are: batched, colour, open, slow, tints" in predict(deployed, "none", b"").json()["error"]
     assert predict(deployed, "colour", b"GIF89a").status_code == 415
     assert infer(deployed, "colour", pictures(1, size=9)).status_code == 422
     assert httpx.get(f"{deployed.url}/docs").status_code == 200
@@ -233,6 +238,52 @@ def test_plain_takes_classes_in_a_form(deployed):
         422,
         "model colour knows its own classes only; leave out 'classes' and 'prompts'",
     )
+
+
+def test_who_asks_for_a_map_shares_batches_with_who_does_not(deployed):
+    ways = [None, {"explain": True}, {"explain": True, "explain_class": 2}]
+    requests = [(pictures(1, seed), ways[seed % 3]) for seed in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        replies = list(pool.map(lambda asked: infer(deployed, "tints", asked[0], parameters=asked[1]), requests))
+    folder = deployed.bundles["tints"].folder
+    sizes = []
+    for (images, asked), outputs in zip(requests, map(outputs_of, replies), strict=True):
+        logits = expected_logits(folder, torch.from_numpy(images))
+        np.testing.assert_allclose(outputs["logits"], logits.numpy(), rtol=1e-6, atol=1e-6)
+        assert ("attributions" in outputs) is ("explained" in outputs) is (asked is not None)
+        if asked is not None:
+            label = asked.get("explain_class", int(logits.argmax()))
+            assert outputs["explained"].tolist() == [label]
+            [scores] = outputs["attributions"]
+            np.testing.assert_array_equal(scores, expected_map(folder, torch.from_numpy(images[0]), label).numpy())
+        sizes.append(outputs["batch_size"].item())
+    assert max(sizes) >= 4  # of those who asked alike; one call per request would tell 1 throughout
+
+
+def test_a_map_over_the_picture_is_sent(deployed):
+    image = pictures(1)[0]
+    reply = httpx.post(
+        f"{deployed.url}/predict/tints",
+        params={"explain": "true", "explain_class": "blue"},
+        files={"image": ("a.png", png(image), "image/png")},
+        headers={"accept": "image/png"},
+        timeout=60,
+    )
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
+    assert (reply.headers["tenfold-explained-class"], reply.headers["tenfold-model-version"]) == ("blue", "1")
+    scores = expected_map(deployed.bundles["tints"].folder, torch.from_numpy(image), 2)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), overlay(image, scores.numpy()))
+
+
+def test_who_explains_is_told(deployed):
+    wait_for(lambda: deployed.endpoint.explaining_models() == {"tints"})
+    refused = infer(deployed, "colour", pictures(1), parameters={"explain": True})
+    assert (refused.status_code, refused.json()["error"]) == (
+        422,
+        "model colour (method colour) gives no attribution maps; of the models served here, these do: tints",
+    )
+    outputs = httpx.get(f"{deployed.url}/v2/models/tints").json()["outputs"]
+    assert {"attributions", "explained"} <= {tensor["name"] for tensor in outputs}
 
 
 def test_what_is_printed_after_a_deployment(deployed):
@@ -331,6 +382,7 @@ def test_prometheus_has_our_series(deployed):
         'ray_tenfold_request_latency_ms_count{',
         'ray_tenfold_refused_requests_total{',
         'ray_tenfold_texts_latency_ms_count{',
+        'ray_tenfold_explained_images_total{',
     ]  # fmt: skip
     wait_for(lambda: all(series in httpx.get(url).text for series in wanted))
     text = httpx.get(url).text

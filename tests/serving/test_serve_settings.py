@@ -61,6 +61,7 @@ def test_a_cuda_model_takes_a_gpu_and_two_batches():
         ({"max_classes": 0}, "max_classes must be above 0"),
         ({"max_prompts": 0}, "max_prompts must be above 0"),
         ({"max_text_characters": 0}, "max_text_characters must be above 0"),
+        ({"max_attribution_bytes": 0}, "max_attribution_bytes must be above 0"),
         ({"request_timeout_s": 0}, "request_timeout_s must be above 0"),
         ({"app_name": ""}, "app_name must not be empty"),
         ({"host": "0.0.0.0"}, "keys_file must be given"),

@@ -1,0 +1,143 @@
+"""Requests that ask where in a picture a model saw its answer: what they may say, and which classes that means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve.limits import RefusedError
+from serve.settings import ServeSettings
+
+EXPLAIN = "explain"
+EXPLAIN_CLASS = "explain_class"
+ATTRIBUTIONS = "attributions"
+"""Output, float32 ``(N, S, S)`` in [0, 1]: a map of each picture, 1 at its strongest place."""
+EXPLAINED = "explained"
+"""Output, int64 ``(N,)``: the class that each map is about."""
+
+_BYTES_PER_NUMBER = 4
+_BYTES_PER_NUMBER_IN_JSON = 22  # the most that a float32 in [0, 1] takes there, with comma and space
+_SHOWN_NAMES = 10
+
+
+@dataclass(frozen=True)
+class Explain:
+    """That a request asks for maps, and of which classes."""
+
+    classes: tuple[str | int, ...] | None = None
+    """A name or an index: one for all pictures, or one for each; None: the class of each with the highest logit."""
+
+
+def read_explain(parameters: Mapping[str, Any], is_named: bool, num_images: int) -> Explain | None:
+    """What the parameters of an infer request ask for; None: no maps.
+
+    Args:
+        parameters: Of the request.
+        is_named: Whether ``attributions`` or ``explained`` are among the outputs asked for, which asks for maps too.
+        num_images: Pictures N of the request.
+
+    Raises:
+        RefusedError: 422, with what is wrong.
+    """
+    wanted = parameters.get(EXPLAIN)
+    if wanted is None:
+        wanted = is_named
+    elif not isinstance(wanted, bool):
+        raise invalid(f"{EXPLAIN!r} must be true or false, got {_shown(wanted)}")
+    elif is_named and not wanted:
+        raise invalid(f"{EXPLAIN!r} is false, but the outputs {ATTRIBUTIONS!r} or {EXPLAINED!r} are asked for")
+    return choose(wanted, parameters.get(EXPLAIN_CLASS), num_images)
+
+
+def choose(wanted: bool, classes: Any, num_images: int) -> Explain | None:
+    """Checked as far as that goes without knowing the model; ``classes`` is what stands under ``explain_class``.
+
+    Raises:
+        RefusedError: 422, with what is wrong.
+    """
+    if classes is None:
+        return Explain() if wanted else None
+    if not wanted:
+        raise invalid(f"{EXPLAIN_CLASS!r} says which class to explain, so {EXPLAIN!r} must be true with it")
+    each = classes if isinstance(classes, list) else [classes]
+    if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in each):
+        raise invalid(
+            f"{EXPLAIN_CLASS!r} must be a class name or an index, or a list with one for each picture, "
+            f"got {_shown(classes)}"
+        )
+    if len(each) not in (1, num_images):
+        raise invalid(
+            f"{EXPLAIN_CLASS!r} must hold one class, or one for each of the pictures ({num_images}), got {len(each)}"
+        )
+    return Explain(tuple(each))
+
+
+def check_size(num_images: int, image_size: int, in_json: bool, settings: ServeSettings) -> None:
+    """Raise ``RefusedError`` (422) where the maps of N pictures make a reply that is too large."""
+    of_one = image_size**2 * (_BYTES_PER_NUMBER_IN_JSON if in_json else _BYTES_PER_NUMBER)
+    limit = settings.max_attribution_bytes
+    if num_images * of_one > limit:
+        way_out = f"explain at most {limit // of_one} at once" if limit >= of_one else "leave out 'explain'"
+        if in_json:
+            way_out += ", or ask for raw bytes (binary_data_output)"
+        raise RefusedError(
+            422,
+            f"the maps of {num_images} pictures of {image_size}x{image_size} take up to {num_images * of_one} bytes, "
+            f"and a reply may hold {limit} bytes of maps; {way_out}",
+            "batch_size",
+        )
+
+
+class ClassIndex:
+    """From what a client calls a class to its column.
+
+    Args:
+        model: Its name, for the refusals.
+        classes: Names of the K classes; of two with one name, the first is meant.
+    """
+
+    def __init__(self, model: str, classes: tuple[str, ...]) -> None:
+        self._model = model
+        self._classes = classes
+        self._columns = {name: column for column, name in reversed(list(enumerate(classes)))}
+
+    def labels(self, explain: Explain, num_images: int) -> np.ndarray | None:
+        """Class to explain for each picture, int64 ``(N,)``; None: the one with the highest logit.
+
+        A text is a name; one that is no class's name and has digits only is an index.
+
+        Raises:
+            ValueError: A class that the model does not have, or another number of classes than pictures.
+        """
+        if explain.classes is None:
+            return None
+        columns = [self._column(one) for one in explain.classes]
+        if len(columns) not in (1, num_images):
+            raise ValueError(f"there must be one class to explain, or {num_images}, got {len(columns)}")
+        return np.array(columns * num_images if len(columns) == 1 else columns, np.int64)
+
+    def _column(self, given: str | int) -> int:
+        column = given if isinstance(given, int) else self._columns.get(given)
+        if column is None and isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 10:
+            column = int(given)
+        num_classes = len(self._classes)
+        if column is None:
+            names = ", ".join(self._classes[:_SHOWN_NAMES])
+            more = f" ... ({num_classes} in all)" if num_classes > _SHOWN_NAMES else ""
+            raise ValueError(f"model {self._model} has no class {_shown(given)} to explain; it has {names}{more}")
+        if not 0 <= column < num_classes:
+            raise ValueError(
+                f"model {self._model} has no class {_shown(given)} to explain; its classes are 0 to {num_classes - 1}"
+            )
+        return column
+
+
+def invalid(message: str) -> RefusedError:
+    return RefusedError(422, message, "explain")
+
+
+def _shown(value: Any) -> str:
+    """As the client wrote it, but not at any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
