@@ -16,8 +16,15 @@ from tenfold.data.catalog import load_regression
 from tenfold.data.regression import ArraySource
 from tenfold.engine.fit import Clock
 from tenfold.engine.run import Outcome, PlainRun
-from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble, standardised_inputs
-from tenfold.methods.posterior_annealing.recipe import evaluate, objective_loss, target_statistics, tau_at, train
+from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
+from tenfold.methods.posterior_annealing.recipe import (
+    evaluate,
+    objective_loss,
+    share_units,
+    target_statistics,
+    tau_at,
+    train,
+)
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
@@ -150,12 +157,17 @@ def test_statistics_are_those_of_each_channel_and_of_the_chosen_rows():
 
 
 def test_an_input_in_the_targets_unit_is_standardised_with_them():
-    series = torch.randn(2, 3, 7)
+    job = compose_job(["method=posterior_annealing", "data.num_train=2", "data.num_val=2", "data.num_test=2"])
+    lorenz = load_regression(job.data)
+    network = build_regressor(job.model, lorenz.inputs, 3)
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])
-    (seen,) = standardised_inputs([series], mean, std)
-    torch.testing.assert_close(seen * std.view(-1, 1) + mean.view(-1, 1), series)
-    table = torch.randn(2, 3)
-    assert standardised_inputs([table], mean, std)[0] is table
+    share_units(network, lorenz, mean, std)
+    assert torch.equal(network.input_mean, mean)
+    assert torch.equal(network.input_std, std)
+    table = load_regression(compose_job(list(TINY)).data)
+    network = build_regressor(RegressorConfig(widths=(4,)), table.inputs, 10)
+    share_units(network, table, torch.ones(10), torch.ones(10))
+    assert (network.input_mean == 0).all()  # a table's columns have units of their own
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ DATA: dict[str, DataSet] = {
         classification="tenfold.data.mnist:load_mnist",
         uncertainty="tenfold.data.mnist:load_uncertain_mnist",
     ),
+    **{
+        name: DataSet(
+            config=f"tenfold.data.physics.{name}:{config}Config", regression=f"tenfold.data.physics.{name}:load_{name}"
+        )
+        for name, config in (("lorenz", "Lorenz"), ("nbody", "NBody"), ("molecules", "Molecules"), ("qm9", "Qm9"))
+    },
     "photographs": DataSet(
         config="tenfold.data.photographs:PhotographsConfig",
         regression="tenfold.data.photographs:load_photographs",

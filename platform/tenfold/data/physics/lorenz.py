@@ -36,8 +36,8 @@ class LorenzConfig:
     interval: float = 0.05
     """Time between two samples."""
     noise: Literal["growing", "constant"] = "growing"
-    """``growing``: the std of the noise, of all three coordinates, is ``noise_scale`` (0.5 + 1.5 |x| / 20);
-    ``constant``: ``noise_scale`` itself."""
+    """``growing``: the std of a coordinate's noise is ``noise_scale`` (0.5 + 1.5 |coordinate| / 20); ``constant``:
+    ``noise_scale`` itself."""
     noise_scale: float = 2.0
     """Size of the noise; 0.5 is the published experiments' constant one."""
     num_train: int = 96
@@ -126,7 +126,7 @@ def lorenz_windows(config: LorenzConfig, part: Part) -> tuple[np.ndarray, np.nda
     """
     states = _single_trajectory(config, part) if config.source == "trajectory" else _own_starts(config, part)
     random = np.random.default_rng([config.seed, PARTS.index(part), 1])
-    growth = 0.5 + 1.5 * np.abs(states[:, :1]) / 20 if config.noise == "growing" else 1.0
+    growth = 0.5 + 1.5 * np.abs(states) / 20 if config.noise == "growing" else 1.0
     noisy = states + config.noise_scale * growth * random.standard_normal(states.shape)
     return noisy.astype(np.float32), states.astype(np.float32)
 

@@ -123,7 +123,7 @@ class RegressionEnsemble:
             schema.check(inputs[schema.name])
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the inputs must have one row for each example, got {lengths}")
-        return standardised_inputs([inputs[name].to(self._device) for name in names], self.mean, self.std)
+        return [inputs[name].to(self._device) for name in names]
 
     def _passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Means and variances of standardised targets, each ``(passes, B, C, ...)``."""
@@ -155,22 +155,6 @@ class RegressionEnsemble:
             each + self.input_noise * each.abs().amax() * torch.randn_like(each) if each.is_floating_point() else each
             for each in inputs
         ]
-
-
-def standardised_inputs(inputs: list[Tensor], mean: Tensor, std: Tensor) -> list[Tensor]:
-    """What a network sees: an input with the channels of the targets in the targets' units, all else as it is.
-
-    A noisy trajectory and the true one, a small picture and the large one: both are the same quantity, and the network
-    may pass the one through to the other.
-
-    Args:
-        inputs: In the order of the network's arguments.
-        mean, std: Of the targets in training, ``(C,)``.
-    """
-    if len(inputs) != 1 or inputs[0].ndim < 3 or inputs[0].shape[1] != len(mean):
-        return inputs
-    channels = (-1, *(1,) * (inputs[0].ndim - 2))
-    return [(inputs[0] - mean.view(channels)) / std.view(channels)]
 
 
 class dropout_active:  # noqa: N801 - used like a function

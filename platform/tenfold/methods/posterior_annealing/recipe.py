@@ -30,7 +30,6 @@ from tenfold.methods.posterior_annealing.predictor import (
     RegressionEnsemble,
     dropout_active,
     load,
-    standardised_inputs,
 )
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
@@ -38,6 +37,7 @@ from tenfold.metrics.predictions import check_classes
 from tenfold.metrics.regression.calibration import quantile_calibration
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
+from tenfold.models.regressors.base import Regressor
 from tenfold.models.regressors.build import build_regressor
 from tenfold.types import Batch
 
@@ -96,6 +96,7 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
     for member in range(config.num_members if config.uncertainty == "deep_ensemble" else 1):
         torch.manual_seed(int(np.random.SeedSequence((run.seed, member)).generate_state(1)[0]))
         network = _network(job, data)
+        share_units(network, data, mean, std)
         if config.uncertainty == "mc_dropout":
             with dropout_active(network):  # refuses a network without, before any work
                 pass
@@ -156,6 +157,22 @@ def _network(job: JobConfig, data: RegressionData) -> nn.Module:
         ) from error
 
 
+def share_units(network: nn.Module, data: RegressionData, mean: Tensor, std: Tensor) -> None:
+    """Have the network see an input with the channels of the targets in the targets' units, and all else as it is.
+
+    A noisy trajectory and the true one, a small picture and the large one: both are the same quantity, and a network
+    may pass the one through to the other.
+
+    Args:
+        network: Fresh.
+        data: What it learns from.
+        mean, std: Of the targets in training, ``(C,)``.
+    """
+    spatial = len(data.inputs) == 1 and len(data.inputs[0].shape) > 1
+    if spatial and isinstance(network, Regressor) and data.inputs[0].shape[0] == len(mean):
+        network.standardise_inputs(mean, std)
+
+
 def _fit(
     job: JobConfig,
     data: RegressionData,
@@ -208,8 +225,7 @@ def training_loss(config: Config, data: RegressionData, mean: Tensor, std: Tenso
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
         channels = (-1, *(1,) * (batch[TARGETS].ndim - 2))
         targets = (batch[TARGETS] - mean.view(channels)) / std.view(channels)
-        inputs = standardised_inputs([batch[schema.name] for schema in data.inputs], mean, std)
-        predicted, log_variance = model(*inputs)
+        predicted, log_variance = model(*(batch[schema.name] for schema in data.inputs))
         return objective_loss(config, predicted, log_variance, targets, tau_at(config, clock))
 
     return loss

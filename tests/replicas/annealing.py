@@ -1,0 +1,338 @@
+"""What the replicas of posterior annealing share: data, one training, the figures to report, the command line.
+
+A plain loop over the public functions of the method, with the settings of the method's own ``Config``; the weight of
+the prior and the learning rate change at every step.
+"""
+
+import argparse
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import torch
+from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from torch import Tensor, nn
+
+from tenfold.engine.storage import Storage
+from tenfold.methods.posterior_annealing.baselines import beta_nll_loss
+from tenfold.methods.posterior_annealing.loss import annealed_likelihood_loss
+from tenfold.methods.posterior_annealing.predictor import dropout_active
+from tenfold.methods.posterior_annealing.schedules import annealing_weight
+from tenfold.methods.posterior_annealing.settings import Config
+from tenfold.metrics.regression.calibration import (
+    error_uncertainty_correlation,
+    expected_normalized_calibration_error,
+    quantile_calibration,
+    uncertainty_calibration_error,
+)
+from tenfold.metrics.regression.convergence import first_at_most
+from tenfold.metrics.regression.likelihoods import gaussian_nll
+from tenfold.metrics.regression.moments import predictive_moments
+from tenfold.metrics.regression.recalibration import SigmaScaler
+from tenfold.metrics.regression.scores import gaussian_crps, sharpness
+
+NUM_BINS = 15
+NLL, ANNEALED = "gaussian_nll", "annealed l2=1"
+"""Schemes that every replica has."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs in the order of the network's arguments, and targets; each with N rows."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, rows: Tensor) -> "Examples":
+        return Examples(tuple(each[rows] for each in self.inputs), self.targets[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """One protocol: what is learnt from what, how, and by which schemes."""
+
+    name: str
+    draw: Callable[[int], tuple[Examples, Examples]]
+    """Training and test examples of a seed."""
+    build: Callable[[float], nn.Module]
+    """A fresh network with so much dropout."""
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    schemes: Mapping[str, Config]
+    thresholds: Sequence[float] = ()
+    """Test errors: the first epoch that reaches each is reported."""
+    dropout: float = 0.1
+    """Where the uncertainty comes from dropout."""
+    specified: Mapping[str, str] = field(default_factory=dict)
+    """MSE / NLL / UCE of each scheme that the method's specification measured with the same protocol."""
+
+
+def train(replica: Replica, scheme: str, seed: int) -> dict[str, Any]:
+    """Train a scheme and judge it on the test examples; as JSON holds it.
+
+    Returns:
+        ``mse``, ``nll`` (no constant), ``uce`` and further scores of the final model (only ``mse`` where no variance is
+        learnt), ``epochs_to`` each threshold (None: never), ``history`` with the first network's test error and
+        likelihood after every epoch, ``quantiles`` and ``bins`` of the reliability diagram, ``seconds`` of training.
+    """
+    config, started = replica.schemes[scheme], time.perf_counter()
+    learnt, test = replica.draw(seed)
+    fitted, kept = _divide(config, learnt, seed)
+    members = config.num_members if config.uncertainty == "deep_ensemble" else 1
+    with _one_thread():
+        trained = [_fit(replica, config, fitted, test, seed, member) for member in range(members)]
+        seconds = time.perf_counter() - started
+        networks = [network for network, _ in trained]
+        mean, variance = _predict(networks, config, test, seed)
+        if kept is not None:
+            kept_mean, kept_variance = _predict(networks, config, kept, seed)
+            method = "nll" if config.recalibration == "sigma_nll" else "ratio"
+            scaler = SigmaScaler(method).fit(kept_mean, kept_variance.sqrt(), kept.targets.double())
+            variance = scaler.transform(variance.sqrt()).square()
+    history = trained[0][1]
+    curve = [epoch["mse"] for epoch in history]
+    scores = _scores(mean, variance, test.targets.double(), has_variance=config.objective != "mse")
+    return {
+        "scheme": scheme,
+        "seed": seed,
+        **scores,
+        "epochs_to": {f"{threshold:g}": first_at_most(curve, threshold) for threshold in replica.thresholds},
+        "history": history,
+        "seconds": seconds,
+    }
+
+
+def objective(config: Config, mean: Tensor, log_variance: Tensor, targets: Tensor, tau: float) -> Tensor:
+    """The loss that ``config.objective`` names, a mean over all elements."""
+    if config.objective == "mse":
+        return (targets - mean).square().mean()
+    if config.objective == "gaussian_nll":
+        return gaussian_nll(mean, log_variance, targets)
+    if config.objective == "beta_nll":
+        return beta_nll_loss(mean, log_variance, targets, beta=config.beta)
+    return annealed_likelihood_loss(
+        mean,
+        log_variance,
+        targets,
+        tau=tau,
+        residual_weight=config.residual_weight,
+        coupling_weight=config.coupling_weight,
+        residual_power=config.residual_power,
+        detach_residual=config.detach_residual,
+        form=config.form,
+    )
+
+
+def _fit(
+    replica: Replica, config: Config, learnt: Examples, test: Examples, seed: int, member: int
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    torch.manual_seed(int(np.random.SeedSequence((seed, member)).generate_state(1)[0]))
+    network = replica.build(replica.dropout if config.uncertainty == "mc_dropout" else 0.0)
+    steps = replica.num_epochs * math.ceil(len(learnt) / replica.batch_size)
+    optimizer = torch.optim.Adam(network.parameters(), lr=replica.learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    count, history = itertools.count(), []
+    for epoch in range(1, replica.num_epochs + 1):
+        network.train()
+        for rows in torch.randperm(len(learnt)).split(replica.batch_size):
+            batch = learnt.rows(rows)
+            # The last step has the weight 0 exactly: training ends with the likelihood itself.
+            tau = config.start * annealing_weight(
+                next(count), steps - 1, kind=config.schedule, hold=config.hold, end=config.end, rate=config.rate
+            )
+            loss = objective(config, *network(*batch.inputs), batch.targets, tau)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        mean, log_variance = _answers(network, test)
+        history.append(
+            {
+                "epoch": epoch,
+                "mse": float((test.targets - mean).square().mean()),
+                "nll": float(gaussian_nll(mean, log_variance, test.targets)),
+            }
+        )
+    return network, history
+
+
+def _answers(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        mean, log_variance = network.eval()(*examples.inputs)
+    return mean, log_variance.expand_as(mean)
+
+
+def _predict(networks: Sequence[nn.Module], config: Config, examples: Examples, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the mixture of all members or passes, float64."""
+    if config.uncertainty == "mc_dropout":
+        torch.manual_seed(seed)
+        network = networks[0].eval()
+        with dropout_active(network), torch.inference_mode():
+            answers = [network(*examples.inputs) for _ in range(config.num_passes)]
+    else:
+        answers = [_answers(network, examples) for network in networks]
+    means, log_variances = (torch.stack(each).double() for each in zip(*answers, strict=True))
+    moments = predictive_moments(means, log_variances.expand_as(means).exp())
+    return moments.mean, moments.total
+
+
+def _scores(mean: Tensor, variance: Tensor, targets: Tensor, *, has_variance: bool) -> dict[str, Any]:
+    squared_error, std = (targets - mean).square(), variance.sqrt()
+    scores: dict[str, Any] = {"mse": float(squared_error.mean())}
+    if not has_variance:
+        return scores
+    quantiles = quantile_calibration(mean, std, targets)
+    bins = uncertainty_calibration_error(squared_error, variance, n_bins=NUM_BINS, strategy="mass", return_bins=True)
+    return scores | {
+        "nll": float(gaussian_nll(mean, variance.log(), targets)),
+        "uce": uncertainty_calibration_error(squared_error, variance, n_bins=NUM_BINS),
+        "uce_equal_mass": bins.calibration_error,
+        "ence": expected_normalized_calibration_error(squared_error, variance, n_bins=NUM_BINS),
+        "mace": quantiles.mace,
+        "crps": float(gaussian_crps(mean, std, targets)),
+        "sharpness": sharpness(std),
+        "correlation": error_uncertainty_correlation(squared_error, variance),
+        "quantiles": {"expected": quantiles.expected.tolist(), "observed": quantiles.observed.tolist()},
+        "bins": {"variance": bins.variance.tolist(), "error": bins.error.tolist()},
+    }
+
+
+def _divide(config: Config, learnt: Examples, seed: int) -> tuple[Examples, Examples | None]:
+    """Examples that are learnt from, and those kept for what is fitted afterwards."""
+    if config.recalibration == "none":
+        return learnt, None
+    order = torch.from_numpy(np.random.default_rng((seed, len(learnt))).permutation(len(learnt)))
+    size = round(config.calibration_fraction * len(learnt))
+    return learnt.rows(order[size:]), learnt.rows(order[:size])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- the report
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Of a score over seeds."""
+    return float(np.mean([run[key] for run in runs]))
+
+
+def mean_epochs_to(runs: Sequence[Mapping[str, Any]], threshold: float, num_epochs: int) -> float:
+    """Mean number of epochs to a test error; a run that never gets there counts as one epoch more than it had."""
+    reached = [run["epochs_to"][f"{threshold:g}"] for run in runs]
+    return float(np.mean([num_epochs + 1 if epoch is None else epoch for epoch in reached]))
+
+
+def table(replica: Replica, results: Runs) -> str:
+    """Means over seeds, plus and minus their standard deviation, as Markdown."""
+    scores = ("mse", "nll", "uce", "uce_equal_mass", "ence", "mace", "crps")
+    titles = ["scheme", *scores, *(f"epochs to {threshold:g}" for threshold in replica.thresholds), "specification"]
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    for scheme, runs in results.items():
+        cells = [_spread([run[score] for run in runs]) if score in runs[0] else "" for score in scores]
+        for threshold in replica.thresholds:
+            never = sum(run["epochs_to"][f"{threshold:g}"] is None for run in runs)
+            epochs = mean_epochs_to(runs, threshold, replica.num_epochs)
+            cells.append(f"{epochs:.1f}" + f" ({never} never)" * bool(never))
+        lines.append(f"| {' | '.join([scheme, *cells, replica.specified.get(scheme, '')])} |")
+    return "\n".join(lines)
+
+
+def figure_reliability(results: Runs) -> Any:
+    """Observed against nominal coverage, and squared error against variance in bins of equal size; first seed."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for scheme, runs in results.items():
+        run = runs[0]
+        if "bins" not in run:
+            continue
+        left.plot(run["quantiles"]["expected"], run["quantiles"]["observed"], label=scheme)
+        right.plot(np.sqrt(run["bins"]["variance"]), np.sqrt(run["bins"]["error"]), marker="o", ms=3, label=scheme)
+    left.plot([0, 1], [0, 1], "k--", lw=1)
+    left.set(xlabel="nominal coverage", ylabel="observed coverage", title="central intervals")
+    variances = [each for runs in results.values() for each in runs[0].get("bins", {}).get("variance", [])]
+    ends = np.sqrt([min(variances), max(variances)])
+    right.plot(ends, ends, "k--", lw=1)
+    right.set(
+        xscale="log", yscale="log", xlabel="root of the mean variance", ylabel="root of the mean squared error",
+        title=f"{NUM_BINS} bins of equal size",
+    )  # fmt: skip
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    left.legend(fontsize=8)
+    return figure
+
+
+def figure_convergence(results: Runs) -> Any:
+    """Test error and likelihood after every epoch, means over seeds; one line for schemes that train alike."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    drawn: list[list[float]] = []
+    for scheme, runs in results.items():
+        curves = {score: np.mean([[each[score] for each in run["history"]] for run in runs], axis=0)
+                  for score in ("mse", "nll")}  # fmt: skip
+        if curves["mse"].tolist() in drawn:
+            continue  # an ensemble's first network is the single one
+        drawn.append(curves["mse"].tolist())
+        epochs = [epoch["epoch"] for epoch in runs[0]["history"]]
+        for axis, score in zip(axes, curves, strict=True):
+            if score in runs[0]:
+                axis.plot(epochs, curves[score], label=scheme)
+    axes[0].set(xlabel="epoch", ylabel="MSE", yscale="log", title="test error")
+    axes[1].set(xlabel="epoch", ylabel="NLL without the constant", title="test likelihood")
+    # The early likelihood of a network that is sure and wrong would hide all that follows.
+    lowest = min(line.get_ydata().min() for line in axes[1].get_lines())
+    axes[1].set_ylim(lowest - 0.1, lowest + 2.5)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def main(replica: Replica, description: str | None, seeds: Sequence[int]) -> None:
+    """Train every scheme for every seed, print the table, and leave ``results.json`` and two figures in a folder."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--out", type=Path, default=Path("outputs") / f"replica_annealing_{replica.name}")
+    parser.add_argument("--schemes", nargs="+", choices=list(replica.schemes), default=list(replica.schemes))
+    options = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {}
+    for scheme in options.schemes:
+        results[scheme] = [train(replica, scheme, seed) for seed in options.seeds]
+        print(f"{scheme}: MSE {_spread([run['mse'] for run in results[scheme]])}", flush=True)
+    text = table(replica, results)
+    options.out.mkdir(parents=True, exist_ok=True)
+    Storage(options.out).write_json("results.json", {"results": results, "table": text})
+    for name, draw in (("reliability", figure_reliability), ("convergence", figure_convergence)):
+        figure = draw(results)
+        figure.savefig(options.out / f"{name}.png", dpi=110)
+        pyplot.close(figure)
+    seconds = sum(run["seconds"] for runs in results.values() for run in runs)
+    print(f"\n{text}\n\nseconds of training in all: {seconds:.0f}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    text = f"{np.mean(values):.4f}"
+    return f"{text} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else text
