@@ -28,7 +28,10 @@ _DATA_DEFAULTS = {
     "files": "coco",
     "classification_files": "food101",
     "localisation_files": "cub_localisation",
-} | {name: name for name in ("mnist", "photographs", "phantoms", "slices", "pairs", "table")}
+} | {
+    name: name
+    for name in ("mnist", "lorenz", "nbody", "molecules", "qm9", "photographs", "phantoms", "slices", "pairs", "table")
+}
 """Group of defaults to a data set whose settings they are."""
 
 
@@ -82,7 +85,12 @@ def _store_defaults() -> None:
     store = ConfigStore.instance()
     store.store(group="run", name="defaults", node=_defaults(RunConfig))
     store.store(group="scale", name="scale_defaults", node=_defaults(ScaleConfig))
-    for name, of_method in (("model", "large_loss"), ("clip", "waffleclip")):
+    for name, of_method in (
+        ("model", "large_loss"),
+        ("clip", "waffleclip"),
+        ("regressor", "posterior_annealing"),
+        ("digit_cnn", "gradient_uncertainty"),
+    ):
         store.store(group="model", name=f"{name}_defaults", node=_defaults(method(of_method).model_class()))
     for name, entry in METHODS.items():
         defaults = {"name": name, **_defaults(entry.config_class())}

@@ -102,13 +102,16 @@ def wait(endpoint: Endpoint) -> None:
 def describe(endpoint: Endpoint) -> str:
     """Where it listens and how to ask it."""
     lines = [f"serving on {endpoint.url} (docs: {endpoint.url}/docs)"]
-    open_models = endpoint.open_models()
+    open_models, explaining = endpoint.open_models(), endpoint.explaining_models()
     for model in endpoint.models:
         lines.append(f"  {model.name} version {model.version}")
         lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
         if model.name in open_models:
             own = """-F 'classes=["cat", "dog"]'"""
             lines.append(f"    any classes: curl -F image=@picture.png {own} {endpoint.url}/predict/{model.name}")
+        if model.name in explaining:
+            asked = f"{endpoint.url}/predict/{model.name}?explain=true"
+            lines.append(f"    where it looked: curl -H 'Accept: image/png' -F image=@picture.png -o map.png '{asked}'")
         lines.append(f"    v2: {endpoint.url}/v2/models/{model.name}/infer")
     return "\n".join(lines)
 

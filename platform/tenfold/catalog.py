@@ -38,8 +38,20 @@ class Method:
 
 _CLIP = "tenfold.models.clip:ClipConfig"
 METHODS: dict[str, Method] = {
+    "boostlu": Method(task=Task.MULTI_LABEL, room="tenfold.methods.boostlu"),
+    "calm": Method(task=Task.CLASSIFICATION, room="tenfold.methods.calm"),
     "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", model=_CLIP),
+    "gradient_uncertainty": Method(
+        task=Task.CLASSIFICATION,
+        room="tenfold.methods.gradient_uncertainty",
+        model="tenfold.models.digit_cnn:DigitCnnConfig",
+    ),
     "large_loss": Method(task=Task.MULTI_LABEL, room="tenfold.methods.large_loss"),
+    "posterior_annealing": Method(
+        task=Task.REGRESSION,
+        room="tenfold.methods.posterior_annealing",
+        model="tenfold.models.regressors.build:RegressorConfig",
+    ),
     "waffleclip": Method(task=Task.CLASSIFICATION, room="tenfold.methods.waffleclip", model=_CLIP),
 }
 

@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from jobs.config import compose_job
-from tenfold.bundle import check_probe, load_bundle
+from tenfold.bundle import check_probe, load_bundle, load_probes
 from tenfold.catalog import METHODS, load_predictor
 from tenfold.config import job_from_dict
-from tenfold.data.catalog import load_classification, load_multilabel
+from tenfold.data.catalog import load_classification, load_localisation, load_multilabel, load_regression
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.run import Outcome, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.types import Batch, Task
 
-OUTPUTS = {Task.MULTI_LABEL: {"probs", "logits"}, Task.CLASSIFICATION: {"probs", "logits"}}
+OUTPUTS = {
+    Task.MULTI_LABEL: {"probs", "logits"},
+    Task.CLASSIFICATION: {"probs", "logits"},
+    Task.REGRESSION: {"mean", "std"},
+}
 """Names that a predictor must give, by task."""
 
 
@@ -40,20 +44,22 @@ class Row:
     settings: tuple[str, ...]
     """A training of seconds, as on a command line."""
     learner: Callable[[JobConfig, PlainRun], Learner] | None
-    """None: the method trains nothing."""
+    """None: the method trains nothing, or walks a chain of its own instead of the common loop."""
 
 
-def large_loss(job: JobConfig, run: PlainRun) -> Learner:
+def partial_labels(job: JobConfig, run: PlainRun) -> Learner:
     import numpy as np
 
-    from tenfold.models.image_classifier import build_classifier
+    from tenfold.methods.boostlu.predictor import boosted_classifier
     from tenfold.models.partial_labels.objective import TrainingLabels
+    from tenfold.models.partial_labels.predictor import plain_classifier
 
     data = load_multilabel(job.data)
     labels = TrainingLabels(job.method, data.train, run, mirror=data.mirrorable, recorder=None)
     rows = np.arange(16)
+    build = boosted_classifier if job.method_name == "boostlu" else plain_classifier
     return Learner(
-        model=build_classifier(job.model, len(data.classes), data.image_size),
+        model=build(job.as_dict()["method"], job.model, len(data.classes), data.image_size),
         objective=labels.objective(),
         batch=lambda: {**labels.read(rows), "index": torch.from_numpy(rows)},
         clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
@@ -83,8 +89,50 @@ def datadream(job: JobConfig, run: PlainRun) -> Learner:
     )
 
 
+def calm(job: JobConfig, run: PlainRun) -> Learner:
+    import numpy as np
+
+    from tenfold.methods.calm.network import TrainedClassifier, calm_classifier
+    from tenfold.methods.calm.pictures import read_batch
+    from tenfold.methods.calm.recipe import training_loss
+    from tenfold.types import Preprocessing
+
+    data = load_localisation(job.data, Preprocessing(image_size=job.method.image_size))
+    rows = np.arange(16)
+    return Learner(
+        model=TrainedClassifier(calm_classifier(job.method, job.model, len(data.classes), data.image_size)),
+        objective=Objective(loss=training_loss(job.method, mirrorable=False)),
+        batch=lambda: {**read_batch(data.train, rows), "index": torch.from_numpy(rows)},
+        clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
+    )
+
+
+def posterior_annealing(job: JobConfig, run: PlainRun) -> Learner:
+    import numpy as np
+
+    from tenfold.methods.posterior_annealing.recipe import target_statistics, training_loss
+    from tenfold.models.regressors.build import build_regressor
+
+    data = load_regression(job.data)
+    rows = np.arange(16)
+    return Learner(
+        model=build_regressor(job.model, data.inputs, len(data.targets)),
+        objective=Objective(loss=training_loss(job.method, data, *target_statistics(data.train, rows))),
+        batch=lambda: {**data.train.read(rows), "index": torch.from_numpy(rows)},
+        clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
+    )
+
+
 TINY_SCENES = ("data=handwriting", "data.num_train=64", "data.num_val=32", "data.num_test=32", "model.pretrained=false")
 ROWS = {
+    "boostlu": Row(settings=("method=boostlu", *TINY_SCENES), learner=partial_labels),
+    "calm": Row(
+        settings=(
+            "method=calm", "data.num_train=64", "data.num_val=32", "data.num_test=32", "method.interval=0.05",
+            "method.fractions=[0.3]", "method.learning_rate=1e-3",
+        ),
+        learner=calm,
+    ),
     "datadream": Row(
         settings=(
             "method=datadream", "method.scheme=real", "method.num_shots=2", "method.images_per_class=2",
@@ -93,7 +141,19 @@ ROWS = {
         ),
         learner=datadream,
     ),
-    "large_loss": Row(settings=("method=large_loss", *TINY_SCENES), learner=large_loss),
+    "gradient_uncertainty": Row(
+        settings=(
+            "method=gradient_uncertainty", "data.num_train=10", "data.num_val=10", "data.num_test=30",
+            "model.channels=[2, 2, 2]", "model.hidden=8", "run.max_steps=24", "method.num_members=3",
+            "method.warmup_steps=5", "method.threshold=-1e6", "method.noise_power=1.0",
+        ),
+        learner=None,
+    ),
+    "large_loss": Row(settings=("method=large_loss", *TINY_SCENES), learner=partial_labels),
+    "posterior_annealing": Row(
+        settings=("method=posterior_annealing", "data.num_train=16", "data.num_val=8", "data.num_test=8"),
+        learner=posterior_annealing,
+    ),
     "waffleclip": Row(settings=("method=waffleclip", "method.num_pairs=2", "method.repetitions=1"), learner=None),
 }  # fmt: skip
 LEARNERS = sorted(name for name, row in ROWS.items() if row.learner)
@@ -193,11 +253,11 @@ def test_a_training_ends_in_a_bundle_that_answers_as_the_training_did(name, job,
     assert predictor.task == bundle.metadata.task
     assert tuple(predictor.classes) == bundle.metadata.classes
     assert check_probe(bundle, predictor) == 0.0  # same machine, same kernels, same batch
-    size = predictor.preprocessing.image_size
-    picture = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    answer = predictor(picture)
+    probes = load_probes(bundle)
+    given = {key: value[:2] for key, value in probes.items()} if isinstance(probes, dict) else probes[:2]
+    answer = predictor(given)
     assert OUTPUTS[predictor.task] <= set(answer)
     for key, value in answer.items():
         assert len(value) == 2, key
         assert value.dtype == torch.float32, key
-        assert torch.equal(value, load_predictor(outcome.bundle)(picture)[key]), key
+        assert torch.equal(value, load_predictor(outcome.bundle)(given)[key]), key

@@ -96,7 +96,7 @@ def test_the_single_trajectory_is_cut_in_order():
 def test_lorenz_noise_has_the_size_it_should():
     config = dataclasses.replace(LORENZ, length=200, num_train=20)
     noisy, states = lorenz_windows(config, "train")
-    scores = (noisy - states) / (2 * (0.5 + 1.5 * np.abs(states[:, :1]) / 20))
+    scores = (noisy - states) / (2 * (0.5 + 1.5 * np.abs(states) / 20))
     assert scores.std() == pytest.approx(1, abs=0.03)
     constant = dataclasses.replace(config, noise="constant", noise_scale=0.5)
     noisy, states = lorenz_windows(constant, "train")

@@ -1,0 +1,39 @@
+"""Sampling-based Bayesian Inference with gradient uncertainty.
+
+Chanwoo Park, Jae Myung Kim, Seok Hyeon Ha, Jungwoo Lee. 2018, arXiv 1812.03285.
+
+Where the gradients of a minibatch's examples cancel, gradient descent has arrived at a mode: keep the parameters there,
+and kick them on to the next. The members that are kept disagree about what the data do not tell.
+"""
+
+from tenfold.methods.gradient_uncertainty.measure import GradientUncertainty, gradient_uncertainty
+from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
+from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
+from tenfold.methods.gradient_uncertainty.sampler import GradientUncertaintySampler, PosteriorSamples, SamplerConfig
+from tenfold.methods.gradient_uncertainty.steps import (
+    langevin_step,
+    potential_gradient_variance,
+    triggered_langevin_step,
+)
+from tenfold.methods.gradient_uncertainty.theory import stationary_variance
+from tenfold.methods.gradient_uncertainty.toy import toy_potential
+from tenfold.metrics.uncertainty import PredictiveUncertainty, predictive_uncertainty
+from tenfold.models.digit_cnn import DigitCNN
+
+__all__ = [
+    "DigitCNN",
+    "GradientUncertainty",
+    "GradientUncertaintySampler",
+    "PosteriorSamples",
+    "PredictiveUncertainty",
+    "SamplerConfig",
+    "gradient_uncertainty",
+    "langevin_step",
+    "per_example_gradients",
+    "posterior_predictive",
+    "potential_gradient_variance",
+    "predictive_uncertainty",
+    "stationary_variance",
+    "toy_potential",
+    "triggered_langevin_step",
+]

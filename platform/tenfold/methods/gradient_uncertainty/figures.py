@@ -1,0 +1,79 @@
+"""What people look at after a training: doubt by set, reliability, the chain, and the pictures doubted most."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from tenfold.data.uncertainty import UncertaintyData
+from tenfold.engine.run import Run
+from tenfold.methods.gradient_uncertainty.evaluation import all_scores, member_probs
+from tenfold.methods.gradient_uncertainty.predictor import PosteriorPredictor
+from tenfold.methods.gradient_uncertainty.settings import Config
+from tenfold.metrics.uncertainty import SCORES, PredictiveUncertainty
+from tenfold.metrics.uncertainty_figures import figure_reliability, figure_scores
+
+NUM_PICTURES = 12
+_UNITS = {"predictive_entropy": " in nats", "mutual_information": " in nats", "variation_ratio": ""}
+
+
+def log_figures(
+    run: Run, config: Config, data: UncertaintyData, predictor: PosteriorPredictor, trace: Sequence[float]
+) -> None:
+    """All figures of a finished training, in the tracked run."""
+    scores = all_scores(predictor, data)
+    for name in SCORES:
+        label = name.replace("_", " ") + _UNITS[name]
+        of_sets = {of_set: getattr(each, name) for of_set, each in scores.items()}
+        threshold = predictor.threshold if name == config.score else None
+        run.log_figure(f"{name}.png", figure_scores(of_sets, label, f"{config.scheme}: {label}", threshold))
+    test = data.inside.test
+    probs = member_probs(predictor, test.images).mean(0)
+    labels = torch.from_numpy(test.labels.copy())
+    run.log_figure("reliability.png", figure_reliability({config.scheme: probs}, labels, data.inside.name))
+    run.log_figure("doubted.png", figure_doubted(data, predictor, scores, config))
+    if len(trace):
+        run.log_figure("chain.png", figure_trace(trace, config))
+
+
+def figure_trace(trace: Sequence[float], config: Config) -> Figure:
+    """Gradient uncertainty of every step; above the threshold, after the warm-up, members are kept."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    panel: Any = figure.subplots()
+    panel.plot(np.clip(trace, -5, 1), linewidth=0.5)
+    if config.scheme == "triggered":
+        panel.axhline(config.threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+        panel.axvline(config.warmup_steps, color="0.6", linewidth=1, label="end of the warm-up")
+        panel.legend(fontsize=8)
+    panel.set_xlabel("step")
+    panel.set_ylabel("gradient uncertainty (cut at -5)")
+    panel.set_title(config.scheme, fontsize=10)
+    return figure
+
+
+def figure_doubted(
+    data: UncertaintyData, predictor: PosteriorPredictor, scores: dict[str, PredictiveUncertainty], config: Config
+) -> Figure:
+    """For each set the pictures with the highest score, and what the classifier says of them."""
+    sources = {"test": data.inside.test.images, **data.outside, **data.ambiguous}
+    figure = Figure(figsize=(NUM_PICTURES * 0.85, 1.25 * len(sources) + 0.4), layout="constrained")
+    panels: Any = figure.subplots(len(sources), NUM_PICTURES, squeeze=False)
+    for row, (name, images) in enumerate(sources.items()):
+        values = getattr(scores[name], config.score)
+        chosen = values.topk(min(NUM_PICTURES, len(values))).indices.numpy()
+        pictures = images.read(chosen)
+        answers = predictor(pictures)
+        for column, panel in enumerate(panels[row]):
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if column >= len(chosen):
+                continue
+            panel.imshow(pictures[column].numpy(), interpolation="nearest")
+            best = int(answers["probs"][column].argmax())
+            said = f"{predictor.classes[best]} {answers['probs'][column, best]:.2f}"
+            panel.set_title(f"{said}\n{values[chosen[column]]:.2f}", fontsize=7)
+        panels[row, 0].set_ylabel(name, fontsize=8)
+    figure.suptitle(f"highest {config.score.replace('_', ' ')}, {config.scheme}", fontsize=10)
+    return figure

@@ -1,0 +1,110 @@
+"""The gradient of every example of a batch by itself, all in one vectorised pass."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Outputs ``(1, ...)`` and targets ``(1, ...)`` of one example to a scalar, such as ``functional.cross_entropy``."""
+
+
+def per_example_gradients(
+    module: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, *, chunk_size: int | None = None
+) -> dict[str, Tensor]:
+    """Gradient of the loss of each example by itself.
+
+    Args:
+        module: A network whose output for an example does not depend on the others.
+        loss_fn: Loss of one example.
+        inputs: ``(B, ...)``.
+        targets: ``(B, ...)``.
+        chunk_size: Examples at a time; None: all. The result has B times the network's size in any case.
+
+    Returns:
+        ``(B, ...)`` by name, in the order of ``named_parameters()``, for the parameters that require a gradient.
+
+    Raises:
+        ValueError: The network has batch normalisation or active dropout, no parameter requires a gradient, or inputs
+            and targets hold no or different numbers of examples.
+    """
+    check_independent(module)
+    check_pairs(inputs, targets)
+    names = trained_names(module)
+    return gradients_of(module, loss_fn, inputs, targets, names, chunk_size)
+
+
+def gradients_of(
+    module: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, names: Iterable[str], chunk_size: int | None
+) -> dict[str, Tensor]:
+    """``per_example_gradients`` of the named parameters only; checks nothing."""
+    chosen = set(names)
+    state = {name: value.detach() for name, value in module.named_parameters()}
+    moved = {name: value for name, value in state.items() if name in chosen}
+    fixed = {name: value for name, value in state.items() if name not in chosen} | dict(module.named_buffers())
+
+    def loss(parameters: dict[str, Tensor], example: Tensor, target: Tensor) -> Tensor:
+        outputs = functional_call(module, {**fixed, **parameters}, (example.unsqueeze(0),))
+        return loss_fn(outputs, target.unsqueeze(0))
+
+    return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk_size)(moved, inputs, targets)
+
+
+def trained_names(module: nn.Module) -> list[str]:
+    """Names of the parameters that require a gradient.
+
+    Raises:
+        ValueError: There is none.
+    """
+    names = [name for name, value in module.named_parameters() if value.requires_grad]
+    if not names:
+        raise ValueError("no parameter of the network requires a gradient")
+    return names
+
+
+def check_pairs(inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a batch without examples, or with targets for others.
+
+    Raises:
+        ValueError: As said.
+    """
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or not len(inputs):
+        raise ValueError(
+            f"inputs and targets must be (B, ...) with one B of at least 1, "
+            f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+        )
+
+
+def check_independent(module: nn.Module) -> None:
+    """Refuse a network in which the gradient of an example is not a function of this example.
+
+    Raises:
+        ValueError: Batch normalisation, which mixes the examples, or dropout that is switched on, which makes the
+            gradient a random number.
+    """
+    for name, part in module.named_modules():
+        what = f"{name or 'the network'} ({type(part).__name__})"
+        if isinstance(part, _BatchNorm):
+            raise ValueError(  # noqa: TRY004 - the network is of the right type, and of the wrong kind
+                f"{what} normalises over the batch, so no example has a gradient of its own; "
+                f"use a network without batch normalisation (group or layer normalisation will do)"
+            )
+        if part.training and _drop_rate(part) > 0:
+            raise ValueError(f"{what} drops at random, which makes gradients noisy; set its rate to 0 or call eval()")
+
+
+def _drop_rate(part: nn.Module) -> float:
+    """Rate of torch's and timm's dropout layers, and of layers with dropout inside (attention, recurrent)."""
+    names = ("p", "drop_prob") if "drop" in type(part).__name__.lower() else ("dropout",)
+    for name in names:
+        rate = getattr(part, name, None)
+        if isinstance(rate, (int, float)) and not isinstance(rate, bool):
+            return float(rate)
+    return 0.0
+
+
+def flatten_examples(grads: dict[str, Tensor]) -> Tensor:
+    """``(B, P)``: the gradients of all parameters one after the other."""
+    return torch.cat([value.flatten(1) for value in grads.values()], dim=1)

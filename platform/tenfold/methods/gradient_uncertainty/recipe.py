@@ -1,0 +1,277 @@
+"""From pictures of known classes to members of a posterior, and a threshold for what does not belong."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tenfold import __version__
+from tenfold.bundle import load_bundle, save_trained
+from tenfold.data.catalog import load_uncertainty
+from tenfold.data.classification import ClassificationSplit
+from tenfold.data.uncertainty import UncertaintyData
+from tenfold.engine.fit import Clock, FitPlan, fit
+from tenfold.engine.run import Interrupted, Outcome, Run
+from tenfold.engine.settings import JobConfig
+from tenfold.engine.storage import Storage
+from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
+from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
+from tenfold.methods.gradient_uncertainty.evaluation import measure, member_probs
+from tenfold.methods.gradient_uncertainty.figures import log_figures
+from tenfold.methods.gradient_uncertainty.predict import stack_members
+from tenfold.methods.gradient_uncertainty.predictor import (
+    MEMBER,
+    THRESHOLD,
+    PosteriorPredictor,
+    grey,
+    load,
+    predictor_of,
+)
+from tenfold.methods.gradient_uncertainty.sampler import GradientUncertaintySampler, SamplerConfig
+from tenfold.methods.gradient_uncertainty.settings import CHAINS, Config
+from tenfold.metrics.predictions import check_classes
+from tenfold.metrics.uncertainty import predictive_uncertainty, threshold_at
+from tenfold.models.digit_cnn import build_digit_cnn
+from tenfold.types import Batch
+
+METRIC = "val/nll"
+NUM_PROBES = 8
+REPORT_EVERY = 200
+"""Steps between two moments at which workers look whether to save or to stop."""
+
+Members = list[dict[str, Tensor]]
+
+
+def train(job: JobConfig, run: Run) -> Outcome:
+    """Sample or train the members, fix the threshold on held-out pictures, test, and leave a bundle and figures.
+
+    Args:
+        job: Settings; ``job.method`` is this room's ``Config``.
+        run: The machine. Each of several workers walks a chain of its own and keeps its share of the members.
+    """
+    data = run.once_per_node(lambda: load_uncertainty(job.data))
+    key = {"job": job.digest(), "data": data.inside.fingerprint, "version": __version__}
+    folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder))
+    results = json.loads((folder / "results.json").read_text())
+    if run.is_main and run.recorder is not None:
+        log_figures(run, job.method, data, load(load_bundle(folder / "bundle")), results["trace"])
+    return Outcome(
+        bundle=folder / "bundle",
+        metrics=results["metrics"],
+        metric=METRIC,
+        mode="min",
+        data_fingerprint=data.inside.fingerprint,
+        history=results["history"],
+    )
+
+
+def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
+    """Accuracy, calibration, and how well what does not belong is told, on any data with the same classes.
+
+    Raises:
+        ValueError: The data have other classes than the model.
+    """
+    loaded = run.once_per_node(lambda: load_uncertainty(data))
+    check_classes(predictor.classes, loaded.inside.name, loaded.inside.classes)
+    return measure(predictor, loaded)
+
+
+def _train(job: JobConfig, data: UncertaintyData, run: Run, folder: Path) -> None:
+    """The stage: everything it writes goes into ``folder``."""
+    config: Config = job.method
+    members, trace, history = _members(job, data, run)
+    stacked = stack_members(members)
+    classes = data.inside.classes
+    device = str(run.device)
+    held_out = member_probs(
+        predictor_of(config, job.model, stacked, classes, 0.0, device), data.inside.split("val").images
+    )
+    scores = getattr(predictive_uncertainty(held_out), config.score)
+    threshold = threshold_at(scores.cpu(), config.false_positive_rate)
+    predictor = predictor_of(config, job.model, stacked, classes, threshold, device)
+    metrics = measure(predictor, data) | {"members": float(len(members))}
+    if len(trace):
+        late = trace[config.warmup_steps + 1 :]
+        metrics |= {"chain/steps": float(len(trace)), "chain/kept_share": len(members) / max(len(late), 1)}
+    if not run.is_main:
+        return
+    served = predictor_of(config, job.model, {name: value.cpu() for name, value in stacked.items()}, classes, threshold)
+    save_trained(
+        folder / "bundle",
+        served,
+        data.inside.test.images.read(np.arange(min(NUM_PROBES, len(data.inside.test)))),
+        config=job.as_dict(),
+        tensors={
+            **{f"{MEMBER}{name}": value for name, value in stacked.items()},
+            THRESHOLD: torch.tensor(threshold).double(),
+        },
+        method=job.method_name,
+        metrics=metrics,
+        data_name=data.inside.name,
+        data_fingerprint=data.inside.fingerprint,
+    )
+    results = {"metrics": metrics, "history": history, "trace": trace.tolist()}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, Tensor, list[dict[str, float]]]:
+    """Parameters of every member, the trace of gradient uncertainty where there is one, and a history."""
+    config: Config = job.method
+    train = data.inside.split("train")
+    if config.scheme in CHAINS:
+        members, trace = _walk(job, train, run)
+        return members, trace, [{"epoch": 1.0, "step": float(len(trace)), "members": float(len(members))}]
+    networks: list[nn.Module] = []
+    history: list[dict[str, float]] = []
+    for number in range(config.num_members if config.scheme == "deep_ensemble" else 1):
+        torch.manual_seed(int(np.random.SeedSequence((run.seed, number)).generate_state(1)[0]))
+        drop = config.dropout if config.scheme == "mc_dropout" else 0.0
+        network = build_digit_cnn(job.model, len(data.inside.classes), drop)
+        stage = f"member{number}" if config.scheme == "deep_ensemble" else "fit"
+        result = fit(
+            run,
+            network,
+            _loss,
+            run.loader(lambda rows: _batch(train, rows), len(train), job.run.batch_size, shuffle=True),
+            FitPlan.of(job.run, stage=stage),
+            optimizer=lambda bare: torch.optim.SGD(bare.parameters(), lr=config.learning_rate),
+            evaluate=lambda bare: _validate(bare, data.inside.split("val")),
+        )
+        networks.append(result.model.cpu())
+        history = history or result.history
+    if config.scheme == "laplace":
+        members = laplace_members(networks[0], _batches(job, train, run.seed), config.num_members, run.seed)
+    else:
+        members = [{name: value.detach() for name, value in network.named_parameters()} for network in networks]
+    return members, torch.zeros(0), history
+
+
+def _walk(job: JobConfig, train: ClassificationSplit, run: Run) -> tuple[Members, Tensor]:
+    """One chain on every worker, from the last checkpoint where there is one; all members, and rank 0's trace."""
+    config: Config = job.method
+    share = -(-config.num_members // run.world_size)
+    batches = _batches(job, train, run.seed + run.rank)
+    steps = job.run.num_epochs * len(batches)
+    max_steps = min(steps, job.run.max_steps or steps)
+    torch.manual_seed(int(np.random.SeedSequence((run.seed, run.rank)).generate_state(1)[0]))
+    chain = _chain(job, build_digit_cnn(job.model, 10).to(run.device), len(train), share, len(batches), run)
+    with run.restore("chain") as found:
+        if found is not None:
+            world_size = Storage(found).read_json("about.json")["world_size"]
+            if world_size != run.world_size:
+                raise ValueError(
+                    f"the checkpoint was written by {world_size} workers and can't go on with {run.world_size}: "
+                    f"set scale.workers={world_size}, or another run.tag to begin anew"
+                )
+            state = torch.load(found / f"rank-{run.rank}.pt", map_location="cpu", weights_only=True)
+            chain.load_state_dict(state["chain"])
+            done = int(state["done"])
+        else:
+            done = 0
+    bar = run.progress(max_steps, "chain")
+    bar.update(done)
+    walk, over, saved_at = chain.advance(batches, max_steps), False, time.monotonic()
+    while not over:
+        taken = sum(1 for _, _ in zip(range(REPORT_EVERY), walk, strict=False))
+        done += taken
+        bar.update(taken)
+        finished = torch.tensor(float(taken < REPORT_EVERY))
+        over = bool(run.all_reduce(finished, "sum") == run.world_size)
+        stop, late = run.share((run.stop_requested(), time.monotonic() - saved_at > job.run.checkpoint_every_s))
+        if stop or late:
+            _checkpoint(run, chain, done)
+            saved_at = time.monotonic()
+        if stop and not over:
+            raise Interrupted
+    bar.close()
+    if isinstance(chain, GradientUncertaintySampler):
+        samples = chain.run(batches, max_steps)  # no step is left: it judges whether there are enough members
+        members, trace = samples.members, samples.uncertainty_trace
+    else:
+        members, trace = chain.members, torch.zeros(0)
+    return _gathered(run, members), trace
+
+
+def _checkpoint(run: Run, chain: Any, done: int) -> None:
+    with tempfile.TemporaryDirectory(dir=run.scratch) as name:
+        folder = Path(name) / "checkpoint"
+        folder.mkdir()
+        if run.is_main:
+            Storage(folder).write_json("about.json", {"stage": "chain", "world_size": run.world_size})
+        torch.save({"chain": chain.state_dict(), "done": done}, folder / f"rank-{run.rank}.pt")
+        run.report("chain", {}, step=done, epoch=1, checkpoint=folder)
+
+
+def _chain(job: JobConfig, network: nn.Module, num_examples: int, share: int, num_batches: int, run: Run) -> Any:
+    config: Config = job.method
+    seed = run.seed + run.rank
+    if config.scheme == "sghmc":
+        return SghmcChain(
+            network, num_examples=num_examples, learning_rate=config.learning_rate, friction=config.friction,
+            prior_variance=config.prior_variance, num_members=share, burn_in=config.burn_in, seed=seed,
+        )  # fmt: skip
+    if config.scheme == "swag":
+        return SwagChain(
+            network, learning_rate=config.learning_rate, num_members=share, rank=config.swag_rank,
+            burn_in=config.burn_in, steps_between=max(1, num_batches), seed=seed,
+        )  # fmt: skip
+    triggered = config.scheme in ("triggered", "random_kicks")
+    return GradientUncertaintySampler(
+        network,
+        SamplerConfig(
+            mode="triggered" if triggered else config.scheme,  # type: ignore[arg-type]
+            lr=config.learning_rate,
+            num_members=share,
+            noise_power=config.noise_power,
+            threshold=config.threshold,
+            warmup=config.warmup_steps,
+            temperature=config.temperature,
+            prior_variance=config.prior_variance,
+            burn_in=config.burn_in,
+            seed=seed,
+            random_kicks=config.kick_rate if config.scheme == "random_kicks" else None,
+        ),
+    )
+
+
+def _gathered(run: Run, members: Members) -> Members:
+    """The members of all workers, on every worker; how many each has may differ."""
+    if run.world_size == 1:
+        return members
+    counts = [int(each) for each in run.all_gather(torch.tensor([len(members)]))]
+    most = max(counts)
+    together: dict[str, list[Tensor]] = {}
+    for name, value in stack_members(members).items():
+        padded = torch.cat([value, value[:1].expand(most - len(value), *value.shape[1:])])
+        parts = run.all_gather(padded)
+        together[name] = [row for part, count in zip(parts, counts, strict=True) for row in part[:count]]
+    return [dict(zip(together, values, strict=True)) for values in zip(*together.values(), strict=True)]
+
+
+def _batches(job: JobConfig, train: ClassificationSplit, seed: int) -> ShuffledBatches:
+    pixels = grey(train.images.read(np.arange(len(train))))
+    return ShuffledBatches(pixels, torch.from_numpy(train.labels.copy()), job.run.batch_size, seed=seed)
+
+
+def _batch(train: ClassificationSplit, rows: np.ndarray) -> Batch:
+    return {"inputs": grey(train.images.read(rows)), "labels": torch.from_numpy(train.labels[rows])}
+
+
+def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
+    return functional.cross_entropy(model(batch["inputs"]), batch["labels"])
+
+
+def _validate(model: nn.Module, split: ClassificationSplit) -> dict[str, float]:
+    parameters = {name: value.detach()[None] for name, value in model.named_parameters()}
+    device = str(next(model.parameters()).device)
+    probs = member_probs(PosteriorPredictor(model, parameters, (), device=device), split.images)[0].cpu()
+    labels = torch.from_numpy(split.labels.copy())
+    of_label = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(probs.dtype).tiny)
+    accuracy = (probs.argmax(1) == labels).float().mean()
+    return {"val/accuracy": 100 * float(accuracy), "val/nll": -float(of_label.log().mean())}

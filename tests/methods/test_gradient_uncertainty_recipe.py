@@ -1,0 +1,193 @@
+"""Gradient uncertainty end to end on tiny networks: every scheme, the threshold, stopping and going on, refusals."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.config import compose_job
+from tenfold.bundle import check_probe, load_bundle
+from tenfold.catalog import load_predictor
+from tenfold.config import ConfigError
+from tenfold.engine.run import Interrupted, Outcome, PlainRun
+from tenfold.methods.gradient_uncertainty import recipe
+from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
+from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain
+from tenfold.methods.gradient_uncertainty.predictor import grey
+from tenfold.metrics.uncertainty import predictive_uncertainty
+from tenfold.models.digit_cnn import DigitCnnConfig, build_digit_cnn
+
+TINY = (
+    "method=gradient_uncertainty", "scale=local", "data.num_train=10", "data.num_val=10", "data.num_test=30",
+    "model.channels=[2, 2, 2]", "model.hidden=8", "run.num_epochs=2", "run.max_steps=24", "run.batch_size=200",
+    "method.num_members=3", "method.warmup_steps=5", "method.threshold=-1e6", "method.noise_power=1.0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENFOLD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def trained(folder: Path, *settings: str, stop: threading.Event | None = None) -> Outcome:
+    job = compose_job([*TINY, *settings])
+    run = PlainRun(folder=folder / "run", shared=folder, seed=job.run.seed, progress=False, stop=stop)
+    try:
+        return recipe.train(job, run)
+    finally:
+        run.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "members"),
+    [
+        (("method.scheme=triggered",), 3),
+        (("method.scheme=random_kicks", "method.kick_rate=1.0"), 3),
+        (("method.scheme=plain",), 3),
+        (("method.scheme=corrected",), 3),
+        (("method.scheme=sghmc",), 3),
+        (("method.scheme=swag",), 3),
+        (("method.scheme=laplace",), 3),
+        (("method.scheme=deep_ensemble", "method.num_members=2"), 2),
+        (("method.scheme=mc_dropout",), 1),
+        (("method.scheme=deterministic",), 1),
+    ],
+    ids=lambda value: value[0].split("=")[1] if isinstance(value, tuple) else "",
+)
+def test_every_scheme_ends_in_a_bundle_that_answers_as_it_was_measured(tmp_path: Path, settings, members):
+    outcome = trained(tmp_path, *settings)
+    bundle = load_bundle(outcome.bundle)
+    predictor = load_predictor(bundle)
+    assert check_probe(bundle, predictor) == 0.0
+    assert outcome.metrics["members"] == members
+    run = PlainRun(folder=tmp_path / "again", progress=False)
+    again = recipe.evaluate(predictor, compose_job([*TINY, *settings]).data, run)
+    run.close()
+    assert again == pytest.approx({name: outcome.metrics[name] for name in again}, rel=1e-4, abs=1e-6, nan_ok=True)
+    # The threshold is fixed on held-out pictures: no more of them are flagged than was asked for.
+    assert outcome.metrics["val/flagged"] <= 0.05
+
+
+def test_answers_hold_together(tmp_path: Path):
+    predictor = load_predictor(trained(tmp_path, "method.scheme=deep_ensemble", "method.num_members=3").bundle)
+    pictures = torch.randint(0, 256, (5, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    answer = predictor(pictures)
+    members = predictor.member_probs(pictures)
+    scores = predictive_uncertainty(members)
+    torch.testing.assert_close(answer["probs"], members.mean(0))
+    torch.testing.assert_close(answer["logits"].softmax(1), answer["probs"])
+    torch.testing.assert_close(answer["mutual_information"], scores.mutual_information)
+    flagged = (scores.predictive_entropy > predictor.threshold).float()
+    assert torch.equal(answer["outside"], flagged)
+    with pytest.raises(ValueError, match=r"images must be uint8 \(B, H, W, 3\)"):
+        predictor(torch.zeros(1, 28, 28, 3))
+
+
+@pytest.mark.parametrize("scheme", ["triggered", "sghmc", "swag"])
+def test_a_chain_that_was_stopped_goes_on_to_the_same_members(tmp_path: Path, monkeypatch, scheme):
+    settings = (f"method.scheme={scheme}", "method.warmup_steps=15")
+    whole = load_bundle(trained(tmp_path / "whole", *settings).bundle).tensors()
+    monkeypatch.setattr(recipe, "REPORT_EVERY", 7)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "parts", *settings, stop=stop)
+    parts = load_bundle(trained(tmp_path / "parts", *settings).bundle).tensors()
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def test_a_chain_that_keeps_nobody_says_what_to_do(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"no member was kept in 24 steps.*lower threshold or warmup"):
+        trained(tmp_path, "method.threshold=0.999", "method.warmup_steps=20")
+
+
+def test_fewer_members_than_asked_for_are_kept_with_a_warning(tmp_path: Path):
+    with pytest.warns(UserWarning, match="of 3 members were kept in 24 steps"):
+        outcome = trained(tmp_path, "method.warmup_steps=22")
+    assert outcome.metrics["members"] == 1
+
+
+def digits(num: int = 64) -> ShuffledBatches:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(num) % 10
+    pixels = torch.rand(num, 1, 28, 28, generator=generator) * 0.1
+    pixels[torch.arange(num), 0, labels * 2] += 0.9  # a bright row tells the class
+    return ShuffledBatches(pixels, labels, 32, seed=0)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_digit_cnn(DigitCnnConfig(channels=(4, 4, 4), hidden=16), 10)
+
+
+def accuracy(members, batches: ShuffledBatches) -> float:
+    (inputs, labels), *_ = batches.epoch(0)
+    probs = torch.stack([torch.func.functional_call(network(), member, (inputs,)).softmax(1) for member in members])
+    return float((probs.mean(0).argmax(1) == labels).float().mean())
+
+
+def test_the_hamiltonian_chain_learns_and_its_members_differ():
+    batches = digits()
+    chain = SghmcChain(
+        network(),
+        num_examples=6400,
+        learning_rate=0.1,
+        friction=0.1,
+        prior_variance=1.0,
+        num_members=4,
+        burn_in=0.5,
+        seed=0,
+    )
+    assert list(chain.advance(batches, 300))[-1] == 300
+    assert len(chain.members) == 4
+    assert accuracy(chain.members, batches) > 0.5
+    assert not torch.equal(chain.members[0]["fc2.weight"], chain.members[1]["fc2.weight"])
+
+
+def test_the_gaussian_along_the_path_is_centred_on_it():
+    batches = digits()
+    chain = SwagChain(network(), learning_rate=0.2, num_members=200, rank=10, burn_in=0.5, steps_between=4, seed=0)
+    list(chain.advance(batches, 400))
+    drawn = torch.stack([member["fc2.bias"] for member in chain.members])
+    state = chain.state_dict()
+    mean, variance = state["mean"]["fc2.bias"], state["squares"]["fc2.bias"] - state["mean"]["fc2.bias"].square()
+    torch.testing.assert_close(drawn.mean(0), mean, atol=4 * float(variance.max().sqrt()) / 200**0.5, rtol=0)
+    assert torch.equal(chain.members[0]["fc1.bias"], chain.members[0]["fc1.bias"])
+    few = SwagChain(network(), learning_rate=0.2, num_members=2, rank=10, burn_in=0.9, steps_between=50, seed=0)
+    list(few.advance(batches, 50))
+    with pytest.raises(RuntimeError, match="at least 2 moments after the burn-in, got 1"):
+        _ = few.members
+
+
+def test_a_chain_that_diverges_says_so():
+    chain = SwagChain(network(), learning_rate=1e6, num_members=2, rank=4, burn_in=0.5, steps_between=1, seed=0)
+    with pytest.raises(RuntimeError, match="the chain diverged; lower learning_rate"):
+        list(chain.advance(digits(), 50))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("method.threshold=1.0", "threshold must be below 1, which gradient uncertainty never exceeds"),
+        ("method.num_members=0", "num_members must be at least 1"),
+        ("method.learning_rate=0", "learning_rate must be positive"),
+        ("method.burn_in=1", r"burn_in must lie in \[0, 1\)"),
+        ("method.dropout=0", r"dropout must lie in \(0, 1\)"),
+        ("method.kick_rate=0", "kick_rate must lie in"),
+        ("method.swag_rank=1", "swag_rank must be at least 2"),
+        ("model.channels=[2, 2]", "model.channels"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_job([*TINY, setting])
+
+
+def test_colours_become_their_mean():
+    pictures = torch.tensor([0, 51, 204], dtype=torch.uint8).expand(1, 2, 2, 3)
+    torch.testing.assert_close(grey(pictures), torch.full((1, 1, 2, 2), 85 / 255))
