@@ -25,9 +25,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor, nn
 
 from tenfold.engine.storage import Storage
-from tenfold.methods.posterior_annealing.baselines import beta_nll_loss
-from tenfold.methods.posterior_annealing.loss import annealed_likelihood_loss
 from tenfold.methods.posterior_annealing.predictor import dropout_active
+from tenfold.methods.posterior_annealing.recipe import objective_loss
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.metrics.regression.calibration import (
@@ -117,27 +116,6 @@ def train(replica: Replica, scheme: str, seed: int) -> dict[str, Any]:
     }
 
 
-def objective(config: Config, mean: Tensor, log_variance: Tensor, targets: Tensor, tau: float) -> Tensor:
-    """The loss that ``config.objective`` names, a mean over all elements."""
-    if config.objective == "mse":
-        return (targets - mean).square().mean()
-    if config.objective == "gaussian_nll":
-        return gaussian_nll(mean, log_variance, targets)
-    if config.objective == "beta_nll":
-        return beta_nll_loss(mean, log_variance, targets, beta=config.beta)
-    return annealed_likelihood_loss(
-        mean,
-        log_variance,
-        targets,
-        tau=tau,
-        residual_weight=config.residual_weight,
-        coupling_weight=config.coupling_weight,
-        residual_power=config.residual_power,
-        detach_residual=config.detach_residual,
-        form=config.form,
-    )
-
-
 def _fit(
     replica: Replica, config: Config, learnt: Examples, test: Examples, seed: int, member: int
 ) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -155,7 +133,7 @@ def _fit(
             tau = config.start * annealing_weight(
                 next(count), steps - 1, kind=config.schedule, hold=config.hold, end=config.end, rate=config.rate
             )
-            loss = objective(config, *network(*batch.inputs), batch.targets, tau)
+            loss = objective_loss(config, *network(*batch.inputs), batch.targets, tau)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
