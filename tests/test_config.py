@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from jobs.config import compose_container, compose_job
+from tenfold.catalog import METHODS
 from tenfold.config import ConfigError, build, job_from_dict
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import GROUPS, PLACEMENT_ONLY, JobConfig, RunConfig, ScaleConfig
 from tenfold.models.clip import ClipConfig
-from tenfold.models.image_classifier import ModelConfig
 
 CONF = Path(__file__).parents[1] / "jobs/conf"
 
@@ -42,19 +42,27 @@ def test_the_defaults_compose_to_a_job_that_runs_here():
     assert (job.method_name, job.data.name, job.scale.kind) == ("large_loss", "handwriting", "ray")
 
 
+def root_of(data: str) -> list[str]:
+    """Where its files are, for a data set that has some."""
+    return ["data.root=/data"] if any(field.name == "root" for field in fields(DATA[data].config_class())) else []
+
+
 @pytest.mark.parametrize("name", choices("data"))
 def test_every_data_set_composes(name):
-    has_root = any(field.name == "root" for field in fields(DATA[name].config_class()))
-    more = ["data.root=/data"] if has_root else []
-    assert compose_job([f"data={name}", *more]).data.name == name
+    assert compose_job([f"data={name}", *root_of(name)]).data.name == name
 
 
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_network_composes(name):
     file = yaml.safe_load((CONF / f"model/{name}.yaml").read_text())
-    clip = file["defaults"] == ["clip_defaults"]
-    job = compose_job([f"method={'waffleclip' if clip else 'large_loss'}", f"model={name}"])
-    assert type(job.model) is (ClipConfig if clip else ModelConfig)
+    method = {
+        "model_defaults": "large_loss",
+        "clip_defaults": "waffleclip",
+        "regressor_defaults": "posterior_annealing",
+        "digit_cnn_defaults": "gradient_uncertainty",
+    }[file["defaults"][0]]
+    job = compose_job([f"method={method}", f"model={name}"])
+    assert type(job.model) is METHODS[method].model_class()
     for key, value in file.items():
         assert key == "defaults" or getattr(job.model, key) == value
 
@@ -91,9 +99,8 @@ def stated_by(name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", [name for name in choices("paper") if name.partition("-")[2] in choices("data")])
 def test_the_settings_of_every_paper_are_taken_for_its_data(name):
     method, _, data = name.partition("-")
-    more = [] if data == "handwriting" else ["data.root=/data"]
-    job = compose_job([f"method={method}", f"data={data}", *more])
-    stated = compose_container("config", [f"method={method}", f"data={data}", *more])
+    job = compose_job([f"method={method}", f"data={data}", *root_of(data)])
+    stated = compose_container("config", [f"method={method}", f"data={data}", *root_of(data)])
     for group, settings in stated_by(name).items():
         for key, value in settings.items():
             assert stated[group][key] == value

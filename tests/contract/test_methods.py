@@ -128,8 +128,8 @@ ROWS = {
     "boostlu": Row(settings=("method=boostlu", *TINY_SCENES), learner=partial_labels),
     "calm": Row(
         settings=(
-            "method=calm", "data.num_train=64", "data.num_val=32", "data.num_test=32", "method.interval=0.05",
-            "method.fractions=[0.3]", "method.learning_rate=1e-3",
+            "method=calm", "model.pretrained=false", "data.num_train=64", "data.num_val=32", "data.num_test=32",
+            "method.interval=0.05", "method.fractions=[0.3]", "method.learning_rate=1e-3",
         ),
         learner=calm,
     ),

@@ -120,7 +120,6 @@ def test_the_feature_map_can_be_made_finer_without_other_weights(name, stride, s
     ("settings", "message"),
     [
         ({"name": "small_cnn", "output_stride": 8}, "leave it null for small_cnn"),
-        ({"name": "dilated_cnn", "pretrained": True}, "dilated_cnn has no pre-trained weights"),
     ],
 )
 def test_settings_that_a_network_does_not_have_are_refused(settings, message):

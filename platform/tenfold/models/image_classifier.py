@@ -25,6 +25,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_CNN_WIDTHS = (16, 32, 64, 128)
 DILATED_CNN_WIDTH = 64
 OWN_NETWORKS = ("small_cnn", "dilated_cnn", "efficientnet_lite0")
+EMBEDDED_PRETRAINING = ("small_cnn", "dilated_cnn")
+"""Networks that are pre-trained here, on single digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class ModelConfig:
     ImageNet weights come with a package); ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME``
     (``timm:resnet50.a1_in1k``)."""
     pretrained: bool = False
-    """Load the library's own weights, which must be in its cache or within reach; for ``small_cnn`` the embedded
-    pre-training on single digits."""
+    """Load the library's own weights, which must be in its cache or within reach; for ``small_cnn`` and
+    ``dilated_cnn`` the embedded pre-training on single digits."""
     output_stride: Literal[8, 16] | None = None
     """Pixels of the picture for a place of the feature map: 16 and 8 give a ResNet (torchvision) or a timm network
     finer maps than its own, mostly 32; None leaves the network as it is."""
@@ -60,8 +62,6 @@ class ModelConfig:
             )
         if self.output_stride is not None and self.name in OWN_NETWORKS:
             raise ValueError(f"output_stride is for networks of torchvision and timm; leave it null for {self.name}")
-        if self.name == "dilated_cnn" and self.pretrained:
-            raise ValueError("dilated_cnn has no pre-trained weights: set pretrained=false, or give a checkpoint")
         if self.linear_epochs < 1:
             raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
         if self.linear_learning_rate <= 0:

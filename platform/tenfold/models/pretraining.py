@@ -1,4 +1,4 @@
-"""Pre-trained weights for the small network: what ImageNet is to a ResNet, single digits are to digit scenes.
+"""Pre-trained weights for the small networks: what ImageNet is to a ResNet, single digits are to digit scenes.
 
 The backbone learns to name the one digit of a picture, from the same source digits that the training scenes are drawn
 with and none of those behind validation and test. Every run with the same source digits shares the result.
@@ -21,7 +21,7 @@ from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import Run
 from tenfold.metrics.predictions import predict_images
-from tenfold.models.image_classifier import ModelConfig, build_classifier
+from tenfold.models.image_classifier import EMBEDDED_PRETRAINING, ImageClassifier, ModelConfig, build_classifier
 from tenfold.types import Batch
 
 NUM_EPOCHS = 8
@@ -30,19 +30,36 @@ BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 
 
-def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
-    """Weights of ``small_cnn`` for scenes of handwriting.
+def load_embedded_pretraining(run: Run, config: ModelConfig, data: Any, model: ImageClassifier) -> None:
+    """Give a small network its pre-trained backbone, where its settings ask for it; others have theirs from a library.
+
+    Args:
+        run: The machine.
+        config: Settings of the network.
+        data: Settings of the scenes; their seed decides which source digits are for training.
+        model: The network of those settings; changed in place.
+
+    Raises:
+        ValueError: The data are not handwriting.
+    """
+    if config.name in EMBEDDED_PRETRAINING and config.pretrained and config.checkpoint is None:
+        model.backbone.load_state_dict(pretrained_backbone(run, data, config.name))
+
+
+def pretrained_backbone(run: Run, data: Any, name: str = "small_cnn") -> dict[str, Tensor]:
+    """Weights of ``small_cnn`` or ``dilated_cnn`` for scenes of handwriting.
 
     Args:
         run: The machine.
         data: Settings of the scenes; their seed decides which source digits are for training.
+        name: Of the network.
 
     Raises:
         ValueError: The data are not handwriting.
     """
     if not isinstance(data, HandwritingConfig):
         raise ValueError(  # noqa: TRY004 - a choice of the user, not of a programmer
-            f"small_cnn is pre-trained on handwriting only, and the data are {data.name!r}: "
+            f"{name} is pre-trained on handwriting only, and the data are {data.name!r}: "
             f"set model.pretrained=false, or another network such as model=resnet50"
         )
     single = replace(
@@ -53,7 +70,7 @@ def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
 
     def work(folder: Path) -> None:
         batch_size = max(1, BATCH_SIZE // run.world_size)
-        model = build_classifier(ModelConfig(), len(loaded.classes), loaded.image_size)
+        model = build_classifier(ModelConfig(name=name), len(loaded.classes), loaded.image_size)
         result = fit(
             run,
             model,
@@ -68,7 +85,7 @@ def pretrained_backbone(run: Run, data: Any) -> dict[str, Tensor]:
             backbone = result.model.get_submodule("backbone").cpu().state_dict()
             save_file(backbone, folder / "backbone.safetensors")
 
-    return load_file(run.stage("pretrain_small_cnn", key, work, seed=data.seed) / "backbone.safetensors")
+    return load_file(run.stage(f"pretrain_{name}", key, work, seed=data.seed) / "backbone.safetensors")
 
 
 def _read(split: MultiLabelSplit, rows: np.ndarray) -> Batch:

@@ -31,6 +31,7 @@ from tenfold.metrics.classification import classification_metrics
 from tenfold.metrics.figures import figure_history
 from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
+from tenfold.models.pretraining import load_embedded_pretraining
 from tenfold.types import Batch, Predictor, Preprocessing
 
 METRIC = "val/accuracy"
@@ -148,6 +149,7 @@ def _train(job: JobConfig, data: Pictures, run: Run, folder: Path) -> None:
     """The stage: everything it writes goes into ``folder``."""
     config: Config = job.method
     classifier = calm_classifier(config, job.model, len(data.classes), data.image_size)
+    load_embedded_pretraining(run, job.model, job.data, classifier)
     result = _fit(job, data, run, classifier)
     model: Any = result.model
     best: ImageClassifier = model.classifier

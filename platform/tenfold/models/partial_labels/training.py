@@ -43,7 +43,7 @@ from tenfold.models.partial_labels.observatory import (
 )
 from tenfold.models.partial_labels.predictor import BuildClassifier, MultiLabelPredictor, load, plain_classifier
 from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES, PartialLabelConfig
-from tenfold.models.pretraining import pretrained_backbone
+from tenfold.models.pretraining import load_embedded_pretraining
 from tenfold.types import Batch, Predictor
 
 METRIC = "val/mAP"
@@ -104,8 +104,7 @@ def _train(job: JobConfig, data: MultiLabelData, run: Run, folder: Path, build: 
     """The stage: everything it writes goes into ``folder``."""
     config: PartialLabelConfig = job.method
     classifier = build(job.as_dict()["method"], job.model, len(data.classes), data.image_size)
-    if job.model.name == "small_cnn" and job.model.pretrained and job.model.checkpoint is None:
-        classifier.backbone.load_state_dict(pretrained_backbone(run, job.data))
+    load_embedded_pretraining(run, job.model, job.data, classifier)
     recorder = None
     if config.observatory != "off" and (config.scheme in LARGE_LOSS_SCHEMES or config.scheme == "an"):
         recorder = LabelNoiseRecorder(
