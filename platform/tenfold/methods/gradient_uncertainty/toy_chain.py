@@ -103,7 +103,8 @@ def figure_toy(posterior: GridPosterior, chains: Mapping[str, Tensor], title: st
     panels[0].set_title("posterior", fontsize=9)
     panels[0].set_ylabel("theta_2")
     for panel, (name, samples) in zip(panels[1:], chains.items(), strict=True):
-        panel.contour(*grid, levels=4, colors="gray", linewidths=0.6)
+        levels = [share * float(posterior.probs.max()) for share in (0.05, 0.2, 0.5, 0.8)]
+        panel.contour(*grid, levels=levels, colors="gray", linewidths=0.6)
         panel.scatter(samples[:, 0], samples[:, 1], s=5, alpha=0.5)
         panel.set_title(f"{name}: {len(samples)} samples", fontsize=9)
     for panel in panels:
