@@ -146,10 +146,16 @@ def label_reply(
     if len(probs) != len(classes):  # a predictor that breaks its word; the wrong names would be worse than none
         raise ValueError(f"model {description.name} gave {len(probs)} probabilities for {len(classes)} classes")
     order = np.argsort(-probs, kind="stable")[:top]
+    doubt = {
+        name: float(values[0])
+        for name, values in answer.outputs.items()
+        if values.ndim == 1 and values.dtype.kind == "f"
+    }
     return {
         "model": description.name,
         "version": answer.version,
         "request_id": request_id,
         "task": str(description.task),
         "labels": [{"name": classes[k], "probability": float(probs[k])} for k in order],
+        **({"uncertainty": doubt} if doubt else {}),
     }

@@ -45,6 +45,9 @@ class Prediction(BaseModel):
     request_id: str
     task: str
     labels: list[Label]
+    uncertainty: dict[str, float] | None = None
+    """Only of models that know how unsure they are: each score by its name, and ``outside``, 1 where the picture does
+    not seem to belong."""
     explanation: Explanation | None = None
     """Only where the request asks with ``explain``."""
 
