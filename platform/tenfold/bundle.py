@@ -296,10 +296,11 @@ def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tole
         bundle: A bundle with the extra file ``probe.safetensors``: what ``save_trained`` keeps.
         predictor: Must answer with ``logits`` ``(P, K)``, or, where it takes no pictures, with all outputs stored; on
             any device.
-        tolerance: Largest absolute difference allowed; the default is float32 rounding on another batch size.
+        tolerance: Largest difference allowed, as a share of the largest number stored (of logits at least 1, of outputs
+            over all of them): rounding grows with the numbers. The default is that of float32 on another batch size.
 
     Returns:
-        The largest absolute difference found.
+        The largest difference found, absolute.
 
     Raises:
         BundleError: If there is no probe set, a shape differs, or a difference exceeds the tolerance.
@@ -310,6 +311,8 @@ def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tole
     if not expected:
         raise BundleError(f"{bundle.folder / PROBE_FILE} lacks logits or outputs; it holds {sorted(probe)}")
     answers = _outputs_of_probes(predictor, probes)
+    sizes = [value.abs().max().item() for value in expected.values() if value.numel()]
+    allowed = tolerance * max([1.0 if "logits" in expected else 0.0, *sizes])
     largest = 0.0
     for name, stored in expected.items():
         if name not in answers:
@@ -321,10 +324,10 @@ def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tole
         if value.shape != wanted.shape:
             raise BundleError(f"probe {name} are {tuple(wanted.shape)}, the predictor's {tuple(value.shape)}")
         difference = (value - wanted).abs().max().item() if wanted.numel() else 0.0
-        if not difference <= tolerance:  # also true for NaN
+        if not difference <= allowed:  # also true for NaN
             raise BundleError(
                 f"{bundle.folder}: the predictor's {name} differ by {difference:.3g} from those stored in training, "
-                f"{tolerance:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
+                f"{allowed:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
             )
         largest = max(largest, difference)
     return largest
@@ -476,7 +479,7 @@ def _decode(path: Path) -> tuple[Metadata, str]:
                 "classes": tuple(document["classes"]),
                 "preprocessing": None if preprocessing is None else _preprocessing(preprocessing),
                 "inputs": tuple(
-                    TensorSchema(name=each["name"], dtype=each["dtype"], shape=tuple(each["shape"]))
+                    TensorSchema(**{**each, "shape": tuple(each["shape"])})
                     for each in document.get("inputs", ())  # bundles of before took pictures
                 ),
                 "metrics": {name: float(value) for name, value in document["metrics"].items()},

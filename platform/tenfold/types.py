@@ -72,12 +72,20 @@ class TensorSchema:
     dtype: Literal["uint8", "float32", "int64"]
     shape: tuple[int, ...]
     """-1 where any length will do."""
+    max_value: float | None = None
+    """Of a picture, ``(1 or 3, H, W)``: what is white, 0 being black. None: it is no picture."""
 
     def __post_init__(self) -> None:
         if not self.name or self.dtype not in ("uint8", "float32", "int64"):
             raise ValueError(f"an input needs a name and uint8, float32 or int64, got {self.name!r} and {self.dtype!r}")
         if any(length < 1 and length != -1 for length in self.shape):
             raise ValueError(f"lengths must be at least 1, or -1 for any, got {self.shape}")
+        is_picture = self.dtype == "float32" and len(self.shape) == 3 and self.shape[0] in (1, 3)
+        if self.max_value is not None and not (is_picture and self.max_value > 0):
+            raise ValueError(
+                f"a picture is float32 (1 or 3, H, W) with a positive max_value, "
+                f"got {self.dtype} {self.shape} with {self.max_value}"
+            )
 
     def check(self, tensor: Tensor) -> None:
         """Refuse a batch that is not what the model takes.
@@ -109,6 +117,27 @@ class RegressionPredictor(Protocol):
             ValueError: An input is missing, unknown, or of another dtype or shape.
         """
         ...
+
+    def interval(self, outputs: Mapping[str, Tensor], level: float) -> tuple[Tensor, Tensor]:
+        """Lower and upper end, each like ``mean``, between which the target should be with probability ``level``.
+
+        Args:
+            outputs: What a call gave.
+            level: In (0, 1).
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideFlag:
+    """When a classifier says of an input that it belongs to none of its classes: its output ``outside`` is then 1."""
+
+    score: str
+    """The output that is compared."""
+    threshold: float
+    """Above it an input is flagged."""
+    false_positive_rate: float
+    """Share of held-out inputs of the known classes that the threshold was set to flag."""
 
 
 class OpenVocabularyPredictor(Predictor, Protocol):

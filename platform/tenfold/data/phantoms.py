@@ -60,7 +60,7 @@ def load_phantoms(config: PhantomsConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="unet2d",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(1, -1, -1)),),
+        inputs=(TensorSchema(name="input", dtype="float32", shape=(1, -1, -1), max_value=1.0),),
         targets=("T2",),
         train=sources["train"],
         val=sources["val"],

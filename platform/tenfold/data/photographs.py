@@ -103,7 +103,7 @@ def load_photographs(config: PhotographsConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="cnn2d_sr",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(3, -1, -1)),),
+        inputs=(TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),),
         targets=("red", "green", "blue"),
         train=sources["train"],
         val=sources["val"],

@@ -141,12 +141,19 @@ def _data(
             f"got {shapes['targets']} for {shapes['input']}"
         )
     network: Network = "cnn1d" if kind == "series" else "unet2d" if upscale == 1 else "cnn2d_sr"
-    channels = shapes["targets"][0]
+    channels, in_channels = shapes["targets"][0], shapes["input"][0]
+    is_picture = kind == "pictures" and in_channels in (1, 3)
+    schema = TensorSchema(
+        name="input",
+        dtype="float32",
+        shape=(in_channels,) + (-1,) * (axes - 1),
+        max_value=max_value if is_picture else None,
+    )
     every = [path for inputs, of in pairs.values() for path in (*inputs.values(), *of.values())]
     return RegressionData(
         name=name,
         network=network,
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(shapes["input"][0],) + (-1,) * (axes - 1)),),
+        inputs=(schema,),
         targets=tuple(targets) if len(targets) == channels else tuple(f"channel {index}" for index in range(channels)),
         train=sources["train"],
         val=sources["val"],
