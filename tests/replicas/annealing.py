@@ -25,7 +25,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor, nn
 
 from tenfold.engine.storage import Storage
-from tenfold.methods.posterior_annealing.predictor import dropout_active
 from tenfold.methods.posterior_annealing.recipe import objective_loss
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
@@ -40,6 +39,7 @@ from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.moments import predictive_moments
 from tenfold.metrics.regression.recalibration import SigmaScaler
 from tenfold.metrics.regression.scores import gaussian_crps, sharpness
+from tenfold.models.dropout import shared_dropout
 
 NUM_BINS = 15
 NLL, ANNEALED = "gaussian_nll", "annealed l2=1"
@@ -160,7 +160,7 @@ def _predict(networks: Sequence[nn.Module], config: Config, examples: Examples, 
     if config.uncertainty == "mc_dropout":
         torch.manual_seed(seed)
         network = networks[0].eval()
-        with dropout_active(network), torch.inference_mode():
+        with shared_dropout(network), torch.inference_mode():
             answers = [network(*examples.inputs) for _ in range(config.num_passes)]
     else:
         answers = [_answers(network, examples) for network in networks]

@@ -11,12 +11,14 @@ from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
 from tenfold.methods.gradient_uncertainty.settings import Config, Score
 from tenfold.metrics.uncertainty import predictive_uncertainty
 from tenfold.models.digit_cnn import DIGIT_SIZE, DigitCnnConfig, build_digit_cnn
-from tenfold.types import Preprocessing, Task
+from tenfold.models.dropout import shared_dropout
+from tenfold.types import OutsideFlag, Preprocessing, Task
 
 MEMBER = "members."
 THRESHOLD = "threshold"
 _MASK_SEED = 0
-"""Dropout draws the same masks at every call: a picture gets the same answer twice."""
+"""Dropout draws the same masks at every call, one for all pictures of a pass: what a picture is answered depends neither
+on when it is asked nor on what else is in the batch."""
 
 
 def grey(images: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ class PosteriorPredictor:
         classes: Names of the C classes.
         threshold: Of the score above which a picture is flagged.
         score: Which score.
+        false_positive_rate: Of held-out known pictures, what the threshold was set to; None: it was set otherwise.
         num_passes: Passes with dropout; None: the members answer once each.
         device: Where it computes.
     """
@@ -50,12 +53,18 @@ class PosteriorPredictor:
         *,
         threshold: float = math.inf,
         score: Score = "predictive_entropy",
+        false_positive_rate: float | None = None,
         num_passes: int | None = None,
         device: str = "cpu",
     ) -> None:
         self.network = network.to(device).eval()
         self.members = {name: value.to(device) for name, value in members.items()}
         self.classes, self.threshold, self.score = classes, threshold, score
+        self.flag = (
+            OutsideFlag(score=score, threshold=threshold, false_positive_rate=false_positive_rate)
+            if false_positive_rate is not None
+            else None
+        )
         self._num_passes, self._device = num_passes, torch.device(device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -85,17 +94,10 @@ class PosteriorPredictor:
         pixels = grey(images.to(self._device))
         if self._num_passes is None:
             return posterior_predictive(self.members, self.network, pixels)
-        layers = [module for module in self.network.modules() if isinstance(module, nn.Dropout)]
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode():
+        with torch.random.fork_rng(devices), torch.no_grad(), shared_dropout(self.network):
             torch.manual_seed(_MASK_SEED)
-            for layer in layers:
-                layer.train()
-            try:
-                return torch.stack([self.network(pixels).softmax(1) for _ in range(self._num_passes)])
-            finally:
-                for layer in layers:
-                    layer.eval()
+            return torch.stack([self.network(pixels).softmax(1) for _ in range(self._num_passes)])
 
 
 def predictor_of(
@@ -116,6 +118,7 @@ def predictor_of(
         network.load_state_dict({name: value[0] for name, value in members.items()})
     return PosteriorPredictor(
         network, members, classes, threshold=threshold, score=config.score,
+        false_positive_rate=config.false_positive_rate,
         num_passes=config.num_members if drops else None, device=device,
     )  # fmt: skip
 

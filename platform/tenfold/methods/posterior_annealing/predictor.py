@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tenfold.bundle import Bundle
 from tenfold.methods.posterior_annealing.settings import Config, Uncertainty
 from tenfold.metrics.regression.moments import predictive_moments
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator
+from tenfold.models.dropout import shared_dropout
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
 from tenfold.types import Task, TensorSchema
 
@@ -21,7 +23,8 @@ TARGET_MEAN, TARGET_STD, SCALE = "target.mean", "target.std", "target.scale"
 OBSERVED, EXPECTED = "isotonic.observed", "isotonic.expected"
 MEMBER = "member{}."
 _NOISE_SEED = 0
-"""Passes with dropout and noisy inputs draw the same numbers at every call: a request gets the same answer twice."""
+"""Passes with dropout and noisy inputs draw the same numbers at every call, one draw for all examples: what an example
+is answered depends neither on when it is asked nor on what else is in the batch."""
 
 
 class RegressionEnsemble:
@@ -139,44 +142,23 @@ class RegressionEnsemble:
         return means, variances
 
     def _random_passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        network = self.networks[0]
+        network, drops = self.networks[0], self.uncertainty == "mc_dropout"
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(_NOISE_SEED)
-            with dropout_active(network, self.uncertainty == "mc_dropout"):
-                answers = [network(*self._disturbed(inputs)) for _ in range(self.num_passes)]
+            with shared_dropout(network) if drops else nullcontext():
+                answers = [network(*(inputs if drops else self._disturbed(inputs))) for _ in range(self.num_passes)]
         means, log_variances = zip(*answers, strict=True)
         return torch.stack(means), torch.stack(log_variances)
 
     def _disturbed(self, inputs: list[Tensor]) -> list[Tensor]:
-        if self.uncertainty != "tta":
-            return inputs
-        return [
-            each + self.input_noise * each.abs().amax() * torch.randn_like(each) if each.is_floating_point() else each
-            for each in inputs
-        ]
+        return [_disturbed(each, self.input_noise) if each.is_floating_point() else each for each in inputs]
 
 
-class dropout_active:  # noqa: N801 - used like a function
-    """Within it the dropout layers of a network drop, and nothing else is in training mode.
-
-    Raises:
-        ValueError: The network has no dropout layer that drops anything.
-    """
-
-    def __init__(self, network: nn.Module, active: bool = True) -> None:
-        layers = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-        if active and not any(layer.p > 0 for layer in layers):
-            raise ValueError("mc_dropout needs a network with dropout: set model.dropout, for example to 0.1")
-        self._layers = layers if active else []
-
-    def __enter__(self) -> None:
-        for layer in self._layers:
-            layer.train()
-
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
-            layer.eval()
+def _disturbed(values: Tensor, share: float) -> Tensor:
+    """With noise of a share of each example's largest absolute value, the same draw for all examples."""
+    largest = values.abs().reshape(len(values), -1).amax(1).view(-1, *(1,) * (values.ndim - 1))
+    return values + share * largest * torch.randn_like(values[:1])
 
 
 class _Stacked:

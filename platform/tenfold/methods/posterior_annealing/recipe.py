@@ -28,7 +28,6 @@ from tenfold.methods.posterior_annealing.predictor import (
     TARGET_MEAN,
     TARGET_STD,
     RegressionEnsemble,
-    dropout_active,
     load,
 )
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
@@ -37,6 +36,7 @@ from tenfold.metrics.predictions import check_classes
 from tenfold.metrics.regression.calibration import quantile_calibration
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
+from tenfold.models.dropout import shared_dropout
 from tenfold.models.regressors.base import Regressor
 from tenfold.models.regressors.build import build_regressor
 from tenfold.types import Batch
@@ -98,7 +98,7 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
         network = _network(job, data)
         share_units(network, data, mean, std)
         if config.uncertainty == "mc_dropout":
-            with dropout_active(network):  # refuses a network without, before any work
+            with shared_dropout(network):  # refuses a network without, before any work
                 pass
         stage = f"member{member}" if config.uncertainty == "deep_ensemble" else "fit"
         results.append(_fit(job, data, run, network, (mean, std), fitted, stage))
