@@ -3,14 +3,18 @@
 python jobs/deploy.py                                   # every registered champion
 python jobs/deploy.py model=models:/large_loss@champion serve.port=8001
 
-Models with an open vocabulary (CLIP) also take classes that a request brings along.
+Models with an open vocabulary (CLIP) also take classes that a request brings along; regressions take numbers by name,
+and answer with mean, std and the interval at a level that the request asks for.
 """
 
+import json
 import signal
 import sys
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from jobs.cli import as_reference, main
 from jobs.config import store_settings
@@ -20,6 +24,8 @@ from tenfold.engine import cluster
 from tenfold.engine.storage import Storage
 from tenfold.tracking import registered_champions, resolve
 from tenfold.training import storage_tracking_uri
+
+_SHOWN_LENGTH = 4  # of an axis that may have any length, in the example that is printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +108,13 @@ def wait(endpoint: Endpoint) -> None:
 def describe(endpoint: Endpoint) -> str:
     """Where it listens and how to ask it."""
     lines = [f"serving on {endpoint.url} (docs: {endpoint.url}/docs)"]
-    open_models, explaining = endpoint.open_models(), endpoint.explaining_models()
+    open_models, explaining, inputs = endpoint.open_models(), endpoint.explaining_models(), endpoint.named_inputs()
     for model in endpoint.models:
         lines.append(f"  {model.name} version {model.version}")
-        lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
+        if model.name in inputs:
+            lines += _ask_for_numbers(f"{endpoint.url}/predict/{model.name}", inputs[model.name])
+        else:
+            lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
         if model.name in open_models:
             own = """-F 'classes=["cat", "dog"]'"""
             lines.append(f"    any classes: curl -F image=@picture.png {own} {endpoint.url}/predict/{model.name}")
@@ -114,6 +123,21 @@ def describe(endpoint: Endpoint) -> str:
             lines.append(f"    where it looked: curl -H 'Accept: image/png' -F image=@picture.png -o map.png '{asked}'")
         lines.append(f"    v2: {endpoint.url}/v2/models/{model.name}/infer")
     return "\n".join(lines)
+
+
+def _ask_for_numbers(url: str, inputs: list[dict[str, Any]]) -> list[str]:
+    """How to ask a regression: with a picture, where it takes one, else with zeros in place of an example."""
+    if len(inputs) == 1 and inputs[0]["max_value"] is not None:
+        return [
+            f"    with an interval: curl -F image=@picture.png '{url}?level=0.9'",
+            f"    as a picture: curl -H 'Accept: image/png' -F image=@picture.png -o answer.png {url}",
+        ]
+    example: dict[str, Any] = {}
+    for schema in inputs:
+        shape = [_SHOWN_LENGTH if length < 0 else length for length in schema["shape"]]
+        example[schema["name"]] = np.zeros(shape, schema["dtype"]).tolist()
+    body = json.dumps({"inputs": example, "level": 0.9})
+    return [f"    with an interval: curl -H 'Content-Type: application/json' -d '{body}' {url}"]
 
 
 if __name__ == "__main__":

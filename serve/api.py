@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -13,13 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 import tenfold
-from serve import picture_explanation, plain, v2
-from serve.contract import Description
+from serve import picture_explanation, plain, plain_regression, v2, v2_regression
+from serve.contract import Answer, Description
 from serve.explanation import EXPLAIN, EXPLAIN_CLASS
 from serve.guard import Guard, refuse
 from serve.keys import Keys
 from serve.limits import RefusedError
 from serve.models import ModelTable
+from serve.plain_regression import SHOW
+from serve.regression import LEVEL, Regression
 from serve.schemas import (
     PICTURE_BODY,
     PREDICT_REPLIES,
@@ -27,13 +30,17 @@ from serve.schemas import (
     TENSOR_BODY,
     ExplainClassQuery,
     ExplainQuery,
+    InputSummary,
+    LevelQuery,
     ModelList,
     ModelSummary,
     Prediction,
+    RegressionReply,
+    ShowQuery,
 )
 from serve.settings import ServeSettings
 from serve.trace import Telemetry, Trace, trace_of
-from tenfold.types import Preprocessing
+from tenfold.types import Preprocessing, Task
 
 T = TypeVar("T")
 
@@ -63,7 +70,7 @@ class _Work:
         trace.model, trace.version = name, description.version
         return trace
 
-    async def predict(self, request: Request, name: str, top: int | None, query: picture_explanation.Asked) -> Response:
+    async def label(self, request: Request, name: str, top: int | None, query: picture_explanation.Asked) -> Response:
         trace = self.begin(request, name)
         plain.check_labels(self.table.description(name))
         asked = await plain.read_request(request, self.settings)
@@ -91,25 +98,60 @@ class _Work:
             reply["explanation"]["overlay"] = picture_explanation.as_base64(picture)
         return JSONResponse(reply)
 
+    async def regress(self, request: Request, name: str, level: str | None, show: str | None) -> Response:
+        trace = self.begin(request, name)
+        as_png = picture_explanation.prefers_png(request.headers.get("accept"))
+        shown = plain_regression.read_shown(show, as_png)
+        sent = await plain_regression.read_request(request, self.settings, level)
+        trace.num_images = 1
+
+        def prepare(description: Description) -> "asyncio.Future[Regression]":
+            return self.in_thread(plain_regression.as_regression, sent, description, self.settings)
+
+        answer, description, asked = await self.table.regress(name, prepare)
+        trace.version = answer.version
+        if as_png:
+            picture, headers = await self.in_thread(plain_regression.picture_png, answer, description, shown)
+            return Response(picture, media_type=picture_explanation.PNG, headers=headers)
+        arguments = (answer, description, asked, trace.request_id, self.settings)
+        return JSONResponse(await self.sized(_num_bytes(answer), plain_regression.reply, *arguments))
+
     async def infer(self, request: Request, name: str, version: str | None) -> Response:
         trace = self.begin(request, name, version)
         if encoding := request.headers.get("content-encoding"):
             raise RefusedError(415, f"the content encoding {encoding} is not accepted; send it plain", "content_type")
         body = await request.body()
+        if self.table.description(name).task is Task.REGRESSION:
+            return await self._infer_regression(trace, name, version, body, request.headers.get(v2.JSON_LENGTH_HEADER))
+        image_size = self.table.description(name).pictures.image_size
         parsed = await self.sized(
             len(body),
             v2.decode_request,
             body,
             request.headers.get(v2.JSON_LENGTH_HEADER),
-            self.table.description(name).image_size,
+            image_size,
             self.settings,
         )
         trace.num_images = len(parsed.images)
         trace.num_explained = len(parsed.images) if parsed.explain is not None else 0
         answer, _ = await self.table.infer(name, parsed.images, version, parsed.vocabulary, parsed.explain)
         trace.version = answer.version
-        num_bytes = sum(values.nbytes for values in answer.outputs.values())
-        content, headers = await self.sized(num_bytes, v2.encode_response, parsed, name, answer.version, answer.outputs)
+        content, headers = await self.sized(
+            _num_bytes(answer), v2.encode_response, parsed, name, answer.version, answer.outputs
+        )
+        return Response(content, headers=headers)
+
+    async def _infer_regression(
+        self, trace: Trace, name: str, version: str | None, body: bytes, json_length: str | None
+    ) -> Response:
+        async def prepare(description: Description) -> v2_regression.RegressionRequest:
+            arguments = (body, json_length, description.inputs, self.settings)
+            return await self.sized(len(body), v2_regression.decode_request, *arguments)
+
+        answer, _, asked = await self.table.regress(name, prepare, version)
+        trace.version, trace.num_images = answer.version, len(asked)
+        arguments = (asked, name, answer, self.settings)
+        content, headers = await self.sized(_num_bytes(answer), v2_regression.encode_response, *arguments)
         return Response(content, headers=headers)
 
     async def last_seen(self, name: str) -> Description:
@@ -127,6 +169,10 @@ class _Work:
         except (TimeoutError, RefusedError):
             return False
         return True
+
+
+def _num_bytes(answer: Answer) -> int:
+    return sum(values.nbytes for values in answer.outputs.values())
 
 
 class _GuardedApp(FastAPI):
@@ -192,7 +238,8 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
                     version=one.version,
                     method=one.method,
                     task=str(one.task),
-                    image_size=one.image_size,
+                    image_size=one.preprocessing.image_size if one.preprocessing else None,
+                    inputs=[InputSummary(**asdict(schema)) for schema in one.inputs],
                     classes=list(one.classes),
                     prompt_template=one.prompt_template,
                     explains=one.explains,
@@ -203,7 +250,7 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
 
     @app.post(
         "/predict/{model}",
-        response_model=Prediction,
+        response_model=Prediction | RegressionReply,
         responses=PREDICT_REPLIES,
         openapi_extra=PICTURE_BODY,
         tags=["plain"],
@@ -214,15 +261,31 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
         top: Annotated[int | None, Query(ge=1)] = None,
         explain: ExplainQuery = None,
         explain_class: ExplainClassQuery = None,
+        level: LevelQuery = None,
+        show: ShowQuery = None,
     ) -> Response:
         """Labels of one picture: a file in a form, a picture as the body, or JSON with base64 under ``image``.
 
         Models that name a ``prompt_template`` take classes that the request brings along: names under ``classes``, or
         texts about each under ``prompts``. Models that say ``explains`` tell with ``explain=true`` where in the picture
         they saw the most probable class, or ``explain_class``; with ``Accept: image/png`` the reply is a picture of it.
+
+        Models of the task ``regression`` take one example as JSON, its numbers by the input's name under ``inputs``, or
+        a picture where their ``inputs`` in ``/models`` have a ``max_value``. They answer with the mean and the std of
+        every target, and with the interval that holds it with the probability ``level``. Where the target is a picture,
+        ``Accept: image/png`` shows it, or its std.
         """
+        of_labels = {"top": top, EXPLAIN: explain, EXPLAIN_CLASS: explain_class}
+        of_numbers = {LEVEL: level, SHOW: show}
+        is_regression = work.table.description(model).task is Task.REGRESSION
+        for name, value in (of_labels if is_regression else of_numbers).items():
+            if value is not None:
+                task = work.table.description(model).task
+                raise RefusedError(422, f"model {model} does {task}, which knows no {name!r}", "parameter")
+        if is_regression:
+            return await work.regress(request, model, level, show)
         query = picture_explanation.read_asked({EXPLAIN: explain, EXPLAIN_CLASS: explain_class})
-        return await work.predict(request, model, top, query)
+        return await work.label(request, model, top, query)
 
 
 def _add_v2_routes(app: FastAPI, work: _Work) -> None:
@@ -246,6 +309,8 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
         trace = work.begin(request, model, version)
         description = await work.table.known(model)
         trace.version = description.version
+        if description.task is Task.REGRESSION:
+            return v2_regression.model_metadata(description)
         return v2.model_metadata(description)
 
     @app.get("/v2/models/{model}/ready", responses=REFUSALS, tags=["v2"])
@@ -267,6 +332,9 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
         ``"explain": true``, or where its outputs name it: FP32 ``[N,S,S]`` in [0, 1], and with them ``explained``,
         INT64 ``[N]``, the class of each map. Which class that is, ``"explain_class"`` says: a name or an index, or a
         list of one for each picture; left out, it is the one with the highest logit.
+
+        Models of the task ``regression`` take the inputs that their metadata lists, and answer with ``mean``, ``std``
+        and what these are made of; ``"level": 0.9`` in the request's parameters adds ``lower`` and ``upper``.
         """
         return await work.infer(request, model, version)
 

@@ -13,8 +13,10 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from serve.classifier import Classifier
 from serve.contract import describe_bundle
 from serve.ingress import Ingress
+from serve.regressor import Regressor
 from serve.settings import ServedModel, ServeSettings, check_models
 from tenfold.bundle import load_bundle
+from tenfold.types import Task
 
 _START_ATTEMPTS = 3
 _deployment: Any = serve.deployment  # its overloads hide what it returns for a class
@@ -79,13 +81,16 @@ def application(models: Sequence[ServedModel], settings: ServeSettings) -> Appli
     models = [replace(model, folder=str(Path(model.folder).absolute())) for model in models]
     check_models(models)
     descriptions = [describe_bundle(model, load_bundle(model.folder)) for model in models]
-    handles = {model.name: _model_deployment(model, settings).bind(model) for model in models}
+    handles = {
+        model.name: _model_deployment(model, description.task, settings).bind(model)
+        for model, description in zip(models, descriptions, strict=True)
+    }
     return _ingress_deployment(models, settings).bind(handles, descriptions, settings)
 
 
-def _model_deployment(model: ServedModel, settings: ServeSettings) -> Any:
+def _model_deployment(model: ServedModel, task: Task, settings: ServeSettings) -> Any:
     resources: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.gpus}
-    return _deployment(Classifier).options(
+    return _deployment(Regressor if task is Task.REGRESSION else Classifier).options(
         name=f"model-{model.name}",
         max_ongoing_requests=model.ongoing_requests,
         max_queued_requests=model.max_queued_requests,

@@ -76,6 +76,15 @@ class Endpoint:
         """
         return frozenset(model["name"] for model in self._listed() if model["explains"])
 
+    def named_inputs(self) -> dict[str, list[dict[str, Any]]]:
+        """Of each model that takes no pictures, or takes them as numbers, what it takes, as ``/models`` has it; empty
+        where the endpoint tells only who has a key.
+
+        Raises:
+            OSError: If the endpoint does not answer.
+        """
+        return {model["name"]: model["inputs"] for model in self._listed() if model["inputs"]}
+
     def _listed(self) -> list[dict[str, Any]]:
         """What ``/models`` tells."""
         try:

@@ -18,6 +18,7 @@ from serve.explanation import Explain
 from serve.keys import Keys
 from serve.limits import RefusedError, overloaded
 from serve.models import ModelTable
+from serve.regression import Regression
 from serve.settings import ServeSettings
 from serve.telemetry import RequestMetrics
 from serve.trace import log_to_stdout
@@ -49,6 +50,11 @@ class HandleClient:
         explain: Explain | None = None,
     ) -> Answer | Declined:
         return await self._call("infer", images, known_version, required_version, vocabulary, explain)
+
+    async def regress(
+        self, asked: Regression, known_version: str, required_version: str | None = None
+    ) -> Answer | Declined:
+        return await self._call("regress", asked, known_version, required_version)
 
     async def describe(self) -> Description:
         return await self._call("describe")

@@ -1,24 +1,25 @@
 """A bundle brought to life for serving: verified, compared with training, warmed up. No HTTP, no Ray."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from serve.contract import Declined, Description, describe_bundle
 from serve.explanation import ATTRIBUTIONS, EXPLAINED, ClassIndex, Explain
 from serve.settings import ServedModel
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary
-from tenfold.bundle import PROBE_FILE, Bundle, BundleError, check_probe, load_bundle
+from tenfold.bundle import Bundle, BundleError, check_probe, load_bundle
 from tenfold.types import ExplainingPredictor, OpenVocabularyPredictor, Predictor
 
+P = TypeVar("P")
+R = TypeVar("R")
 Outputs = dict[str, np.ndarray]
 _OPEN_METHODS = ("embed", "prototypes_of", "classify")
 
@@ -39,6 +40,11 @@ class Piece:
     """Class to explain for each picture, int64 ``(N,)``; None: the one with the highest logit."""
 
     def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def weight(self) -> int:
+        """What it takes up of a batch: its pictures."""
         return len(self.images)
 
 
@@ -101,11 +107,10 @@ class LoadedModel:
         self._predictor = import_loader(model.loader)(bundle, model.device)
         self._open = open_vocabulary(self._predictor)
         self._explaining = explaining(self._predictor)
-        tolerance = _absolute_tolerance(bundle, model.probe_tolerance)
-        difference = check_probe(bundle, self._predictor, tolerance)
+        difference = check_probe(bundle, self._predictor, model.probe_tolerance)
         logger.info("%s version %s: probe logits within %.3g of training", model.name, model.version, difference)
         description = describe_bundle(model, bundle)
-        size = description.image_size
+        size = description.pictures.image_size
         self._blank = np.zeros((1, size, size, 3), np.uint8)
         outputs = self.predict(self._blank)
         self._class_index = ClassIndex(model.name, description.classes)
@@ -114,10 +119,11 @@ class LoadedModel:
             outputs={name: values.shape[1:] for name, values in outputs.items()},
             prompt_template=self._open.prompt_template if self._open else None,
             explains=self._explaining is not None,
+            flag=getattr(self._predictor, "flag", None),
             from_replica=True,
         )
         if self._explaining is not None:
-            _check_maps(bundle, self._explaining, tolerance)
+            _check_maps(bundle, self._explaining, model.probe_tolerance)
             self._explain_chosen(self._explaining, [Piece(self._blank, explain=True, labels=np.zeros(1, np.int64))])
         if self._open is not None:
             self._classify(self._open, [Piece(self._blank, self.prototypes(Vocabulary(description.classes[:1])))])
@@ -125,7 +131,7 @@ class LoadedModel:
     def predict(self, images: np.ndarray) -> Outputs:
         """Float32 outputs, first axis N, for uint8 ``(N, S, S, 3)``: one call of the predictor."""
         with torch.inference_mode():
-            return _as_arrays(self._predictor(_as_tensor(images)))
+            return as_arrays(self._predictor(_as_tensor(images)))
 
     def prototypes(self, vocabulary: Vocabulary) -> Tensor:
         """Prototypes ``(K', D)`` of classes that a request brings along; may run beside ``predict_each``.
@@ -158,12 +164,12 @@ class LoadedModel:
         """
         own = [position for position, piece in enumerate(pieces) if piece.prototypes is None and not piece.explain]
         if len(own) == len(pieces):
-            return self._isolated(self._predict_own, pieces)
+            return isolated(self._predict_own, pieces)
         results: dict[int, Outputs | Failure] = {}
         for positions, run in ((own, self._predict_own), *self._special_runs(pieces)):
             if positions:
                 chosen = [pieces[position] for position in positions]
-                results.update(zip(positions, self._isolated(run, chosen), strict=True))
+                results.update(zip(positions, isolated(run, chosen), strict=True))
         return [results[position] for position in range(len(pieces))]
 
     def _special_runs(self, pieces: Sequence[Piece]) -> list[tuple[list[int], Run]]:
@@ -180,33 +186,24 @@ class LoadedModel:
             runs.append((chosen, partial(self._explain_chosen, self._explaining)))
         return runs
 
-    def _isolated(self, run: Run, pieces: Sequence[Piece]) -> list[Outputs | Failure]:
-        try:
-            return [*run(pieces)]
-        except (RuntimeError, ValueError) as error:
-            if len(pieces) == 1:
-                logger.exception("the predictor failed")
-                return [Failure(f"{type(error).__name__}: {error}")]
-            return [result for piece in pieces for result in self._isolated(run, [piece])]
-
     def _predict_own(self, pieces: Sequence[Piece]) -> list[Outputs]:
-        return _divided(self.predict(_joined(pieces)), pieces)
+        return divided(self.predict(_joined(pieces)), pieces)
 
     def _explain_top(self, model: ExplainingPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
         with torch.inference_mode():
-            return _divided(_as_maps(model.explain(_as_tensor(_joined(pieces)))), pieces)
+            return divided(_as_maps(model.explain(_as_tensor(_joined(pieces)))), pieces)
 
     def _explain_chosen(self, model: ExplainingPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
         labels = np.concatenate([piece.labels for piece in pieces if piece.labels is not None])
         with torch.inference_mode():
             outputs = model.explain(_as_tensor(_joined(pieces)), torch.from_numpy(labels))
-            return _divided(_as_maps(outputs), pieces)
+            return divided(_as_maps(outputs), pieces)
 
     def _classify(self, model: OpenVocabularyPredictor, pieces: Sequence[Piece]) -> list[Outputs]:
         with torch.inference_mode():
             embeddings = model.embed(_as_tensor(_joined(pieces))).split([len(piece) for piece in pieces])
             return [
-                _as_arrays(model.classify(rows, piece.prototypes))
+                as_arrays(model.classify(rows, piece.prototypes))
                 for rows, piece in zip(embeddings, pieces, strict=True)
                 if piece.prototypes is not None
             ]
@@ -233,7 +230,7 @@ class LoadedModel:
             return Declined(message, this, "vocabulary")
         expected = self._blank.shape[1:]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            size = this.image_size
+            size = this.pictures.image_size
             return Declined(
                 f"pictures must be uint8 [N,{size},{size},3], got {images.dtype} {list(images.shape)}", this
             )
@@ -254,7 +251,18 @@ class LoadedModel:
         return Declined(f"the classes can't be used: {error}", self.description, "vocabulary")
 
 
-def _divided(outputs: Outputs, pieces: Sequence[Piece]) -> list[Outputs]:
+def isolated(run: Callable[[Sequence[P]], Sequence[R]], pieces: Sequence[P]) -> list[R | Failure]:
+    """What ``run`` makes of all pieces at once; if it raises, each runs alone, so that only the one at fault fails."""
+    try:
+        return [*run(pieces)]
+    except (RuntimeError, ValueError) as error:
+        if len(pieces) == 1:
+            logger.exception("the predictor failed")
+            return [Failure(f"{type(error).__name__}: {error}")]
+        return [result for piece in pieces for result in isolated(run, [piece])]
+
+
+def divided(outputs: Outputs, pieces: Sequence[Sized]) -> list[Outputs]:
     """Outputs of joined pieces, piece by piece."""
     ends = np.cumsum([len(piece) for piece in pieces])
     # Copies: a view would drag the whole batch through serialization with each of its parts.
@@ -273,13 +281,13 @@ def _as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images if images.flags.writeable else images.copy())
 
 
-def _as_arrays(outputs: Mapping[str, Tensor]) -> Outputs:
+def as_arrays(outputs: Mapping[str, Tensor]) -> Outputs:
     return {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
 
 
 def _as_maps(outputs: Mapping[str, Tensor]) -> Outputs:
     """Of a predictor's ``explain``; classes stay whole numbers."""
-    return _as_arrays(outputs) | {EXPLAINED: outputs[EXPLAINED].cpu().numpy()}
+    return as_arrays(outputs) | {EXPLAINED: outputs[EXPLAINED].cpu().numpy()}
 
 
 def _check_maps(bundle: Bundle, model: ExplainingPredictor, tolerance: float) -> None:
@@ -302,11 +310,3 @@ def _check_maps(bundle: Bundle, model: ExplainingPredictor, tolerance: float) ->
         raise BundleError(f"{bundle.folder}: maps must lie in [0, 1], got {maps.min():.3g} to {maps.max():.3g}")
     if labels.dtype != torch.int64 or not torch.equal(logits.gather(1, labels[:, None])[:, 0], logits.amax(1)):
         raise BundleError(f"{bundle.folder}: explain without labels must explain the classes with the highest logits")
-
-
-def _absolute_tolerance(bundle: Bundle, tolerance: float) -> float:
-    """Float32 rounds in proportion: logits of cosines times a hundred differ by more than those of a linear layer."""
-    logits = load_file(bundle.file(PROBE_FILE)).get("logits")
-    if logits is None or not logits.numel():
-        return tolerance  # what is missing is for the comparison to tell
-    return tolerance * max(1.0, logits.abs().max().item())

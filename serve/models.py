@@ -1,17 +1,20 @@
 """The models behind an ingress: which there are, what is known of each, and how one is asked."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from serve.contract import Answer, Declined, Description, ModelClient
 from serve.explanation import Explain
 from serve.limits import RefusedError
+from serve.regression import Regression
 from serve.vocabulary import Vocabulary
 from tenfold.types import Preprocessing
 
 _MAX_ATTEMPTS = 3
+A = TypeVar("A", bound=Regression)
 
 
 class ModelTable:
@@ -100,15 +103,46 @@ class ModelTable:
                 client raises.
         """
         for _ in range(_MAX_ATTEMPTS):
-            wanted = self.description(name).preprocessing
+            wanted = self.description(name).pictures
             images = await prepare(wanted)
             reply, description = await self._ask(name, images, None, vocabulary, explain)
             if isinstance(reply, Declined) and reply.reason in ("vocabulary", "explain", "unexplained"):
                 raise self._refusal(reply)
             # Of the right size is not enough: the new version may cut where the old one stretched.
-            if isinstance(reply, Answer) and _form(description.preprocessing) == _form(wanted):
+            if isinstance(reply, Answer) and _form(description.pictures) == _form(wanted):
                 return reply, description, images
-        raise RefusedError(503, f"model {name} is changing its version; try again", "rollout", {"Retry-After": "1"})
+        raise _rolling_out(name)
+
+    async def regress(
+        self,
+        name: str,
+        prepare: Callable[[Description], Awaitable[A]],
+        version: str | None = None,
+    ) -> tuple[Answer, Description, A]:
+        """Run a regression of what ``prepare`` makes of the request for the version that it is given.
+
+        A roll-out to a version that takes other inputs, just then, makes it prepare the request again.
+
+        Returns:
+            The answer, the description of the version that gave it, and what that one was asked.
+
+        Raises:
+            RefusedError: 404 for a version that is not served, 422 for inputs that the model does not take and for a
+                model that does no regression; what ``prepare`` and the client raise.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            wanted = self.description(name, version)
+            asked = await prepare(wanted)
+            reply = await self._clients[name].regress(asked, wanted.version, version)
+            if reply.description is not None:
+                self._descriptions[name] = reply.description
+            if isinstance(reply, Answer):
+                return reply, self._descriptions[name], asked
+            if reply.reason == "version":
+                raise self._unknown_version(reply)
+            if reply.description.inputs == wanted.inputs:
+                raise self._refusal(reply)
+        raise _rolling_out(name)
 
     async def _ask(
         self,
@@ -134,6 +168,10 @@ class ModelTable:
 
     def _unknown_version(self, declined: Declined) -> RefusedError:
         return RefusedError(404, f"{declined.message}; served is: {declined.description.version}", "unknown_model")
+
+
+def _rolling_out(name: str) -> RefusedError:
+    return RefusedError(503, f"model {name} is changing its version; try again", "rollout", {"Retry-After": "1"})
 
 
 def _form(preprocessing: Preprocessing) -> tuple[int, str, str]:

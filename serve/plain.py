@@ -2,9 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.datastructures import FormData, UploadFile
@@ -21,6 +21,9 @@ from tenfold.types import Preprocessing
 
 _ACCEPTED = "send the file as multipart/form-data, as a body of type image/jpeg, image/png or image/webp, or as JSON"
 _FORM_FIELDS = 8
+OUTSIDE = "outside"
+"""Output of a model with a flag: 1 where a picture does not seem to belong to any of its classes."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ async def read_request(request: Request, settings: ServeSettings) -> PictureRequ
         RefusedError: 400 for a body that is not of its announced form, 415 for a content type that is not accepted
             or does not match the data, 422 for a body without a picture, for wrong classes or a wrong ``explain``.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = content_type_of(request)
     if content_type in IMAGE_TYPES:
         data = await request.body()
         check_image_type(content_type, data)
@@ -49,26 +52,51 @@ async def read_request(request: Request, settings: ServeSettings) -> PictureRequ
     if content_type == "application/json":
         return _from_json(await request.body(), settings)
     if content_type == "multipart/form-data":
-        return await _from_form(request, settings)
-    raise RefusedError(415, f"the content type {content_type or '(none)'} is not accepted: {_ACCEPTED}", "content_type")
+
+        def fields(form: FormData) -> tuple[Vocabulary | None, Asked]:
+            vocabulary = read_vocabulary(_json_field(form, CLASSES), _json_field(form, PROMPTS), settings)
+            return vocabulary, read_asked({name: text_field(form, name) for name in (EXPLAIN, EXPLAIN_CLASS)})
+
+        data, (vocabulary, maps) = await read_form(request, settings, fields)
+        return PictureRequest(data, vocabulary, maps)
+    raise unaccepted(content_type, _ACCEPTED)
+
+
+def content_type_of(request: Request) -> str:
+    """In small letters and without its parameters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unaccepted(content_type: str, accepted: str) -> RefusedError:
+    return RefusedError(415, f"the content type {content_type or '(none)'} is not accepted: {accepted}", "content_type")
 
 
 def _from_json(body: bytes, settings: ServeSettings) -> PictureRequest:
     content = parse_json(body)
+    vocabulary = read_vocabulary(content.get(CLASSES), content.get(PROMPTS), settings)
+    return PictureRequest(picture_in_json(content), vocabulary, read_asked(content))
+
+
+def picture_in_json(content: Mapping[str, Any]) -> bytes:
+    """The file that stands in base64 under ``image``; raises ``RefusedError`` (422) where there is none."""
     text = content.get("image")
     if not isinstance(text, str):
         raise RefusedError(422, "the JSON needs the picture's file in base64 under 'image'", "picture")
-    vocabulary = read_vocabulary(content.get(CLASSES), content.get(PROMPTS), settings)
-    maps = read_asked(content)
     try:
-        return PictureRequest(base64.b64decode(text, validate=True), vocabulary, maps)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise RefusedError(
             422, f"'image' must be base64 of the file; addresses are not fetched ({error})", "picture"
         ) from error
 
 
-async def _from_form(request: Request, settings: ServeSettings) -> PictureRequest:
+async def read_form(request: Request, settings: ServeSettings, fields: Callable[[FormData], T]) -> tuple[bytes, T]:
+    """The picture's file in a form, and what ``fields`` reads from its other fields.
+
+    Raises:
+        RefusedError: 415 for a content type that is not accepted or does not match the data, 422 for a form without a
+            picture; what ``fields`` raises.
+    """
     # Starlette turns a malformed form into its own 400 with one sentence. The body as a whole is limited already.
     form_reader = request.form(max_files=1, max_fields=_FORM_FIELDS, max_part_size=settings.max_body_bytes)
     async with form_reader as form:
@@ -81,12 +109,10 @@ async def _from_form(request: Request, settings: ServeSettings) -> PictureReques
             check_image_type(part_type, data)
         elif part_type not in ("", "application/octet-stream"):
             raise RefusedError(415, f"the file's content type {part_type} is not accepted: {_ACCEPTED}", "content_type")
-        vocabulary = read_vocabulary(_json_field(form, CLASSES), _json_field(form, PROMPTS), settings)
-        maps = read_asked({name: _text_field(form, name) for name in (EXPLAIN, EXPLAIN_CLASS)})
-        return PictureRequest(data, vocabulary, maps)
+        return data, fields(form)
 
 
-def _text_field(form: FormData, name: str) -> str | None:
+def text_field(form: FormData, name: str) -> str | None:
     """What stands in a form's text field; None where it is not there, and where its name is the picture's."""
     texts = [text for text in form.getlist(name) if isinstance(text, str)]
     if len(texts) > 1:
@@ -142,14 +168,14 @@ def label_reply(
         request_id: Told in the reply.
         top: How many labels.
     """
-    probs = answer.outputs["probs"][0]
+    outputs = dict(answer.outputs)
+    probs = outputs["probs"][0]
     if len(probs) != len(classes):  # a predictor that breaks its word; the wrong names would be worse than none
         raise ValueError(f"model {description.name} gave {len(probs)} probabilities for {len(classes)} classes")
     order = np.argsort(-probs, kind="stable")[:top]
+    flagged = outputs.pop(OUTSIDE, None) if description.flag else None
     doubt = {
-        name: float(values[0])
-        for name, values in answer.outputs.items()
-        if values.ndim == 1 and values.dtype.kind == "f"
+        name: float(values[0]) for name, values in outputs.items() if values.ndim == 1 and values.dtype.kind == "f"
     }
     return {
         "model": description.name,
@@ -158,4 +184,11 @@ def label_reply(
         "task": str(description.task),
         "labels": [{"name": classes[k], "probability": float(probs[k])} for k in order],
         **({"uncertainty": doubt} if doubt else {}),
+        **({OUTSIDE: _outside(flagged, description)} if flagged is not None else {}),
     }
+
+
+def _outside(flagged: np.ndarray, description: Description) -> dict[str, Any]:
+    """Whether the picture is flagged, and when pictures are."""
+    assert description.flag is not None
+    return {"flagged": bool(flagged[0]), **asdict(description.flag)}

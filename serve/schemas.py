@@ -3,10 +3,12 @@
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve.explanation import EXPLAIN, EXPLAIN_CLASS
 from serve.picture_explanation import OVERLAY, PNG
+from serve.plain_regression import INPUTS
+from serve.regression import LEVEL
 from serve.vocabulary import CLASSES, PROMPTS
 
 
@@ -37,6 +39,17 @@ class Explanation(BaseModel):
     """PNG of that picture under the colours of the map, in base64; only where ``explain`` is ``overlay``."""
 
 
+class Outside(BaseModel):
+    """Whether a picture seems to belong to none of the model's classes."""
+
+    flagged: bool
+    score: str
+    """Under ``uncertainty``; a picture is flagged where it exceeds the threshold."""
+    threshold: float
+    false_positive_rate: float
+    """Share of held-out pictures of the model's classes that the threshold was set to flag."""
+
+
 class Prediction(BaseModel):
     """Labels of one picture, the most probable first: of the model's classes, or of those that the request brought."""
 
@@ -46,10 +59,50 @@ class Prediction(BaseModel):
     task: str
     labels: list[Label]
     uncertainty: dict[str, float] | None = None
-    """Only of models that know how unsure they are: each score by its name, and ``outside``, 1 where the picture does
-    not seem to belong."""
+    """Only of models that know how unsure they are: each score by its name."""
+    outside: Outside | None = None
+    """Only of models that can tell."""
     explanation: Explanation | None = None
     """Only where the request asks with ``explain``."""
+
+
+Nested = float | list[Any]
+
+
+class Target(BaseModel):
+    """One channel of what is predicted: numbers, or nested lists of them where it is a series or a picture."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    mean: Nested
+    std: Nested
+    lower: Nested | None = None
+    """Lower end of the interval, only where the request asks for a level."""
+    upper: Nested | None = None
+
+
+class RegressionReply(BaseModel):
+    """What a regression says of one example: every target with its mean, its std and what that is made of."""
+
+    model: str
+    version: str
+    request_id: str
+    task: str
+    level: float | None = None
+    """Of the interval, as it was asked for."""
+    targets: list[Target]
+
+
+class InputSummary(BaseModel):
+    """One input of a model that takes no pictures, or takes them as numbers."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    """Without the example axis; -1 where any length will do."""
+    max_value: float | None
+    """Where it is a picture that can be sent as a file: the value of white."""
 
 
 class ModelSummary(BaseModel):
@@ -57,8 +110,12 @@ class ModelSummary(BaseModel):
     version: str
     method: str
     task: str
-    image_size: int
+    image_size: int | None
+    """Height and width of the pictures that it takes; null where it takes ``inputs``."""
+    inputs: list[InputSummary]
+    """By name; empty where it takes pictures."""
     classes: list[str]
+    """Of a regression: the targets."""
     prompt_template: str | None
     """The sentence around a class's name, where a request may bring classes of its own; null where it may not."""
     explains: bool
@@ -112,6 +169,17 @@ _WORDS = ["true", "false", OVERLAY]
 ExplainQuery = Annotated[str | None, Query(description=_ASK_MAP, json_schema_extra={"enum": [*_WORDS]})]
 ExplainClassQuery = Annotated[str | None, Query(description=_ASK_CLASS)]
 
+LevelQuery = Annotated[
+    str | None, Query(description="Of a regression: add the interval that holds each target with this probability.")
+]
+ShowQuery = Annotated[
+    str | None,
+    Query(
+        description=f"Of a regression with 'Accept: {PNG}': the predicted picture, or its std in colours.",
+        json_schema_extra={"enum": ["mean", "std"]},
+    ),
+]
+
 _ASK_OWN = "for a model with an open vocabulary"
 _IN_JSON: dict[str, Any] = {
     CLASSES: {
@@ -141,20 +209,33 @@ _EXPLAIN_IN_FORM = {
 }
 
 
-def _picture_schema(image_format: str, more: dict[str, Any]) -> dict[str, Any]:
+_OF_REGRESSION = {
+    LEVEL: {"type": "number", "description": "Of a regression, in place of the query's.", "example": 0.9},
+    INPUTS: {
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": {}},
+        "description": "In place of 'image', for a regression: the numbers of one example by the input's name.",
+        "example": {"input": [0.1, 0.2, 0.3]},
+    },
+}
+
+
+def _picture_schema(image_format: str, more: dict[str, Any], required: tuple[str, ...] = ("image",)) -> dict[str, Any]:
     properties = {"image": {"type": "string", "format": image_format}, **more}
-    return {"schema": {"type": "object", "required": ["image"], "properties": properties}}
+    return {"schema": {"type": "object", "required": [*required], "properties": properties}}
 
 
 PICTURE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": _picture_schema("binary", _IN_FORM | _EXPLAIN_IN_FORM),
+            "multipart/form-data": _picture_schema(
+                "binary", _IN_FORM | _EXPLAIN_IN_FORM | {LEVEL: _OF_REGRESSION[LEVEL]}
+            ),
             "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
             "image/webp": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": _picture_schema("byte", _IN_JSON | _EXPLAIN_IN_JSON),
+            "application/json": _picture_schema("byte", _IN_JSON | _EXPLAIN_IN_JSON | _OF_REGRESSION, ()),
         },
     }
 }

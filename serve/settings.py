@@ -52,6 +52,9 @@ class ServedModel:
     autoscaling: Autoscaling | None = None
     max_batch_size: int = 32
     """Pictures in one call of the predictor, over all requests that share it."""
+    max_batch_values: int = 250_000
+    """Numbers in the inputs of one call of a regressor, over all requests that share it; a single example may have
+    more."""
     batch_wait_s: float = 0.002
     """How long an incomplete batch waits for company once the predictor is free; 0 sends what is there."""
     max_ongoing_requests: int | None = None
@@ -67,8 +70,8 @@ class ServedModel:
     num_threads: int | None = None
     """Threads of one predictor call; None: the whole CPUs reserved, at least 1."""
     probe_tolerance: float = 1e-4
-    """Largest difference to the stored probe logits: absolute, and where logits above 1 are stored, as a share of the
-    largest. Float32 on other hardware differs by rounding, which grows with the numbers."""
+    """Largest difference to the numbers that training stored for the probe set, as a share of the largest of them (of
+    logits at least 1). Float32 on other hardware differs by rounding, which grows with the numbers."""
     loader: str = "tenfold.catalog:load_predictor"
     """``module:function`` that makes a predictor of (verified bundle, device)."""
 
@@ -78,7 +81,11 @@ class ServedModel:
                 raise ValueError(f"a model's {field} must match {pattern.pattern}, got {getattr(self, field)!r}")
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.loader):
             raise ValueError(f"loader must be written module:function, got {self.loader!r}")
-        _check_positive(self, "num_replicas", "max_batch_size", "max_queued_requests", "num_cpus", "probe_tolerance")
+        _check_positive(
+            self,
+            *("num_replicas", "max_batch_size", "max_batch_values", "max_queued_requests"),
+            *("num_cpus", "probe_tolerance"),
+        )
         for field in ("num_threads", "max_ongoing_requests"):
             if getattr(self, field) is not None:
                 _check_positive(self, field)
@@ -125,7 +132,10 @@ class ServeSettings:
     max_pixels: int = 16_000_000
     """Largest width times height of a picture that is decoded."""
     max_images: int = 256
-    """Most pictures in one request."""
+    """Most pictures, or other examples, in one request."""
+    max_values: int = 250_000
+    """Most numbers in the inputs of one request to a model that takes no pictures; as many as a coloured picture of
+    288x288."""
     max_classes: int = 1000
     """Most classes that a request may bring along, to models with an open vocabulary."""
     max_prompts: int = 4000
@@ -135,6 +145,8 @@ class ServeSettings:
     """Longest class name or prompt."""
     max_attribution_bytes: int = 16 * _MIB
     """Most that the attribution maps of one reply may take: 4 bytes a pixel in raw bytes, up to 22 in JSON."""
+    max_reply_bytes: int = 64 * _MIB
+    """Most that the numbers of a regression's reply may take: 4 bytes each in raw bytes, up to 25 in JSON."""
     request_timeout_s: float = 30.0
     retry_after_s: float = 1.0
     """What a refusal for overload tells the client to wait."""
@@ -161,6 +173,7 @@ class ServeSettings:
             self,
             *("max_body_bytes", "max_pixels", "max_images", "request_timeout_s", "retry_after_s", "drain_timeout_s"),
             *("max_classes", "max_prompts", "max_text_characters", "max_attribution_bytes"),
+            *("max_values", "max_reply_bytes"),
             *("health_period_s", "health_timeout_s", "ready_timeout_s"),
             *("ingress_replicas", "ingress_num_cpus", "decode_threads"),
         )

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,20 +27,26 @@ TEXT_INPUTS = (CLASSES, PROMPTS, PROMPT_CLASSES)
 each of them the class that it is about ``[P]``, where the classes' order is that of their first prompts."""
 EXTENSIONS = ("binary_tensor_data",)
 _MAP_OUTPUTS = (ATTRIBUTIONS, EXPLAINED)
-_DATATYPES = {"FP32": "<f4", "INT64": "<i8"}
+DATATYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 
-@dataclass(frozen=True)
-class InferRequest:
-    """A parsed infer request."""
+@dataclass(frozen=True, kw_only=True)
+class ReplyForm:
+    """What an infer request says of its reply."""
 
-    images: np.ndarray
-    """uint8 ``(N, S, S, 3)``."""
     outputs: Mapping[str, bool] | None
     """Name of each output asked for, and whether as raw bytes; None: all there are, maps only with ``explain``."""
     binary_default: bool
     """Whether outputs that are not named come as raw bytes."""
     request_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferRequest(ReplyForm):
+    """A parsed infer request."""
+
+    images: np.ndarray
+    """uint8 ``(N, S, S, 3)``."""
     vocabulary: Vocabulary | None = None
     """Classes that the request brought along; None: the model's own."""
     explain: Explain | None = None
@@ -63,35 +69,41 @@ def decode_request(body: bytes, json_length: str | None, image_size: int, settin
     Raises:
         RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
     """
-    header, binary = _split(body, json_length)
+    header, binary = split_body(body, json_length)
     tensors = _named_inputs(header.get("inputs"))
-    request_id = header.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise RefusedError(400, "the request's 'id' must be a string", "malformed")
-    parameters = _parameters(header)
-    binary_default = bool(parameters.get("binary_data_output", False))
-    raw = _claim(tensors, binary)
+    form = read_form(header)
+    parameters, outputs, binary_default = parameters_of(header), form.outputs, form.binary_default
+    raw = claim_raw(tensors, binary)
     texts = {name: _decode_texts(name, tensors[name], raw[name], settings) for name in TEXT_INPUTS if name in tensors}
     images = _decode_images(tensors[INPUT_NAME], raw[INPUT_NAME], image_size, settings.max_images)
-    outputs = _requested_outputs(header.get("outputs"), binary_default)
     is_named = outputs is not None and not outputs.keys().isdisjoint(_MAP_OUTPUTS)
     explain = read_explain(parameters, is_named, len(images))
     if explain is not None:
         if outputs is not None and not is_named:
-            outputs |= dict.fromkeys(_MAP_OUTPUTS, binary_default)
+            outputs = {**outputs, **dict.fromkeys(_MAP_OUTPUTS, binary_default)}
         in_json = not (outputs or {}).get(ATTRIBUTIONS, binary_default)
         check_size(len(images), image_size, in_json, settings)
     return InferRequest(
         images=images,
         outputs=outputs,
         binary_default=binary_default,
-        request_id=request_id,
+        request_id=form.request_id,
         vocabulary=_vocabulary(texts, settings),
         explain=explain,
     )
 
 
-def _split(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memoryview]:
+def read_form(header: Mapping[str, Any]) -> ReplyForm:
+    """What the JSON part of a request says of its reply; raises ``RefusedError`` (400) where that is malformed."""
+    request_id = header.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise RefusedError(400, "the request's 'id' must be a string", "malformed")
+    binary_default = bool(parameters_of(header).get("binary_data_output", False))
+    outputs = _requested_outputs(header.get("outputs"), binary_default)
+    return ReplyForm(outputs=outputs, binary_default=binary_default, request_id=request_id)
+
+
+def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memoryview]:
     """The JSON part, and the bytes behind it, not copied."""
     if json_length is None:
         return parse_json(body), memoryview(b"")
@@ -102,26 +114,32 @@ def _split(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memory
     return parse_json(body[: int(json_length)]), memoryview(body)[int(json_length) :]
 
 
-def _named_inputs(inputs: Any) -> dict[str, Mapping[str, Any]]:
-    """Input tensors by name, in the request's order."""
+def named_tensors(inputs: Any) -> list[Mapping[str, Any]]:
+    """The input tensors, in the request's order; raises ``RefusedError`` (400) where that is no list of objects."""
     if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs):
         raise RefusedError(400, "the request needs a list of tensors under 'inputs'", "malformed")
-    names = [tensor.get("name") for tensor in inputs]
+    return inputs
+
+
+def _named_inputs(inputs: Any) -> dict[str, Mapping[str, Any]]:
+    """Input tensors by name, in the request's order."""
+    tensors = named_tensors(inputs)
+    names = [tensor.get("name") for tensor in tensors]
     known = [name for name in names if name == INPUT_NAME or name in TEXT_INPUTS]
     if INPUT_NAME not in names or len(known) < len(names) or len(set(known)) < len(names):
         raise invalid(
             f"the inputs are {INPUT_NAME!r} and, for a model with an open vocabulary, {CLASSES!r} or {PROMPTS!r} with "
             f"{PROMPT_CLASSES!r}, each once; got {names[:8]}"
         )
-    return dict(zip(known, inputs, strict=True))
+    return dict(zip(known, tensors, strict=True))
 
 
-def _claim(tensors: Mapping[str, Mapping[str, Any]], binary: memoryview) -> dict[str, memoryview | None]:
+def claim_raw(tensors: Mapping[str, Mapping[str, Any]], binary: memoryview) -> dict[str, memoryview | None]:
     """The raw bytes of each tensor, which follow each other in the tensors' order; None for those in JSON."""
     raw: dict[str, memoryview | None] = {}
     start = 0
     for name, tensor in tensors.items():
-        size = _parameters(tensor).get("binary_data_size")
+        size = parameters_of(tensor).get("binary_data_size")
         if size is None:
             raw[name] = None
             continue
@@ -188,7 +206,7 @@ def _vocabulary(texts: Mapping[str, list[Any]], settings: ServeSettings) -> Voca
     return read_vocabulary(texts.get(CLASSES), prompts, settings)
 
 
-def _parameters(part: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(part: Mapping[str, Any]) -> dict[str, Any]:
     parameters = part.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise RefusedError(400, "'parameters' must be an object", "malformed")
@@ -202,7 +220,7 @@ def _requested_outputs(outputs: Any, binary_default: bool) -> dict[str, bool] | 
         isinstance(output, dict) and isinstance(output.get("name"), str) for output in outputs
     ):
         raise RefusedError(400, "'outputs' must be a list of objects with a 'name'", "malformed")
-    return {output["name"]: bool(_parameters(output).get("binary_data", binary_default)) for output in outputs}
+    return {output["name"]: bool(parameters_of(output).get("binary_data", binary_default)) for output in outputs}
 
 
 def _decode_images(tensor: Mapping[str, Any], raw: memoryview | None, size: int, max_images: int) -> np.ndarray:
@@ -244,7 +262,11 @@ def _decode_data(data: list[Any], shape: Sequence[int]) -> np.ndarray:
 
 
 def encode_response(
-    request: InferRequest, model: str, version: str, outputs: Mapping[str, np.ndarray]
+    request: ReplyForm,
+    model: str,
+    version: str,
+    outputs: Mapping[str, np.ndarray],
+    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """Body and headers of the reply to ``request``.
 
@@ -253,6 +275,7 @@ def encode_response(
         model: Name of the model.
         version: Version that ran.
         outputs: All outputs, first axis N; whole numbers are told as INT64, all else as FP32.
+        parameters: Of the reply; None: there are none.
 
     Raises:
         RefusedError: 422 for an output that the model does not have.
@@ -265,7 +288,7 @@ def encode_response(
     raw: list[bytes] = []
     for name, as_binary in wanted.items():
         datatype = "INT64" if outputs[name].dtype.kind == "i" else "FP32"
-        values = np.ascontiguousarray(outputs[name], dtype=_DATATYPES[datatype])
+        values = np.ascontiguousarray(outputs[name], dtype=DATATYPES[datatype])
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if as_binary:
             raw.append(values.tobytes())
@@ -274,6 +297,8 @@ def encode_response(
             tensor["data"] = values.ravel().tolist()
         tensors.append(tensor)
     reply: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
+    if parameters is not None:
+        reply["parameters"] = dict(parameters)
     if request.request_id is not None:
         reply["id"] = request.request_id
     header = json.dumps(reply, allow_nan=False).encode()
@@ -319,10 +344,21 @@ def encode_request(
         for tensor, data in zip(tensors, [images.ravel().tolist(), *texts.values()], strict=True):
             tensor["data"] = data
         return json.dumps(request).encode(), {"Content-Type": "application/json"}
-    raw = [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
-    for tensor, part in zip(tensors, raw, strict=True):
+    return encode_raw(
+        request, [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
+    )
+
+
+def encode_raw(request: dict[str, Any], raw: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an infer request whose tensors, and those of its reply, are raw bytes.
+
+    Args:
+        request: The JSON part; it is told the lengths.
+        raw: Of each tensor, in their order.
+    """
+    for tensor, part in zip(request["inputs"], raw, strict=True):
         tensor["parameters"] = {"binary_data_size": len(part)}
-    request["parameters"] = {**(parameters or {}), "binary_data_output": True}
+    request["parameters"] = {**request.get("parameters", {}), "binary_data_output": True}
     header = json.dumps(request).encode()
     return b"".join([header, *raw]), {
         "Content-Type": "application/octet-stream",
@@ -341,7 +377,7 @@ def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarra
     outputs, start = {}, header_length
     for tensor in json.loads(body[:header_length])["outputs"]:
         size = tensor.get("parameters", {}).get("binary_data_size")
-        dtype = _DATATYPES[tensor["datatype"]]
+        dtype = DATATYPES[tensor["datatype"]]
         if size is None:
             values = np.asarray(tensor["data"], dtype)
         else:
@@ -354,14 +390,15 @@ def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarra
 def model_metadata(description: Description) -> dict[str, Any]:
     """The reply to ``GET /v2/models/<m>``; class names, and how to prepare pictures, are in the parameters.
 
+    Of a model that flags what belongs to none of its classes, they also say when: the output ``outside`` is then 1.
     Where requests may bring classes along, the inputs that say so are marked optional, and how many columns
     ``probs`` and ``logits`` have is open. Where they may ask for maps, the outputs that then come are marked optional.
     """
-    preprocessing = description.preprocessing
+    preprocessing = description.pictures
     size = preprocessing.image_size
     inputs: list[dict[str, Any]] = [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, size, size, 3]}]
     shapes = dict(description.outputs)
-    parameters = {
+    parameters: dict[str, Any] = {
         "task": str(description.task),
         "classes": list(description.classes),
         "resize": preprocessing.resize,
@@ -372,6 +409,8 @@ def model_metadata(description: Description) -> dict[str, Any]:
         inputs += [{"name": name, "datatype": "BYTES", "shape": [-1], "parameters": optional} for name in TEXT_INPUTS]
         shapes |= {name: (-1,) for name in ("probs", "logits") if name in shapes}
         parameters["prompt_template"] = description.prompt_template
+    if description.flag is not None:
+        parameters["outside"] = asdict(description.flag)
     outputs: list[dict[str, Any]] = [
         {"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in shapes.items()
     ]
@@ -380,6 +419,16 @@ def model_metadata(description: Description) -> dict[str, Any]:
             {"name": ATTRIBUTIONS, "datatype": "FP32", "shape": [-1, size, size], "parameters": optional},
             {"name": EXPLAINED, "datatype": "INT64", "shape": [-1], "parameters": optional},
         ]
+    return metadata_reply(description, inputs, outputs, parameters)
+
+
+def metadata_reply(
+    description: Description,
+    inputs: list[dict[str, Any]],
+    outputs: list[dict[str, Any]],
+    parameters: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The reply to ``GET /v2/models/<m>``, of its parts."""
     return {
         "name": description.name,
         "versions": [description.version],

@@ -9,11 +9,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from serve.api import create_app
-from serve.contract import Answer, describe_bundle
+from serve.contract import Answer, Declined, describe_bundle
+from serve.loaded_regressor import LoadedRegressor
 from serve.loading import LoadedModel
 from serve.models import ModelTable
 from serve.settings import ServeSettings
 from tenfold.bundle import load_bundle
+from tenfold.types import Task
 from tests.serving.stand_ins import (
     EXPLAINING_LOADER,
     OPEN_LOADER,
@@ -31,7 +33,8 @@ class LocalClient:
     """A ``ModelClient`` without Serve; ``failure`` is raised instead of an answer."""
 
     def __init__(self, model):
-        self.loaded = LoadedModel(model)
+        regresses = load_bundle(model.folder).metadata.task is Task.REGRESSION
+        self.loaded = (LoadedRegressor if regresses else LoadedModel)(model)
         self.failure = None
 
     async def infer(self, images, known_version, required_version=None, vocabulary=None, explain=None):
@@ -45,6 +48,18 @@ class LocalClient:
             return self.loaded.decline_texts(error)
         this = self.loaded.description
         [outputs] = self.loaded.predict_each(self.loaded.pieces(images, len(images), prototypes, explain))
+        return Answer(this.version, outputs, this if known_version != this.version else None)
+
+    async def regress(self, asked, known_version, required_version=None):
+        if self.failure:
+            raise self.failure
+        if declined := self.loaded.decline(asked, required_version):
+            return declined
+        this = self.loaded.description
+        results = self.loaded.predict_each(self.loaded.pieces(asked))
+        if declined := [result for result in results if isinstance(result, Declined)]:
+            return declined[0]
+        outputs = {name: np.concatenate([part[name] for part in results]) for name in results[0]}
         return Answer(this.version, outputs, this if known_version != this.version else None)
 
     async def describe(self):

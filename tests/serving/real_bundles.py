@@ -1,9 +1,11 @@
-"""Bundles of the methods that explain, with weights as they were drawn: what is served is not whether they are good."""
+"""Bundles of real methods, with weights as they were drawn: what is served is not whether they are good."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tenfold.bundle import Bundle, save_trained
 from tenfold.methods.boostlu.predictor import boosted_classifier
@@ -12,9 +14,13 @@ from tenfold.methods.calm.network import calm_classifier
 from tenfold.methods.calm.predictor import CalmPredictor
 from tenfold.methods.calm.settings import Config as CalmConfig
 from tenfold.methods.large_loss.settings import Config as LargeLossConfig
+from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
+from tenfold.methods.posterior_annealing.settings import Config as PosteriorConfig
+from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.models.image_classifier import ModelConfig
 from tenfold.models.partial_labels.predictor import BuildClassifier, MultiLabelPredictor, plain_classifier
-from tenfold.types import ExplainingPredictor
+from tenfold.models.regressors.build import RegressorConfig, build_regressor
+from tenfold.types import ExplainingPredictor, TensorSchema
 
 EXPLAINING_METHODS = ("large_loss", "boostlu", "calm")
 LOADER = "tenfold.catalog:load_predictor"
@@ -53,3 +59,76 @@ def make_real_bundle(
         data_name="none",
         data_fingerprint="0" * 64,
     )
+
+
+SERIES = (TensorSchema(name="input", dtype="float32", shape=(2, -1)),)
+TABLE = (TensorSchema(name="input", dtype="float32", shape=(3,)),)
+PICTURE = (TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),)
+MOLECULE = (
+    TensorSchema(name="features", dtype="float32", shape=(-1, 15)),
+    TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
+    TensorSchema(name="n_atoms", dtype="int64", shape=()),
+)
+_NETWORKS = {
+    SERIES: RegressorConfig(name="cnn1d", widths=(4, 4, 4)),
+    TABLE: RegressorConfig(name="mlp", widths=(8, 8)),
+    PICTURE: RegressorConfig(name="cnn2d_sr_small", widths=(4, 4, 4), upscale=2),
+    MOLECULE: RegressorConfig(name="egnn", widths=(8,), depth=2),
+}
+
+
+def draw_inputs(schemas: tuple[TensorSchema, ...], num: int = 3, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    """A batch of each input; ``length`` where any will do."""
+    random = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for schema in schemas:
+        shape = (num, *(length if each < 0 else each for each in schema.shape))
+        if schema.dtype == "int64":
+            drawn[schema.name] = torch.randint(1, length + 1, shape, generator=random)
+        else:
+            drawn[schema.name] = torch.rand(shape, generator=random)
+    return drawn
+
+
+def make_regression_bundle(
+    folder: Path,
+    schemas: tuple[TensorSchema, ...],
+    targets: tuple[str, ...],
+    *,
+    num_members: int = 1,
+    calibrator: tuple[Tensor, Tensor] | None = None,
+    **settings: Any,
+) -> tuple[Bundle, RegressionEnsemble]:
+    """An untrained regressor for such inputs, saved as a training saves it, and what it should be served like.
+
+    ``calibrator`` are expected and observed proportions of an isotonic recalibration, ``settings`` are those of the
+    method.
+    """
+    torch.manual_seed(0)
+    weights: dict[str, Tensor] = {}
+    network = replace(_NETWORKS[schemas], dropout=settings.pop("dropout", 0.0))
+    config = PosteriorConfig(**settings)
+    networks = [build_regressor(network, schemas, len(targets)) for _ in range(num_members)]
+    mean, std = torch.linspace(-1, 1, len(targets)), torch.linspace(1, 2, len(targets))
+    more = {} if calibrator is None else {"isotonic.expected": calibrator[0], "isotonic.observed": calibrator[1]}
+    predictor = RegressionEnsemble(
+        networks, inputs=schemas, classes=targets, mean=mean, std=std, uncertainty=config.uncertainty,
+        num_passes=config.num_passes, input_noise=config.input_noise,
+        calibrator=None if calibrator is None else IsotonicCalibrator().fit(*(each.numpy() for each in calibrator)),
+    )  # fmt: skip
+    for member, each in enumerate(networks):
+        weights |= {f"member{member}.{name}": value for name, value in each.state_dict().items()}
+    bundle = save_trained(
+        folder,
+        predictor,
+        draw_inputs(schemas, seed=1),
+        config={"method": asdict(config), "model": asdict(network) | {"widths": list(network.widths or ())}},
+        tensors={
+            **weights, "target.mean": mean, "target.std": std, "target.scale": torch.tensor(1.0), **more,
+        },
+        method="posterior_annealing",
+        metrics={},
+        data_name="none",
+        data_fingerprint="0" * 64,
+    )  # fmt: skip
+    return bundle, predictor

@@ -39,7 +39,7 @@ class Service(LocalService):
         self.open_bundle = make_open_bundle(folder / "open")
         models = [
             served(self.bundle, version="3"),
-            served(make_bundle(folder / "other", task=Task.REGRESSION), name="other"),
+            served(make_bundle(folder / "other", task=Task.RETRIEVAL), name="other"),
             served(self.open_bundle, name="open", loader=OPEN_LOADER),
         ]
         super().__init__(models, **options)
@@ -124,7 +124,7 @@ def test_what_the_server_tells_of_itself(service):
     assert get("/v2/models/colour/ready").json() == {"name": "colour", "ready": True}
     listed = {model["name"]: model for model in get("/models").json()["models"]}
     assert listed["colour"]["classes"] == list(CLASSES)
-    assert listed["other"]["task"] == "regression"
+    assert listed["other"]["task"] == "retrieval"
     assert get("/docs").status_code == 200
     assert "/predict/{model}" in get("/openapi.json").json()["paths"]
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shlex
 import threading
 import time
 from collections import Counter
@@ -14,12 +15,15 @@ import torch
 from PIL import Image
 
 from jobs.deploy import describe
-from serve import v2
+from serve import v2, v2_regression
 from serve.deploying import deploy
 from serve.fast_path import prepare_environment
 from serve.settings import ServeSettings
+from tenfold.catalog import load_predictor
 from tenfold.data.images import resize_image
 from tenfold.metrics.overlays import overlay
+from tests.serving.real_bundles import LOADER as REAL_LOADER
+from tests.serving.real_bundles import SERIES, draw_inputs, make_regression_bundle
 from tests.serving.stand_ins import (
     CLASSES,
     EXPLAINING_LOADER,
@@ -53,6 +57,7 @@ class Deployed:
             "slow": make_bundle(folder / "slow", delay_s=0.3),
             "open": make_open_bundle(folder / "open", delay_s=0.05),
             "tints": make_bundle(folder / "tints", seed=1, delay_s=0.05),
+            "series": make_regression_bundle(folder / "series", SERIES, ("x", "y"))[0],
         }
         self.models = {
             "colour": served(self.bundles["colour"], **SMALL),
@@ -62,6 +67,7 @@ class Deployed:
             ),
             "open": served(self.bundles["open"], "open", loader=OPEN_LOADER, batch_wait_s=0.2, **SMALL),
             "tints": served(self.bundles["tints"], "tints", loader=EXPLAINING_LOADER, batch_wait_s=0.2, **SMALL),
+            "series": served(self.bundles["series"], "series", loader=REAL_LOADER, batch_wait_s=0.2, **SMALL),
         }
         self.deploy()
 
@@ -163,7 +169,7 @@ def test_a_large_body_is_refused(deployed, announced):
 
 
 def test_refusals_over_http(deployed):
-    assert "served are: batched, colour, open, slow, tints" in predict(deployed, "none", b"").json()["error"]
+    assert "served are: batched, colour, open, series, slow, tints" in predict(deployed, "none", b"").json()["error"]
     assert predict(deployed, "colour", b"GIF89a").status_code == 415
     assert infer(deployed, "colour", pictures(1, size=9)).status_code == 422
     assert httpx.get(f"{deployed.url}/docs").status_code == 200
@@ -286,9 +292,40 @@ def test_who_explains_is_told(deployed):
     assert {"attributions", "explained"} <= {tensor["name"] for tensor in outputs}
 
 
+def test_regressions_of_several_lengths_and_levels_share_a_replica(deployed):
+    predictor = load_predictor(deployed.bundles["series"])
+    asked = [
+        (draw_inputs(SERIES, num=1 + seed % 3, length=5 + seed % 2, seed=seed), 0.5 + seed / 20) for seed in range(9)
+    ]
+
+    def regress(request):
+        inputs, level = request
+        body, headers = v2_regression.encode_request({"input": inputs["input"].numpy()}, level=level)
+        return httpx.post(f"{deployed.url}/v2/models/series/infer", content=body, headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(9) as pool:
+        replies = list(pool.map(regress, asked))
+    for (inputs, level), outputs in zip(asked, map(outputs_of, replies), strict=True):
+        expected = predictor(inputs)
+        lower, upper = predictor.interval(expected, level)
+        for name, value in {**expected, "lower": lower, "upper": upper}.items():
+            np.testing.assert_allclose(outputs[name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+    refused = httpx.post(f"{deployed.url}/predict/series", json={"inputs": {"input": [1, 2]}}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]) == (
+        422,
+        "'input' must be float32 [N,2,any], each length at least 1, got float32 [1, 2]",
+    )
+    refused = infer(deployed, "series", pictures(1))
+    assert (refused.status_code, refused.json()["error"]) == (422, "the inputs are input, each once; got ['images']")
+
+
 def test_what_is_printed_after_a_deployment(deployed):
     text = describe(deployed.endpoint)
     assert f"curl -F image=@picture.png {deployed.url}/predict/colour" in text
+    [numbers] = [line for line in text.splitlines() if line.endswith("/predict/series")]
+    [_, header, _, body, url] = shlex.split(numbers.partition("curl ")[2])
+    told = httpx.post(url, content=body, headers=dict([header.split(": ")]), timeout=60).json()
+    assert (told["level"], [target["name"] for target in told["targets"]]) == (0.9, ["x", "y"])
     zero_shot = [line.strip() for line in text.splitlines() if "classes=" in line]
     asked = """-F 'classes=["cat", "dog"]'"""
     assert zero_shot == [f"any classes: curl -F image=@picture.png {asked} {deployed.url}/predict/open"]

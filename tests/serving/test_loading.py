@@ -39,7 +39,7 @@ def test_numbers_are_the_predictors(tmp_path):
 def test_description_has_the_shapes_that_really_come(tmp_path):
     description = LoadedModel(served(make_bundle(tmp_path / "b"), version="4")).description
     assert description.outputs == {"probs": (3,), "logits": (3,), "batch_size": (1,)}
-    assert (description.version, description.classes, description.image_size) == ("4", CLASSES, SIZE)
+    assert (description.version, description.classes, description.pictures.image_size) == ("4", CLASSES, SIZE)
 
 
 def test_a_model_that_differs_from_its_training_does_not_load(tmp_path):

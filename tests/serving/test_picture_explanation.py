@@ -211,7 +211,9 @@ def test_the_openapi_document_tells_of_maps(service):
     document = service.http.get("/openapi.json").json()
     operation = document["paths"]["/predict/{model}"]["post"]
     assert operation["responses"]["200"]["content"].keys() == {"application/json", "image/png"}
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top", "explain", "explain_class"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        *("model", "top", "explain", "explain_class", "level", "show")
+    }
     assert "tenfold-explained-class" in operation["responses"]["200"]["headers"]
     assert "explanation" in document["components"]["schemas"]["Prediction"]["properties"]
 

@@ -66,6 +66,8 @@ def test_the_metadata_names_the_scores(posterior):
     outputs = {each["name"]: each["shape"] for each in service.http.get("/v2/models/doubt").json()["outputs"]}
     assert outputs["probs"] == [-1, 10]
     assert all(outputs[name] == [-1] for name in SCORES)
+    told = service.http.get("/v2/models/doubt").json()["parameters"]["outside"]
+    assert told == {"score": "predictive_entropy", "threshold": 2.295, "false_positive_rate": 0.05}
 
 
 def test_a_picture_is_answered_with_what_is_not_known_of_it(posterior):
@@ -75,4 +77,8 @@ def test_a_picture_is_answered_with_what_is_not_known_of_it(posterior):
     assert response.status_code == 200, response.text
     expected = predictor(torch.from_numpy(picture)[None])
     answer = response.json()
-    assert answer["uncertainty"] == pytest.approx({name: float(expected[name][0]) for name in SCORES}, abs=1e-6)
+    outside = expected.pop("outside")
+    assert answer["uncertainty"] == pytest.approx({name: float(expected[name][0]) for name in SCORES[:3]}, abs=1e-6)
+    assert answer["outside"] == {
+        "flagged": bool(outside[0]), "score": "predictive_entropy", "threshold": 2.295, "false_positive_rate": 0.05,
+    }  # fmt: skip

@@ -1,0 +1,161 @@
+"""Open Inference Protocol v2 of models that take named inputs and answer with mean, std and intervals.
+
+The level of the interval is a parameter of the request: ``"parameters": {"level": 0.9}`` adds the outputs ``lower`` and
+``upper``, like ``mean``.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve.contract import Answer, Description
+from serve.limits import RefusedError
+from serve.regression import LEVEL, LOWER, UPPER, Regression, check_reply, check_request, invalid, numbers, read_level
+from serve.settings import ServeSettings
+from serve.v2 import ReplyForm, claim_raw, encode_raw, metadata_reply, named_tensors, parameters_of, read_form
+from serve.v2 import encode_response as encode_reply
+from serve.v2 import split_body as split
+from tenfold.types import TensorSchema
+
+_DATATYPES = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
+_ENDS = (LOWER, UPPER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionRequest(ReplyForm, Regression):
+    """A parsed infer request."""
+
+
+def decode_request(
+    body: bytes, json_length: str | None, schemas: Sequence[TensorSchema], settings: ServeSettings
+) -> RegressionRequest:
+    """Parse and check the body of an infer request.
+
+    Args:
+        body: As it came.
+        json_length: Value of ``Inference-Header-Content-Length``; None: the body is JSON only.
+        schemas: What the model takes.
+        settings: The limits.
+
+    Raises:
+        RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
+    """
+    header, binary = split(body, json_length)
+    tensors = named_tensors(header.get("inputs"))
+    names = [tensor.get("name") for tensor in tensors]
+    wanted = {schema.name: schema for schema in schemas}
+    if sorted(map(str, names)) != sorted(wanted):
+        raise invalid(f"the inputs are {', '.join(wanted)}, each once; got {names[:8]}")
+    named = dict(zip(map(str, names), tensors, strict=True))
+    raw = claim_raw(named, binary)
+    inputs = {name: _decode(tensor, raw[name], wanted[name]) for name, tensor in named.items()}
+    form = read_form(header)
+    level, outputs = read_level(parameters_of(header).get(LEVEL)), form.outputs
+    if outputs is not None:
+        is_named = not outputs.keys().isdisjoint(_ENDS)
+        if is_named and level is None:
+            raise invalid(f"{LOWER!r} and {UPPER!r} need the interval's {LEVEL!r} in the request's parameters", LEVEL)
+        if level is not None and not is_named:
+            outputs = {**outputs, **dict.fromkeys(_ENDS, form.binary_default)}
+    check_request(Regression(inputs, level), schemas, settings)
+    return RegressionRequest(
+        inputs=inputs,
+        level=level,
+        outputs=outputs,
+        binary_default=form.binary_default,
+        request_id=form.request_id,
+    )
+
+
+def encode_response(
+    request: RegressionRequest, model: str, answer: Answer, settings: ServeSettings
+) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of the reply to ``request``; its parameters repeat the level.
+
+    Raises:
+        RefusedError: 422 for an output that the model does not have, and for a reply that would be too large.
+    """
+    outputs = answer.outputs
+    wanted = request.outputs or dict.fromkeys(outputs, request.binary_default)
+    in_json = sum(outputs[name].size for name, as_binary in wanted.items() if not as_binary and name in outputs)
+    check_reply(in_json, True, settings)
+    check_reply(sum(outputs[name].size for name in wanted if name in outputs), False, settings)
+    parameters = None if request.level is None else {LEVEL: request.level}
+    return encode_reply(request, model, answer.version, outputs, parameters)
+
+
+def encode_request(
+    inputs: Mapping[str, np.ndarray], *, level: float | None = None, binary: bool = True, request_id: str | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an infer request, as a client sends it.
+
+    Args:
+        inputs: By name, first axis N; float32, int64 or uint8.
+        level: Of the interval; None: none is asked for.
+        binary: Inputs and outputs as raw bytes; False: everything in JSON.
+        request_id: Echoed in the reply.
+    """
+    tensors: list[dict[str, Any]] = [
+        {"name": name, "shape": list(values.shape), "datatype": _DATATYPES[str(values.dtype)]}
+        for name, values in inputs.items()
+    ]
+    request: dict[str, Any] = {"inputs": tensors}
+    if level is not None:
+        request["parameters"] = {LEVEL: level}
+    if request_id is not None:
+        request["id"] = request_id
+    if binary:
+        return encode_raw(request, [np.ascontiguousarray(values).tobytes() for values in inputs.values()])
+    for tensor, values in zip(tensors, inputs.values(), strict=True):
+        tensor["data"] = values.ravel().tolist()
+    return json.dumps(request).encode(), {"Content-Type": "application/json"}
+
+
+def model_metadata(description: Description) -> dict[str, Any]:
+    """The reply to ``GET /v2/models/<m>``; what the targets are called is in the parameters.
+
+    The ends of the interval, which only come with a level, are marked optional.
+    """
+    inputs: list[dict[str, Any]] = []
+    for schema in description.inputs:
+        picture = {} if schema.max_value is None else {"parameters": {"max_value": schema.max_value}}
+        inputs.append(
+            {"name": schema.name, "datatype": _DATATYPES[schema.dtype], "shape": [-1, *schema.shape], **picture}
+        )
+    outputs: list[dict[str, Any]] = [
+        {"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in description.outputs.items()
+    ]
+    outputs += [
+        {"name": name, "datatype": "FP32", "shape": [-1, *description.outputs["mean"]],
+         "parameters": {"optional": True}}
+        for name in _ENDS if "mean" in description.outputs
+    ]  # fmt: skip
+    parameters = {"task": str(description.task), "targets": list(description.classes)}
+    return metadata_reply(description, inputs, outputs, parameters)
+
+
+def _decode(tensor: Mapping[str, Any], raw: memoryview | None, schema: TensorSchema) -> np.ndarray:
+    name, datatype = schema.name, _DATATYPES[schema.dtype]
+    shape = tensor.get("shape")
+    if tensor.get("datatype") != datatype:
+        raise invalid(f"{name!r} must have datatype {datatype}, got {tensor.get('datatype')!r}")
+    if not isinstance(shape, list) or not shape or not all(type(length) is int and length >= 1 for length in shape):
+        raise invalid(f"the shape of {name!r} must be a list of lengths, each at least 1, got {shape!r}")
+    size = math.prod(shape)
+    if raw is not None:
+        dtype = np.dtype(schema.dtype).newbyteorder("<")
+        if len(raw) != size * dtype.itemsize:
+            raise invalid(
+                f"{datatype} {shape} of {name!r} takes {size * dtype.itemsize} bytes; binary_data_size is {len(raw)}"
+            )
+        return np.frombuffer(raw, dtype).astype(schema.dtype, copy=False).reshape(shape)
+    if not isinstance(tensor.get("data"), list):
+        raise RefusedError(400, f"the tensor {name!r} needs a list under 'data'", "malformed")
+    values = numbers(name, tensor["data"], schema.dtype)
+    if values.shape not in ((size,), tuple(shape)):
+        raise invalid(f"'data' of {name!r} must hold {size} values for shape {shape}, got {list(values.shape)}")
+    return values.reshape(shape)
