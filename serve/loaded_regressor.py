@@ -15,7 +15,7 @@ from serve.loading import Failure, Outputs, as_arrays, divided, import_loader, i
 from serve.regression import LOWER, UPPER, Regression, misfit
 from serve.settings import ServedModel
 from tenfold.bundle import check_probe, load_bundle, load_probes
-from tenfold.types import RegressionPredictor
+from tenfold.types import RegressionPredictor, output_shape
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,9 @@ class LoadedRegressor:
         self._one = {name: values[:1].numpy() for name, values in probes.items()}
         outputs = self.predict(self._one)
         self._interval(outputs, 0.5)
-        is_open = any(-1 in schema.shape for schema in bundle.metadata.inputs)
         self.description: Description = replace(
             describe_bundle(model, bundle),
-            outputs={name: _open_shape(values.shape[1:], is_open) for name, values in outputs.items()},
+            outputs={name: output_shape(values.shape[1:], bundle.metadata.inputs) for name, values in outputs.items()},
             from_replica=True,
         )
 
@@ -125,8 +124,3 @@ class LoadedRegressor:
     def _interval(self, outputs: Outputs, level: float) -> Outputs:
         ends = self._predictor.interval({name: torch.from_numpy(values) for name, values in outputs.items()}, level)
         return as_arrays(dict(zip((LOWER, UPPER), ends, strict=True)))
-
-
-def _open_shape(shape: tuple[int, ...], is_open: bool) -> tuple[int, ...]:
-    """Of an output: its channels are always the same, all else may follow the inputs."""
-    return (*shape[:1], *(-1 if is_open else length for length in shape[1:]))

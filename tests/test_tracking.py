@@ -60,7 +60,10 @@ LOADER = "colour_predictor:load"
 SWING = """
 class Swing:
     def __call__(self, inputs):
-        return {"mean": inputs["series"].mean((1, 2)) + inputs["count"]}
+        return {"mean": inputs["series"].mean(1) + inputs["count"][:, None]}
+
+    def interval(self, outputs, level):
+        return outputs["mean"] - level, outputs["mean"] + level
 
 def load(folder, device):
     return Swing()
@@ -339,7 +342,7 @@ def test_a_model_of_named_inputs_states_them_and_answers(store: str, tracker: Tr
     module = Path(store.removeprefix("sqlite:///")).parents[1] / "predictor" / "swing_predictor.py"
     module.write_text(SWING)
     series, count = torch.arange(12.0).view(2, 2, 3), torch.tensor([3, 4])
-    probe = {"inputs.series": series, "inputs.count": count, "outputs.mean": series.mean((1, 2)) + count}
+    probe = {"inputs.series": series, "inputs.count": count, "outputs.mean": series.mean(1) + count[:, None]}
     bundle = make_bundle(
         tmp_path,
         task=Task.REGRESSION,
@@ -358,6 +361,10 @@ def test_a_model_of_named_inputs_states_them_and_answers(store: str, tracker: Tr
     }
     answer = model.predict({"series": series.numpy(), "count": count.numpy()})
     assert np.array_equal(answer["mean"], probe["outputs.mean"].numpy())
+    assert set(answer) == {"mean"}
+    with_interval = model.predict({"series": series.numpy(), "count": count.numpy()}, params={"level": 0.5})
+    assert np.array_equal(with_interval["lower"], answer["mean"] - 0.5)
+    assert np.array_equal(with_interval["upper"], answer["mean"] + 0.5)
 
 
 def test_model_whose_upload_failed_is_marked(

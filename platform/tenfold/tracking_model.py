@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import FLAVOR_NAME, save_model
-from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from tenfold import tracking_pyfunc
 from tenfold.bundle import PROBE_FILE, Bundle, load_probes, package_versions
 from tenfold.tracking_pyfunc import Arrays
+from tenfold.types import output_shape
 
 _ARTIFACT = "bundle"
 _DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
@@ -46,7 +47,13 @@ def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, 
     outputs = tracking_pyfunc.predict_arrays(predictor, example)
     signature = ModelSignature(
         inputs=Schema(_input_specs(bundle)),
-        outputs=Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]), name) for name, array in outputs.items()]),
+        outputs=Schema(
+            [
+                TensorSpec(array.dtype, (-1, *output_shape(array.shape[1:], bundle.metadata.inputs)), name)
+                for name, array in outputs.items()
+            ]
+        ),
+        params=ParamSchema([ParamSpec("level", "double", None)]) if hasattr(predictor, "interval") else None,
     )
     return example, signature
 

@@ -17,19 +17,29 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 Arrays = np.ndarray | dict[str, np.ndarray]
 
 
-def predict_arrays(predictor: Callable[[Any], Any], inputs: Arrays) -> dict[str, np.ndarray]:
-    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` or for inputs by name."""
+def predict_arrays(
+    predictor: Callable[[Any], Any], inputs: Arrays, level: float | None = None
+) -> dict[str, np.ndarray]:
+    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` or for inputs by name.
+
+    With a level, a regression also answers with ``lower`` and ``upper``: the ends of the interval that holds the target
+    with that probability.
+    """
     if isinstance(inputs, dict):
         tensors: Any = {name: torch.tensor(array) for name, array in inputs.items()}
     else:
         tensors = torch.tensor(inputs)
     with torch.inference_mode():
-        outputs = predictor(tensors)
+        outputs = dict(predictor(tensors))
+        if level is not None:
+            outputs["lower"], outputs["upper"] = predictor.interval(outputs, level)  # type: ignore[attr-defined]
     return {name: output.cpu().numpy() for name, output in outputs.items()}
 
 
 class BundleModel(PythonModel):
     """Pictures uint8 ``(B, S, S, 3)`` in, or a dict of named arrays; a dict of named arrays out.
+
+    A regression takes the parameter ``level``: ``model.predict(inputs, params={"level": 0.9})`` adds the interval.
 
     Model config: ``load_predictor``, dotted name ``package.module:function`` called as
     ``function(bundle_folder, device=...)``; ``device``, ``cpu`` unless overridden by
@@ -51,7 +61,7 @@ class BundleModel(PythonModel):
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> dict[str, np.ndarray]:
         """What the predictor answers, each output as an array."""
-        return predict_arrays(self._predictor, model_input)
+        return predict_arrays(self._predictor, model_input, (params or {}).get("level"))
 
 
 set_model(BundleModel())

@@ -102,6 +102,15 @@ class TensorSchema:
             raise ValueError(f"{self.name} must be {self.dtype} (B, {shape}), got {dtype} {tuple(tensor.shape)}")
 
 
+def output_shape(shape: Sequence[int], inputs: Sequence[TensorSchema]) -> tuple[int, ...]:
+    """Of an output that came as ``shape``, the batch axis left out: -1 where another input might give another length.
+
+    The first axis holds the target's channels and is always the same; the others may follow inputs of any length.
+    """
+    is_open = any(-1 in schema.shape for schema in inputs)
+    return (*shape[:1], *(-1 if is_open else length for length in shape[1:]))
+
+
 class RegressionPredictor(Protocol):
     """A bundle that answers with numbers and how sure it is of them."""
 
