@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tenfold.metrics.regression.calibration import CalibrationBins, QuantileCalibration, Values
 from tenfold.metrics.regression.elements import flat_float64
@@ -116,6 +117,11 @@ def figure_error_scatter(
         ends = [std[shown].min(), std[shown].max()]
         panel.plot(ends, ends, color="0.4", linestyle="--", linewidth=1)
         panel.set(xscale="log", yscale="log")
+        # A std spans a decade or two: matplotlib's own labels would run into each other.
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.tick_params(axis="x", labelsize=8)
     return figure
 
 
