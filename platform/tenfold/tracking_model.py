@@ -4,6 +4,7 @@ import importlib
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow.models import Model, ModelSignature
@@ -45,6 +46,7 @@ def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, 
     predictor = getattr(importlib.import_module(module), function)(bundle.folder, device="cpu")
     example = _example(bundle)
     outputs = tracking_pyfunc.predict_arrays(predictor, example)
+    params: Any = ParamSchema([ParamSpec("level", "double", None)]) if hasattr(predictor, "interval") else None
     signature = ModelSignature(
         inputs=Schema(_input_specs(bundle)),
         outputs=Schema(
@@ -53,7 +55,7 @@ def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, 
                 for name, array in outputs.items()
             ]
         ),
-        params=ParamSchema([ParamSpec("level", "double", None)]) if hasattr(predictor, "interval") else None,
+        params=params,
     )
     return example, signature
 
