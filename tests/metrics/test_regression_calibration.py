@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenfold.metrics.regression import calibration as module
 from tenfold.metrics.regression.calibration import (
     error_uncertainty_correlation,
     expected_normalized_calibration_error,
     quantile_calibration,
     uncertainty_calibration_error,
 )
+from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.metrics.regression.streaming import StreamingCalibration
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/posterior_annealing.npz")
@@ -301,3 +303,46 @@ def test_streamed_edge_cases():
         StreamingCalibration(max_cells=10)
     with pytest.raises(ValueError, match="strategy must be one of width, mass"):
         same.bins(strategy="size")
+
+
+def test_a_recalibrated_model_is_judged_by_the_intervals_that_it_gives():
+    """Errors twice as large as predicted: the interval for p has to be asked for at a higher level."""
+    generator = torch.Generator().manual_seed(0)
+    std = torch.ones(20_000, dtype=torch.float64)
+    target = 2 * torch.randn(20_000, dtype=torch.float64, generator=generator)
+    mean = torch.zeros_like(target)
+    plain = quantile_calibration(mean, std, target)
+
+    def nominal(levels):
+        return 2 * torch.special.ndtr(2 * torch.special.ndtri(0.5 + levels / 2)) - 1
+
+    right = quantile_calibration(mean, std, target, nominal=nominal)
+    assert plain.mace > 0.1
+    assert right.mace < 0.01
+    torch.testing.assert_close(right.expected, plain.expected)
+    fitted = IsotonicCalibrator().fit(plain.expected, plain.observed)
+    assert quantile_calibration(mean, std, target, nominal=fitted.transform).mace < 0.02
+
+
+@pytest.mark.parametrize("num_bins", [3, 15, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_equal_variances_are_shared_out_in_their_order(num_bins, dtype, monkeypatch):
+    monkeypatch.setattr(module, "PART", 100)
+    random = np.random.default_rng(7)
+    variance = torch.from_numpy(random.integers(0, 4, 1007) / 4).to(dtype)
+    error = torch.from_numpy(random.random(1007))
+    parts = np.array_split(np.argsort(variance.double().numpy(), kind="stable"), num_bins)
+    bins = uncertainty_calibration_error(error, variance, n_bins=num_bins, strategy="mass", return_bins=True)
+    np.testing.assert_allclose(bins.error, [error[part].mean() for part in parts], rtol=1e-12)
+    np.testing.assert_allclose(bins.variance, [variance.double()[part].mean() for part in parts], rtol=1e-12)
+
+
+def test_what_was_streamed_may_change_afterwards():
+    error, variance = (torch.from_numpy(each) for each in make_case(8))
+    changed = error.clone(), variance.clone()
+    calibration = StreamingCalibration()
+    calibration.update(*changed)
+    for each in changed:
+        each.zero_()
+    assert calibration.count == 300
+    assert calibration.bins(n_bins=1).error.item() == pytest.approx(error.mean().item(), rel=1e-12)

@@ -7,17 +7,20 @@ All arithmetic is in float64, whatever comes in; tensors and numpy arrays of any
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tenfold.metrics.regression.elements import flat_float64, standard_scores
+from tenfold.metrics.regression.elements import standard_scores
 
 Strategy = Literal["width", "mass"]
 CorrelationKind = Literal["pearson", "spearman"]
 Values = Tensor | np.ndarray
+PART, DEVICE_PART = 2**16, 2**24
+"""So many values at once, on a CPU and elsewhere."""
 
 
 class CalibrationBins(NamedTuple):
@@ -166,7 +169,7 @@ def error_uncertainty_correlation(squared_error: Values, variance: Values, kind:
     """
     if kind not in get_args(CorrelationKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(CorrelationKind))}, got {kind!r}")
-    errors, variances = _checked(squared_error, variance)
+    errors, variances = (each.to(torch.float64) for each in checked_values(squared_error, variance))
     if bool((errors == errors[0]).all()) or bool((variances == variances[0]).all()):
         return math.nan
     from scipy import stats
@@ -175,13 +178,16 @@ def error_uncertainty_correlation(squared_error: Values, variance: Values, kind:
     return float(correlate(errors.cpu().numpy(), variances.cpu().numpy()).statistic)
 
 
-def quantile_calibration(mean: Values, std: Values, target: Values, n_levels: int = 100) -> QuantileCalibration:
+def quantile_calibration(
+    mean: Values, std: Values, target: Values, n_levels: int = 100, *, nominal: Callable[[Tensor], Tensor] | None = None
+) -> QuantileCalibration:
     """How often targets fall into the central intervals of the predicted Gaussians.
 
     Args:
         mean, target: One shape.
         std: Positive, broadcasts to it.
         n_levels: Levels from 0 to 1, at least 2.
+        nominal: Levels at which a recalibrated model asks its Gaussians so that the given ones hold; None: the same.
 
     Returns:
         Levels, shares, and three summaries of how far they are apart.
@@ -196,7 +202,7 @@ def quantile_calibration(mean: Values, std: Values, target: Values, n_levels: in
     distance = (residual / spread).abs().flatten().sort().values
     expected = torch.linspace(0, 1, n_levels, dtype=torch.float64, device=distance.device)
     # A central interval is all within this many std; infinite at level 1. One sort then serves all levels.
-    reach = torch.special.ndtri(0.5 + expected / 2)
+    reach = torch.special.ndtri(0.5 + (expected if nominal is None else nominal(expected)) / 2)
     observed = torch.searchsorted(distance, reach, right=True).to(torch.float64) / distance.numel()
     gap = observed - expected
     return QuantileCalibration(
@@ -218,10 +224,17 @@ def calibration_bins(
 ) -> CalibrationBins:
     """Group elements by their variance, as ``uncertainty_calibration_error`` says, which see."""
     check_binning(n_bins, strategy)
-    errors, variances = _checked(squared_error, variance)
-    place = _mass_bins(variances, n_bins) if strategy == "mass" else _width_bins(variances, n_bins, include_min)
-    counts = _sums(None, place, n_bins)
-    return bins_of_sums(counts, _sums(errors, place, n_bins), _sums(variances, place, n_bins), errors.numel())
+    errors, variances = checked_values(squared_error, variance)
+    place_of = _mass_bins(variances, n_bins) if strategy == "mass" else _width_bins(variances, n_bins, include_min)
+    # Part by part: what is between the values and the sums stays in the caches, and takes no memory of their size.
+    part = PART if errors.device.type == "cpu" else DEVICE_PART
+    sums = [errors.new_zeros(n_bins, dtype=torch.float64) for _ in range(3)]
+    for error_part, variance_part in zip(errors.split(part), variances.split(part), strict=True):
+        weights = (None, error_part.to(torch.float64), variance_part.to(torch.float64))
+        place = place_of(weights[2])
+        for total, each in zip(sums, weights, strict=True):
+            total += torch.bincount(place, each, minlength=n_bins)[:n_bins]
+    return bins_of_sums(sums[0], sums[1], sums[2], errors.numel())
 
 
 def bins_of_sums(counts: Tensor, errors: Tensor, variances: Tensor, total: int) -> CalibrationBins:
@@ -248,8 +261,13 @@ def width_edges(low: float, high: float, n_bins: int, device: "torch.device | st
     return torch.linspace(low, high, n_bins + 1, dtype=torch.float64, device=device)
 
 
-def _checked(squared_error: Values, variance: Values) -> tuple[Tensor, Tensor]:
-    errors, variances = flat_float64(squared_error, "squared_error"), flat_float64(variance, "variance")
+def checked_values(squared_error: Values, variance: Values) -> tuple[Tensor, Tensor]:
+    """Both in one dimension, on one device, in the dtypes they have.
+
+    Raises:
+        ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity.
+    """
+    errors, variances = _flat(squared_error, "squared_error"), _flat(variance, "variance")
     if errors.numel() != variances.numel():
         raise ValueError(
             f"squared_error and variance must have as many values, got {errors.numel()} and {variances.numel()}"
@@ -257,27 +275,63 @@ def _checked(squared_error: Values, variance: Values) -> tuple[Tensor, Tensor]:
     return errors, variances.to(errors.device)
 
 
-def _width_bins(variances: Tensor, n_bins: int, include_min: bool) -> Tensor:
-    """Bin of each element, ``n_bins`` for those in none."""
+def _flat(values: Values, name: str) -> Tensor:
+    flat = torch.as_tensor(values).detach().flatten()
+    if not flat.numel():
+        raise ValueError(f"{name} must hold at least one value, got none")
+    low, high = (float(end) for end in flat.aminmax())  # NaN if there is one
+    if not (low >= 0 and high < math.inf):
+        raise ValueError(f"{name} must be finite and not negative, got values from {low} to {high}")
+    return flat
+
+
+def _width_bins(variances: Tensor, n_bins: int, include_min: bool) -> Callable[[Tensor], Tensor]:
+    """Gives the bin of each of some variances, ``n_bins`` for those in none."""
     low, high = (float(end) for end in variances.aminmax())
-    if low == high:
-        return torch.zeros_like(variances, dtype=torch.int64)
-    place = torch.searchsorted(width_edges(low, high, n_bins, variances.device), variances) - 1  # -1: the smallest
-    return place.clamp_(min=0) if include_min else torch.where(place < 0, n_bins, place)
+    edges = width_edges(low, high, n_bins, variances.device)
+
+    def place_of(part: Tensor) -> Tensor:
+        if low == high:
+            return torch.zeros_like(part, dtype=torch.int64)
+        place = torch.searchsorted(edges, part) - 1  # -1: the smallest
+        return place.clamp_(min=0) if include_min else torch.where(place < 0, n_bins, place)
+
+    return place_of
 
 
-def _mass_bins(variances: Tensor, n_bins: int) -> Tensor:
-    """Bin of each element; the first ``N % n_bins`` of them have one more than the others."""
+def _mass_bins(variances: Tensor, n_bins: int) -> Callable[[Tensor], Tensor]:
+    """Gives the bins of parts of the variances, in their order; the first ``N % n_bins`` have one more than the others.
+
+    The values at the bins' ends say where a variance belongs, but for those equal to one of them: the first of these
+    fill its bin, the others go on to the next.
+    """
     total = variances.numel()
     sizes = torch.full((n_bins,), total // n_bins, device=variances.device)
     sizes[: total % n_bins] += 1
-    place = torch.empty(total, dtype=torch.int64, device=variances.device)
-    place[variances.argsort(stable=True)] = torch.arange(n_bins, device=variances.device).repeat_interleave(sizes)
-    return place
+    ends = sizes.cumsum(0)
+    if variances.dtype == torch.bfloat16:
+        variances = variances.float()
+    # numpy sorts values alone, many times as fast as torch, which numbers them, too.
+    ordered = torch.from_numpy(np.sort(variances.numpy())) if variances.is_cpu else variances.sort().values
+    bounds = ordered[ends - 1].to(torch.float64)
+    after = ordered[ends.clamp(max=total - 1)].to(torch.float64)
+    ties = bounds[(bounds == after) & (ends < total)].unique()
+    starts = torch.searchsorted(ordered, ties.to(ordered.dtype))
+    seen = torch.zeros_like(starts)
 
+    def place_of(part: Tensor) -> Tensor:
+        place = torch.searchsorted(bounds, part)
+        if len(ties):
+            nearest = torch.searchsorted(ties, part).clamp_(max=len(ties) - 1)
+            where = (ties[nearest] == part).nonzero().squeeze(1)
+            which, order = nearest[where].sort(stable=True)
+            counts = torch.bincount(which, minlength=len(ties))
+            number = torch.arange(len(which), device=which.device) - (counts.cumsum(0) - counts)[which]
+            place[where[order]] = torch.searchsorted(ends, starts[which] + seen[which] + number, right=True)
+            seen.add_(counts)
+        return place
 
-def _sums(weights: Tensor | None, place: Tensor, n_bins: int) -> Tensor:
-    return torch.bincount(place, weights, minlength=n_bins)[:n_bins].to(torch.float64)
+    return place_of
 
 
 def _area(gap: Tensor, step: float) -> float:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from tenfold.metrics.regression.calibration import (
+    PART,
     CalibrationBins,
     Strategy,
     Values,
     bins_of_sums,
     check_binning,
+    checked_values,
     width_edges,
 )
-from tenfold.metrics.regression.elements import flat_float64
 
 MAX_CELLS = 65536
 _MANTISSA_BITS = 23
@@ -45,23 +46,28 @@ class StreamingCalibration:
         self._max_cells = max_cells
         self._shift = 0
         self._keys = torch.empty(0, dtype=torch.int64)
-        self._sums = torch.empty(0, 3, dtype=torch.float64)  # count, squared errors, variances
+        self._sums = torch.empty(3, 0, dtype=torch.float64)  # counts, squared errors, variances
         self._low, self._high = torch.inf, -torch.inf
         self._at_low = torch.zeros(3, dtype=torch.float64)
+        self._waiting: list[Tensor] = []  # squared errors and variances: small batches go into the table together
+        self._num_waiting = 0
 
     @property
     def count(self) -> int:
         """Elements seen."""
-        return int(self._sums[:, 0].sum())
+        self._settle()
+        return int(self._sums[0].sum())
 
     @property
     def exact(self) -> bool:
         """Whether every cell still is a single float32."""
+        self._settle()
         return self._shift == 0
 
     @property
     def resolution(self) -> float:
         """Width of a cell as a share of its variance."""
+        self._settle()
         return 2.0 ** (self._shift - _MANTISSA_BITS)
 
     def update(self, squared_error: Values, variance: Values) -> None:
@@ -74,22 +80,22 @@ class StreamingCalibration:
         Raises:
             ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity.
         """
-        errors, variances = flat_float64(squared_error, "squared_error"), flat_float64(variance, "variance")
-        if errors.numel() != variances.numel():
-            raise ValueError(
-                f"squared_error and variance must have as many values, got {errors.numel()} and {variances.numel()}"
-            )
-        errors, variances = errors.cpu(), variances.cpu()
+        errors, variances = (each.cpu() for each in checked_values(squared_error, variance))
         low, high = (float(end) for end in variances.aminmax())
+        for part in zip(errors.split(PART), variances.split(PART), strict=True):
+            self._waiting.append(torch.stack([each.to(torch.float64) for each in part]))
+            self._num_waiting += len(part[0])
+            if self._num_waiting >= PART:
+                self._settle()
         lowest = variances == low
-        sums = torch.stack([torch.ones_like(errors), errors, variances], dim=1)
-        self._note_range(low, high, sums[lowest].sum(dim=0))
-        # The bits of positive floats, read as whole numbers, have the order of the floats.
-        keys = variances.to(torch.float32).view(torch.int32).to(torch.int64) >> self._shift
-        self._insert(keys, sums)
+        count = int(lowest.sum())
+        at_low = [count, float(errors[lowest].sum(dtype=torch.float64)), low * count]
+        self._note_range(low, high, torch.tensor(at_low, dtype=torch.float64))
 
     def merge(self, other: "StreamingCalibration") -> None:
         """Add all that another one has seen; the order of merging changes nothing but rounding."""
+        self._settle()
+        other._settle()
         if not len(other._keys):
             return
         self._note_range(other._low, other._high, other._at_low)
@@ -105,21 +111,22 @@ class StreamingCalibration:
             ValueError: Nothing was seen, fewer than one bin, unknown strategy.
         """
         check_binning(n_bins, strategy)
+        self._settle()
         if not len(self._keys):
             raise ValueError("there must be at least one batch, got none: call update before")
         sums = self._mass_sums(n_bins) if strategy == "mass" else self._width_sums(n_bins, include_min)
-        return bins_of_sums(sums[:, 0], sums[:, 1], sums[:, 2], self.count)
+        return bins_of_sums(sums[0], sums[1], sums[2], self.count)
 
     def _width_sums(self, n_bins: int, include_min: bool) -> Tensor:
-        result = torch.zeros(n_bins, 3, dtype=torch.float64)
+        result = torch.zeros(3, n_bins, dtype=torch.float64)
         if self._low == self._high:
-            result[0] = self._sums.sum(dim=0)
+            result[:, 0] = self._sums.sum(dim=1)
             return result
-        centres = self._sums[:, 2] / self._sums[:, 0]
+        centres = self._sums[2] / self._sums[0]
         place = torch.searchsorted(width_edges(self._low, self._high, n_bins), centres) - 1
-        result.index_add_(0, place.clamp_(0, n_bins - 1), self._sums)
+        result.index_add_(1, place.clamp_(0, n_bins - 1), self._sums)
         if not include_min:
-            result[0] -= self._at_low
+            result[:, 0] -= self._at_low
         return result
 
     def _mass_sums(self, n_bins: int) -> Tensor:
@@ -127,11 +134,22 @@ class StreamingCalibration:
         ends = torch.full((n_bins,), self.count // n_bins, dtype=torch.float64)
         ends[: self.count % n_bins] += 1
         ends = ends.cumsum(0)
-        cumulated = torch.cat([torch.zeros(1, 3, dtype=torch.float64), self._sums.cumsum(0)])
-        cell = (torch.searchsorted(cumulated[:, 0].contiguous(), ends) - 1).clamp_(0, len(self._keys) - 1)
-        share = (ends - cumulated[cell, 0]) / self._sums[cell, 0]
-        at_ends = cumulated[cell] + share[:, None] * self._sums[cell]
-        return at_ends.diff(dim=0, prepend=torch.zeros(1, 3, dtype=torch.float64))
+        nothing = torch.zeros(3, 1, dtype=torch.float64)
+        cumulated = torch.cat([nothing, self._sums.cumsum(1)], dim=1)
+        cell = (torch.searchsorted(cumulated[0], ends) - 1).clamp_(0, len(self._keys) - 1)
+        share = (ends - cumulated[0, cell]) / self._sums[0, cell]
+        at_ends = cumulated[:, cell] + share * self._sums[:, cell]
+        return at_ends.diff(dim=1, prepend=nothing)
+
+    def _settle(self) -> None:
+        """Put what waits into the table."""
+        if not self._waiting:
+            return
+        errors, variances = torch.cat(self._waiting, dim=1)
+        self._waiting, self._num_waiting = [], 0
+        # The bits of positive floats, read as whole numbers, have the order of the floats.
+        keys = variances.to(torch.float32).view(torch.int32).to(torch.int64) >> self._shift
+        self._insert(keys, torch.stack([torch.ones_like(errors), errors, variances]))
 
     def _note_range(self, low: float, high: float, at_low: Tensor) -> None:
         if low < self._low:
@@ -141,14 +159,22 @@ class StreamingCalibration:
         self._high = max(self._high, high)
 
     def _insert(self, keys: Tensor, sums: Tensor) -> None:
-        self._set(torch.cat([self._keys, keys]), torch.cat([self._sums, sums]))
+        self._set(torch.cat([self._keys, keys]), torch.cat([self._sums, sums], dim=1))
         while len(self._keys) > self._max_cells:
             self._coarsen(1)
 
     def _coarsen(self, bits: int) -> None:
         self._shift += bits
-        self._set(self._keys >> bits, self._sums)
+        if len(self._keys):
+            self._set(self._keys >> bits, self._sums)
 
     def _set(self, keys: Tensor, sums: Tensor) -> None:
-        self._keys, place = keys.unique(return_inverse=True)
-        self._sums = torch.zeros(len(self._keys), 3, dtype=torch.float64).index_add_(0, place, sums)
+        first, last = (int(end) for end in keys.aminmax())
+        if last - first < 8 * len(keys):
+            # A cell for each key that there could be, which spares the sort.
+            cells, place = torch.arange(first, last + 1), keys - first
+        else:
+            cells, place = keys.unique(return_inverse=True)
+        table = torch.stack([torch.bincount(place, row, minlength=len(cells)) for row in sums])
+        filled = table[0] > 0
+        self._keys, self._sums = cells[filled], table[:, filled]
