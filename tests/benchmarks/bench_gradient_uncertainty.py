@@ -5,12 +5,13 @@
 For each number of threads, on the published network: milliseconds of a plain training step; of the fast way; of
 vectorised per-example gradients; of a forward and backward pass for each example; and of one backward pass for each
 example through the graph of the whole batch, as the published code does it (timed for a few examples, times B / few).
-Then the peak memory of each way in a process of its own, less what the process held before. Then the members'
-answers: all in one pass against one after the other, and what ``posterior_predictive`` takes. Ratios are of medians of
-one run; on one thread the time is the processor's, which other programs disturb less.
+Then the peak memory of each way in a process of its own, less what the process held before. Then the members' answers,
+at once against one after the other (``bench_members``, which see). Ratios are of medians of one run; on one thread the
+time is the processor's, which other programs disturb less.
 """
 
 import argparse
+import itertools
 import resource
 import subprocess
 import sys
@@ -19,17 +20,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from tenfold.methods.gradient_uncertainty.ghost_norms import BatchGradients
 from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
 from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
-from tenfold.methods.gradient_uncertainty.predict import posterior_predictive, stack_members
 from tenfold.models.digit_cnn import DigitCNN
+from tests.benchmarks import bench_members
 
 LOOPED = 4
 """Backward passes through the whole batch's graph that are timed."""
+MEMBERS_OF = ("digit_cnn", "narrow_digit_cnn", "8x8_cnn", "perceptron")
 
 
 def make_batch(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -132,58 +133,6 @@ def peak_of(way: str, batch: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
 
 
-def small_network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10),
-    )  # fmt: skip
-
-
-def perceptron() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
-
-
-def time_members(count: int, repeats: int) -> None:
-    networks = {
-        "published": (DigitCNN, (1, 28, 28)),
-        "8 x 8": (small_network, (1, 8, 8)),
-        "perceptron": (perceptron, (1, 28, 28)),
-    }
-    for name, (make, shape) in networks.items():
-        modules = [make().eval() for _ in range(count)]
-        members = [{key: value.detach() for key, value in module.named_parameters()} for module in modules]
-        stacked = stack_members(members)
-        base = modules[0]
-        for rows in (1, 4, 8, 32, 128):
-            if name == "published" and rows > 32:
-                continue
-            inputs = torch.rand(rows, *shape)
-
-            def in_turn(inputs: Tensor = inputs, modules: list[nn.Module] = modules) -> Tensor:
-                with torch.no_grad():
-                    return torch.stack([module(inputs).softmax(1) for module in modules])
-
-            def at_once(
-                inputs: Tensor = inputs, base: nn.Module = base, stacked: dict[str, Tensor] = stacked
-            ) -> Tensor:
-                def answer(one: dict[str, Tensor]) -> Tensor:
-                    return functional_call(base, one, (inputs,)).softmax(1)
-
-                with torch.no_grad():
-                    return vmap(answer)(stacked)
-
-            loop, vector = milliseconds(in_turn, repeats), milliseconds(at_once, repeats)
-            chosen = milliseconds(
-                lambda inputs=inputs, base=base, stacked=stacked: posterior_predictive(stacked, base, inputs), repeats
-            )
-            print(
-                f"  {name:>10}, {rows:3d} inputs: loop {loop:7.2f} ms, one pass {vector:7.2f} ms "
-                f"({loop / vector:4.2f} x), posterior_predictive {chosen:7.2f} ms ({loop / chosen:4.2f} x)",
-                flush=True,
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -205,7 +154,9 @@ def main() -> None:
     for threads in options.threads:
         torch.set_num_threads(threads)
         print(f"answers of {options.members} members, {threads} threads")
-        time_members(options.members, options.repeats)
+        speeds = bench_members.machine()
+        for name, rows in itertools.product(MEMBERS_OF, (1, 4, 8, 32)):
+            bench_members.compare(name, options.members, rows, speeds)
 
 
 if __name__ == "__main__":

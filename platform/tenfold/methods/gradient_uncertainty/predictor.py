@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.bundle import Bundle
-from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
 from tenfold.methods.gradient_uncertainty.settings import Config, Score
 from tenfold.metrics.uncertainty import predictive_uncertainty
 from tenfold.models.digit_cnn import DIGIT_SIZE, DigitCnnConfig, build_digit_cnn
 from tenfold.models.dropout import shared_dropout
+from tenfold.models.members import Members
 from tenfold.types import OutsideFlag, Preprocessing, Task
 
 MEMBER = "members."
 THRESHOLD = "threshold"
 _MASK_SEED = 0
-"""Dropout draws the same masks at every call, one for all pictures of a pass: what a picture is answered depends neither
-on when it is asked nor on what else is in the batch."""
+"""Dropout draws the same masks at every call, one for all pictures of a pass: what a picture is answered depends
+neither on when it is asked nor on what else is in the batch."""
 
 
 def grey(images: Tensor) -> Tensor:
@@ -66,6 +66,7 @@ class PosteriorPredictor:
             else None
         )
         self._num_passes, self._device = num_passes, torch.device(device)
+        self._together = Members(self.network, self.members)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """For uint8 pictures ``(B, 28, 28, 3)``, float32 on the CPU.
@@ -93,7 +94,7 @@ class PosteriorPredictor:
         """Class probabilities of every member (or pass), ``(K, B, C)`` on the predictor's device."""
         pixels = grey(images.to(self._device))
         if self._num_passes is None:
-            return posterior_predictive(self.members, self.network, pixels)
+            return self._together(pixels).softmax(-1)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), shared_dropout(self.network):
             torch.manual_seed(_MASK_SEED)

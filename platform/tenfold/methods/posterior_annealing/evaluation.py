@@ -25,6 +25,8 @@ MAX_QUANTILES = 2_000_000
 """Most elements that the quantile calibration and the rank correlation look at, evenly spread; all other figures take
 every element."""
 MIN_STD = 1e-12
+Nominal = Callable[[Tensor], Tensor]
+"""Levels of intervals to those at which the Gaussian is asked, as ``RegressionEnsemble.nominal`` gives them."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,27 @@ def point_metrics(predictions: Predictions, prefix: str) -> dict[str, float]:
     }
 
 
-def uncertainty_metrics(predictions: Predictions, prefix: str, num_bins: int) -> dict[str, float]:
-    """Calibration errors of the variance, correlations with the error, CRPS, sharpness and coverage of intervals."""
+def uncertainty_metrics(
+    predictions: Predictions, prefix: str, num_bins: int, nominal: Nominal | None = None
+) -> dict[str, float]:
+    """Calibration errors of the variance, correlations with the error, CRPS, sharpness and coverage of intervals.
+
+    Args:
+        predictions: Of a split.
+        prefix: Before the names.
+        num_bins: Of the calibration errors.
+        nominal: What a recalibrated model makes of the level of an interval; None: nothing.
+    """
     mean, std, targets = predictions.flat
     squared_error, variance = (targets - mean).square(), std.square()
     step = -(-len(mean) // MAX_QUANTILES)
-    quantiles = quantile_calibration(mean[::step], std[::step], targets[::step])
+    quantiles = quantile_calibration(mean[::step], std[::step], targets[::step], nominal=nominal)
     scores = ((targets - mean) / std).abs()
+    levels = torch.tensor(LEVELS, dtype=torch.float64)
+    reach = torch.special.ndtri(0.5 + (levels if nominal is None else nominal(levels)) / 2)
     covered = {
         f"{prefix}/coverage_{round(100 * level)}": float((scores <= z).double().mean())
-        for level, z in zip(LEVELS, torch.special.ndtri(0.5 + torch.tensor(LEVELS) / 2).tolist(), strict=True)
+        for level, z in zip(LEVELS, reach.tolist(), strict=True)
     }
     return covered | {
         f"{prefix}/uce": uncertainty_calibration_error(squared_error, variance, n_bins=num_bins),
@@ -119,9 +132,11 @@ def picture_metrics(predictions: Predictions, prefix: str, max_value: float) -> 
     return {f"{prefix}/{name}": value / len(predictions.mean) for name, value in sums.items()}
 
 
-def all_metrics(predictions: Predictions, prefix: str, num_bins: int, data: RegressionData) -> dict[str, float]:
-    """Everything that is reported of a split."""
-    metrics = point_metrics(predictions, prefix) | uncertainty_metrics(predictions, prefix, num_bins)
+def all_metrics(
+    predictions: Predictions, prefix: str, num_bins: int, data: RegressionData, nominal: Nominal | None = None
+) -> dict[str, float]:
+    """Everything that is reported of a split; arguments as in ``uncertainty_metrics``."""
+    metrics = point_metrics(predictions, prefix) | uncertainty_metrics(predictions, prefix, num_bins, nominal)
     if data.max_value is not None:
         metrics |= picture_metrics(predictions, prefix, data.max_value)
     return metrics

@@ -34,7 +34,7 @@ def log_figures(
     squared_error, variance = (targets - mean).square(), std.square()
     bins = uncertainty_calibration_error(squared_error, variance, n_bins=config.num_bins, return_bins=True)
     run.log_figure("convergence.png", figure_history(history, ["train/loss", "val/mse", "val/nll"], title))
-    curve = quantile_calibration(mean[::step], std[::step], targets[::step])
+    curve = quantile_calibration(mean[::step], std[::step], targets[::step], nominal=predictor.nominal)
     run.log_figure("reliability.png", figure_reliability({config.objective: curve}, title))
     run.log_figure("calibration.png", figure_calibration({config.objective: bins}, title))
     run.log_figure("error_and_std.png", figure_error_scatter(squared_error, variance, title))

@@ -1,20 +1,17 @@
 """A trained regressor, ready to answer with a mean and how sure it is of it."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 
 from tenfold.bundle import Bundle
 from tenfold.methods.posterior_annealing.settings import Config, Uncertainty
 from tenfold.metrics.regression.moments import predictive_moments
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.models.dropout import shared_dropout
+from tenfold.models.members import Members
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
 from tenfold.types import Task, TensorSchema
 
@@ -68,7 +65,7 @@ class RegressionEnsemble:
         self.uncertainty, self.num_passes, self.input_noise = uncertainty, num_passes, input_noise
         self.scale, self.homoscedastic, self.calibrator = scale, homoscedastic, calibrator
         self._device = torch.device(device)
-        self._stacked = _Stacked(self.networks) if len(self.networks) > 1 else None
+        self._members = Members.of(self.networks) if len(self.networks) > 1 else None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``mean``, ``std``, and the std that is due to noise (``aleatoric``) and to the model (``epistemic``).
@@ -110,12 +107,16 @@ class RegressionEnsemble:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}")
-        nominal = level
-        if self.calibrator is not None:
-            # The ends stay finite where the calibration says "everything".
-            nominal = min(max(float(self.calibrator.transform(np.array([level]))[0]), 1e-6), 1 - 1e-6)
-        half_width = torch.special.ndtri(torch.tensor(0.5 + nominal / 2, dtype=torch.float64)).item() * outputs["std"]
+        nominal = self.nominal(torch.tensor(level, dtype=torch.float64))
+        half_width = torch.special.ndtri(0.5 + nominal / 2).item() * outputs["std"]
         return outputs["mean"] - half_width, outputs["mean"] + half_width
+
+    def nominal(self, levels: Tensor) -> Tensor:
+        """Levels at which the Gaussian is asked so that intervals hold the target with the given ones; same shape."""
+        if self.calibrator is None:
+            return levels
+        # The ends stay finite where the calibration says "everything".
+        return self.calibrator.transform(levels).clamp(1e-6, 1 - 1e-6)
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         names = [schema.name for schema in self.inputs]
@@ -131,8 +132,8 @@ class RegressionEnsemble:
     def _passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Means and variances of standardised targets, each ``(passes, B, C, ...)``."""
         if self.uncertainty in ("head", "deep_ensemble"):
-            if self._stacked is not None:
-                means, log_variances = self._stacked(inputs)
+            if self._members is not None:
+                means, log_variances = self._members(*inputs)
             else:
                 mean, log_variance = self.networks[0](*inputs)
                 means, log_variances = mean[None], log_variance[None]
@@ -159,20 +160,6 @@ def _disturbed(values: Tensor, share: float) -> Tensor:
     """With noise of a share of each example's largest absolute value, the same draw for all examples."""
     largest = values.abs().reshape(len(values), -1).amax(1).view(-1, *(1,) * (values.ndim - 1))
     return values + share * largest * torch.randn_like(values[:1])
-
-
-class _Stacked:
-    """All networks of an ensemble in one pass."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        self._parameters, self._buffers = stack_module_state(list(networks))
-        self._skeleton = copy.deepcopy(networks[0]).to("meta")
-
-    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
-            return functional_call(self._skeleton, (parameters, buffers), tuple(inputs))
-
-        return torch.vmap(one)(self._parameters, self._buffers)
 
 
 def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:

@@ -83,7 +83,7 @@ def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for part in ("val", "test"):
         predictions = predict_source(run, predictor, loaded.part(part))
-        metrics |= all_metrics(predictions, part, Config().num_bins, loaded)
+        metrics |= all_metrics(predictions, part, Config().num_bins, loaded, predictor.nominal)
     return metrics
 
 
@@ -113,7 +113,8 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
     predictor = RegressionEnsemble(networks, **options, **recalibrated, device=str(run.device))
     metrics: dict[str, float] = {}
     for part in ("val", "test"):
-        metrics |= all_metrics(predict_source(run, predictor, data.part(part)), part, config.num_bins, data)
+        predictions = predict_source(run, predictor, data.part(part))
+        metrics |= all_metrics(predictions, part, config.num_bins, data, predictor.nominal)
     if not run.is_main:
         return
     served = RegressionEnsemble([network.cpu() for network in networks], **options, **recalibrated)
