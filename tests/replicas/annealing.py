@@ -25,6 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor, nn
 
 from tenfold.engine.storage import Storage
+from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
 from tenfold.methods.posterior_annealing.recipe import objective_loss
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
@@ -36,10 +37,9 @@ from tenfold.metrics.regression.calibration import (
 )
 from tenfold.metrics.regression.convergence import first_at_most
 from tenfold.metrics.regression.likelihoods import gaussian_nll
-from tenfold.metrics.regression.moments import predictive_moments
-from tenfold.metrics.regression.recalibration import SigmaScaler
+from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
 from tenfold.metrics.regression.scores import gaussian_crps, sharpness
-from tenfold.models.dropout import shared_dropout
+from tenfold.types import TensorSchema
 
 NUM_BINS = 15
 NLL, ANNEALED = "gaussian_nll", "annealed l2=1"
@@ -96,16 +96,14 @@ def train(replica: Replica, scheme: str, seed: int) -> dict[str, Any]:
     with _one_thread():
         trained = [_fit(replica, config, fitted, test, seed, member) for member in range(members)]
         seconds = time.perf_counter() - started
-        networks = [network for network, _ in trained]
-        mean, variance = _predict(networks, config, test, seed)
+        predictor = _predictor([network for network, _ in trained], config, test)
         if kept is not None:
-            kept_mean, kept_variance = _predict(networks, config, kept, seed)
-            method = "nll" if config.recalibration == "sigma_nll" else "ratio"
-            scaler = SigmaScaler(method).fit(kept_mean, kept_variance.sqrt(), kept.targets.double())
-            variance = scaler.transform(variance.sqrt()).square()
+            _recalibrate(predictor, config, kept)
+        mean, std = _predict(predictor, test)
     history = trained[0][1]
     curve = [epoch["mse"] for epoch in history]
-    scores = _scores(mean, variance, test.targets.double(), has_variance=config.objective != "mse")
+    has_std = config.objective != "mse" or config.uncertainty != "head"
+    scores = _scores(mean, std, test.targets.double(), predictor.nominal, has_std=has_std)
     return {
         "scheme": scheme,
         "seed": seed,
@@ -155,26 +153,44 @@ def _answers(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
     return mean, log_variance.expand_as(mean)
 
 
-def _predict(networks: Sequence[nn.Module], config: Config, examples: Examples, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the mixture of all members or passes, float64."""
-    if config.uncertainty == "mc_dropout":
-        torch.manual_seed(seed)
-        network = networks[0].eval()
-        with shared_dropout(network), torch.inference_mode():
-            answers = [network(*examples.inputs) for _ in range(config.num_passes)]
-    else:
-        answers = [_answers(network, examples) for network in networks]
-    means, log_variances = (torch.stack(each).double() for each in zip(*answers, strict=True))
-    moments = predictive_moments(means, log_variances.expand_as(means).exp())
-    return moments.mean, moments.total
+def _predictor(networks: Sequence[nn.Module], config: Config, examples: Examples) -> RegressionEnsemble:
+    """What a training of the method would serve, for targets that are standardised already."""
+    channels = examples.targets.shape[1]
+    schemas = tuple(
+        TensorSchema(name=f"input {index}", dtype=str(each.dtype).removeprefix("torch."), shape=tuple(each.shape[1:]))
+        for index, each in enumerate(examples.inputs)
+    )
+    return RegressionEnsemble(
+        networks, inputs=schemas, classes=("target",) * channels, mean=torch.zeros(channels), std=torch.ones(channels),
+        uncertainty=config.uncertainty, num_passes=config.num_passes, input_noise=config.input_noise,
+        homoscedastic=config.objective == "mse",
+    )  # fmt: skip
 
 
-def _scores(mean: Tensor, variance: Tensor, targets: Tensor, *, has_variance: bool) -> dict[str, Any]:
-    squared_error, std = (targets - mean).square(), variance.sqrt()
+def _recalibrate(predictor: RegressionEnsemble, config: Config, kept: Examples) -> None:
+    mean, std = _predict(predictor, kept)
+    if config.recalibration == "isotonic":
+        curve = quantile_calibration(mean, std, kept.targets.double())
+        predictor.calibrator = IsotonicCalibrator().fit(curve.expected, curve.observed)
+        return
+    method = "nll" if config.recalibration == "sigma_nll" else "ratio"
+    predictor.scale = SigmaScaler(method).fit(mean, std, kept.targets.double()).scale
+
+
+def _predict(predictor: RegressionEnsemble, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Mean and std, float64, like the targets."""
+    answers = predictor({f"input {index}": each for index, each in enumerate(examples.inputs)})
+    return answers["mean"].double(), answers["std"].expand_as(examples.targets).double()
+
+
+def _scores(
+    mean: Tensor, std: Tensor, targets: Tensor, nominal: Callable[[Tensor], Tensor], *, has_std: bool
+) -> dict[str, Any]:
+    squared_error, variance = (targets - mean).square(), std.square()
     scores: dict[str, Any] = {"mse": float(squared_error.mean())}
-    if not has_variance:
+    if not has_std:
         return scores
-    quantiles = quantile_calibration(mean, std, targets)
+    quantiles = quantile_calibration(mean, std, targets, nominal=nominal)
     bins = uncertainty_calibration_error(squared_error, variance, n_bins=NUM_BINS, strategy="mass", return_bins=True)
     return scores | {
         "nll": float(gaussian_nll(mean, variance.log(), targets)),
