@@ -32,11 +32,11 @@ def figure_scores(
     edges = np.linspace(lowest, max(highest, lowest + 1e-6), bins + 1)
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     panel: Any = figure.subplots()
-    for name, values in scores.items():
+    for number, (name, values) in enumerate(scores.items()):
         array = values.detach().cpu().double().numpy()
         panel.hist(
-            array, edges, weights=np.full(len(array), 100 / len(array)), alpha=0.5, histtype="stepfilled",
-            label=f"{name}, mean {array.mean():.2f}",
+            array, edges, weights=np.full(len(array), 100 / len(array)), histtype="step" if number else "stepfilled",
+            linewidth=1.4, alpha=0.9 if number else 0.5, label=f"{name}, mean {array.mean():.2f}",
         )  # fmt: skip
     if threshold is not None:
         panel.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
