@@ -196,6 +196,27 @@ def test_figures_show_the_points_that_the_study_selects(result):
     assert heat.images[0].get_array()[1, 1] == pytest.approx(result.best.spread("val/mAP").mean)
 
 
+def test_a_bar_without_x_orders_the_best_point_and_the_baselines(result):
+    raw = {**STUDY, "figures": [{"kind": "bar", "name": "rivals", "metric": "test/mAP"}]}
+    study = parse_study(raw)
+    axes = draw_figures(StudyResult(study, result.folder, result.points))["rivals"].axes[0]
+    names = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert names == ["assume negative", result.best.point.label]
+    means = [container.lines[0].get_xdata()[0] for container in axes.containers]
+    baseline = next(point for point in result.points if point.point.baseline)
+    assert means == [baseline.spread("test/mAP").mean, result.best.spread("test/mAP").mean]
+    assert means[0] < means[1]
+    assert axes.get_xlabel() == "test/mAP"
+    assert not any("best over" in text.get_text() for text in axes.texts)
+
+
+@pytest.mark.parametrize(("named", "labels"), [(None, 3), (["assume negative"], 3), ([], 2)])
+def test_a_figure_draws_the_baselines_that_it_names(result, named, labels):
+    raw = {**STUDY, "figures": [{"kind": "line", "x": "method.delta", "hue": "method.scheme", "baselines": named}]}
+    axes = draw_figures(StudyResult(parse_study(raw), result.folder, result.points))["line_delta_scheme"].axes[0]
+    assert len(axes.get_legend().get_texts()) == labels
+
+
 def test_a_logarithmic_range_is_drawn_on_a_logarithmic_axis(tmp_path):
     raw = {**STUDY, "search": "random", "num_samples": 6, "baselines": {}, "seeds": [0, 1]}
     raw["space"] = {"method.delta": {"loguniform": [1.0e-3, 1.0]}}

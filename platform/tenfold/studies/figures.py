@@ -4,6 +4,7 @@ Matplotlib's ``Figure`` objects only, no pyplot: nothing global, fit for servers
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,9 +39,12 @@ def draw_figure(figure: Figure, study: Study, points: Sequence[PointResult]) -> 
     if not space:
         return None
     baselines = [point for point in points if point.point.baseline and _has_value(point, metric)]
+    if figure.baselines is not None:
+        baselines = [point for point in baselines if point.point.baseline in figure.baselines]
     canvas = Canvas(figsize=(7.2, 4.6), layout="constrained")
     axes = canvas.add_subplot()
-    draw = {"line": _draw_line, "bar": _draw_bars, "heatmap": _draw_heatmap, "curves": _draw_curves}[figure.kind]
+    bars = _draw_bars if figure.x else _draw_ranking
+    draw = {"line": _draw_line, "bar": bars, "heatmap": _draw_heatmap, "curves": _draw_curves}[figure.kind]
     draw(axes, figure, study, space, baselines)
     subtitle = f"mean ± standard deviation over {len(study.seeds)} seeds" if len(study.seeds) > 1 else "one seed"
     if hidden := _hidden(figure, study):
@@ -120,6 +124,28 @@ def _draw_bars(
     axes.margins(y=0.12)
     _draw_baselines(axes, metric, baselines)
     _finish(axes, legend=bool(figure.hue or baselines))
+
+
+def _draw_ranking(
+    axes: Axes, figure: Figure, study: Study, points: list[PointResult], baselines: list[PointResult]
+) -> None:
+    metric = figure.metric or study.metric
+    best = _best(study, points)
+    shown = sorted([best, *baselines], key=lambda point: point.spread(metric).mean)
+    for position, point in enumerate(shown):
+        spread = point.spread(metric)
+        colour = COLOURS[0] if point is best else GREY
+        axes.errorbar(spread.mean, position, xerr=np.nan_to_num(spread.std), fmt="s", ms=6, color=colour, capsize=4)
+        axes.plot(spread.values, [position] * len(spread.values), ".", color="0.25", ms=4, zorder=3)
+        axes.annotate(
+            format_spread(spread), (1.0, position), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    names = [textwrap.fill(point.point.label, 34) for point in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel(metric)
+    _finish(axes, legend=False)
 
 
 def _draw_heatmap(
@@ -266,6 +292,8 @@ def _has_value(point: PointResult, metric: str) -> bool:
 
 
 def _hidden(figure: Figure, study: Study) -> list[str]:
+    if figure.kind == "bar" and not figure.x:
+        return []  # the best point is named in full
     if figure.kind == "line" and not study.space[figure.x].is_listed:
         return []  # every point is drawn
     return [key for key in study.space if key not in (figure.x, figure.y, figure.hue)]

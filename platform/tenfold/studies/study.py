@@ -103,7 +103,8 @@ class Figure(_Model):
     """
 
     kind: Literal["line", "bar", "heatmap", "curves"]
-    """line, bar: metric over ``x``; heatmap: metric over ``x`` and ``y``; curves: metric over epochs."""
+    """line, bar: metric over ``x``; a bar without ``x``: the best point and the baselines, in the order of the metric;
+    heatmap: metric over ``x`` and ``y``; curves: metric over epochs."""
     name: str = ""
     """File name without ending; made from the kind and the axes where empty."""
     x: str = ""
@@ -115,15 +116,19 @@ class Figure(_Model):
     metric: str = ""
     """What is drawn; the study's metric where empty."""
     title: str = ""
+    baselines: list[str] | None = None
+    """Names of the baselines that are drawn; null: all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        needs = {"line": ("x",), "bar": ("x",), "heatmap": ("x", "y"), "curves": ()}[self.kind]
+        needs = {"line": ("x",), "bar": (), "heatmap": ("x", "y"), "curves": ()}[self.kind]
         for field in ("x", "y"):
             if field in needs and not getattr(self, field):
                 raise ValueError(f"a {self.kind} needs {field}: the name of a swept key")
-            if field not in needs and getattr(self, field):
+            if field not in needs and getattr(self, field) and (self.kind, field) != ("bar", "x"):
                 raise ValueError(f"a {self.kind} takes no {field}; its metric is named by `metric`")
+        if self.kind == "bar" and self.hue and not self.x:
+            raise ValueError("a bar without x shows the best point beside the baselines and takes no hue")
         if self.kind == "heatmap" and self.hue:
             raise ValueError("a heatmap takes no hue: its colour is the metric")
         return self
@@ -245,7 +250,10 @@ class Study(_Model):
                 key = getattr(figure, field)
                 if key and not self.space[key].is_listed:
                     raise ValueError(f"a {figure.kind} takes listed values as {field}, {key} is {self.space[key].kind}")
-            if figure.kind in ("heatmap", "bar") and not self.space[figure.x].is_listed:
+            unknown = sorted(set(figure.baselines or ()) - set(self.baselines))
+            if unknown:
+                raise ValueError(f"a {figure.kind} draws baselines that the study has not: {unknown}")
+            if figure.kind in ("heatmap", "bar") and figure.x and not self.space[figure.x].is_listed:
                 raise ValueError(f"a {figure.kind} takes listed values as x, {figure.x} is {self.space[figure.x].kind}")
         names = [figure.file_name for figure in self.figures]
         for name in names:
