@@ -145,7 +145,7 @@ ROWS = {
         settings=(
             "method=gradient_uncertainty", "data.num_train=10", "data.num_val=10", "data.num_test=30",
             "model.channels=[2, 2, 2]", "model.hidden=8", "run.max_steps=24", "method.num_members=3",
-            "method.warmup_steps=5", "method.threshold=-1e6", "method.noise_power=1.0",
+            "method.warmup_steps=5", "method.threshold=-1e6", "method.noise_power=1.0", "method.judge_epochs=1",
         ),
         learner=None,
     ),

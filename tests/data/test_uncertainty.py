@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tenfold.data.classification import ClassificationSplit
@@ -13,7 +14,7 @@ from tenfold.data.handwriting.sources import read_source
 from tenfold.data.handwriting.uncertainty import load_uncertain_digits
 from tenfold.data.images import ArrayImages
 from tenfold.data.mnist import MnistConfig, load_mnist, load_uncertain_mnist, read_notmnist
-from tenfold.data.uncertainty import UncertaintyData, blend_pairs
+from tenfold.data.uncertainty import UncertaintyData, blend_pairs, smallest_margin
 from tenfold.types import Preprocessing
 
 LETTERS = "ABCDEFGHIJ"
@@ -108,6 +109,58 @@ def test_blends_are_means_of_two_classes():
     assert {int(picture[0, 0, 0]) for picture in pictures} <= allowed
     with pytest.raises(ValueError, match="pictures of several classes"):
         blend_pairs(ClassificationSplit(images=ArrayImages(images), labels=np.zeros(6, np.int64)), seed=1)
+
+
+PROBS = torch.tensor(
+    [[0.9, 0.1, 0.0], [0.45, 0.15, 0.4], [0.5, 0.5, 0.0], [0.2, 0.6, 0.2], [0.0, 0.5, 0.5], [0.1, 0.45, 0.45]]
+)
+"""Margins .8, .05, 0, .4, 0, 0."""
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows"), [(0.1, [2]), (0.5, [2, 4, 5]), (0.6, [2, 4, 5, 1]), (0.9, [2, 4, 5, 1, 3])]
+)
+def test_the_smallest_margins_come_first_and_of_equal_ones_the_first_row(fraction, rows):
+    chosen = smallest_margin(PROBS, fraction)
+    assert chosen.dtype == np.int64
+    assert chosen.tolist() == rows
+
+
+def test_many_equal_margins_keep_their_order():
+    # Beyond 16 rows an unstable sort does not.
+    probs = torch.full((500, 4), 0.25)
+    probs[::2] = torch.tensor([0.7, 0.1, 0.1, 0.1])
+    assert smallest_margin(probs, 0.1).tolist() == list(range(1, 100, 2))
+    assert smallest_margin(probs.flip(1), 0.6).tolist() == [*range(1, 500, 2), *range(0, 100, 2)]
+
+
+@pytest.mark.parametrize(
+    ("probs", "fraction", "message"),
+    [
+        (PROBS[None], 0.5, r"probs must be \(N, C\) with C at least 2, got \(1, 6, 3\)"),
+        (PROBS[:, :1], 0.5, r"got \(6, 1\)"),
+        (PROBS / 0, 0.5, "probs must be finite"),
+        (PROBS, 0.0, r"fraction must lie in \(0, 1\), got 0.0"),
+        (PROBS, 1.0, r"fraction must lie in \(0, 1\), got 1.0"),
+        (PROBS, 0.05, "a fraction of 0.05 of 6 rows chooses 0"),
+        (PROBS, 0.95, "a fraction of 0.95 of 6 rows chooses 6"),
+    ],
+)
+def test_margins_that_are_refused(probs, fraction, message):
+    with pytest.raises(ValueError, match=message):
+        smallest_margin(probs, fraction)
+
+
+def test_confusing_pictures_are_rows_of_the_test_part(tmp_path: Path):
+    write_mnist(tmp_path)
+    inside = load_mnist(MnistConfig(root=str(tmp_path), num_val=10), Preprocessing(image_size=28))
+    outside = {"itself": inside.val.images}
+    data = UncertaintyData(inside=inside, outside=outside, ambiguous={}, confusing={"odd": np.array([7, 3])})
+    assert list(data.sets()) == ["itself", "odd"]
+    assert torch.equal(data.sets()["odd"].read([0, 1]), inside.test.images.read([7, 3]))
+    for rows in ([], [1, 1], range(20)):
+        with pytest.raises(ValueError, match="'odd' must hold some of the 20 test pictures, each once, and leave some"):
+            UncertaintyData(inside=inside, outside=outside, ambiguous={}, confusing={"odd": np.array(rows, int)})
 
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path):

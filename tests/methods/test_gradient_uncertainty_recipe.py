@@ -3,17 +3,21 @@
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from jobs.config import compose_job
 from tenfold.bundle import check_probe, load_bundle
 from tenfold.catalog import load_predictor
 from tenfold.config import ConfigError
+from tenfold.data.catalog import load_uncertainty
 from tenfold.engine.run import Interrupted, Outcome, PlainRun
-from tenfold.methods.gradient_uncertainty import recipe
+from tenfold.methods.gradient_uncertainty import figures, recipe
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
-from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain
+from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
+from tenfold.methods.gradient_uncertainty.evaluation import member_probs
 from tenfold.methods.gradient_uncertainty.predictor import grey
 from tenfold.metrics.uncertainty import predictive_uncertainty
 from tenfold.models.digit_cnn import DigitCnnConfig, build_digit_cnn
@@ -22,6 +26,7 @@ TINY = (
     "method=gradient_uncertainty", "scale=local", "data.num_train=10", "data.num_val=10", "data.num_test=30",
     "model.channels=[2, 2, 2]", "model.hidden=8", "run.num_epochs=2", "run.max_steps=24", "run.batch_size=200",
     "method.num_members=3", "method.warmup_steps=5", "method.threshold=-1e6", "method.noise_power=1.0",
+    "method.judge_epochs=0",
 )  # fmt: skip
 
 
@@ -51,6 +56,7 @@ def trained(folder: Path, *settings: str, stop: threading.Event | None = None) -
         (("method.scheme=sghmc",), 3),
         (("method.scheme=swag",), 3),
         (("method.scheme=laplace",), 3),
+        (("method.scheme=bayes_by_backprop",), 3),
         (("method.scheme=deep_ensemble", "method.num_members=2"), 2),
         (("method.scheme=mc_dropout",), 1),
         (("method.scheme=deterministic",), 1),
@@ -101,9 +107,95 @@ def test_a_chain_that_was_stopped_goes_on_to_the_same_members(tmp_path: Path, mo
         assert torch.equal(value, parts[name]), name
 
 
+def test_a_variational_training_that_was_stopped_goes_on_to_the_same_members(tmp_path: Path):
+    settings = ("method.scheme=bayes_by_backprop", "run.checkpoint_every_steps=7")
+    whole = load_bundle(trained(tmp_path / "whole", *settings).bundle).tensors()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "parts", *settings, stop=stop)
+    parts = load_bundle(trained(tmp_path / "parts", *settings).bundle).tensors()
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def test_the_judge_is_trained_once_for_a_seed_and_its_pictures_are_held_against_the_other_ones(
+    tmp_path: Path, monkeypatch
+):
+    stages = []
+    fit = recipe.fit
+    monkeypatch.setattr(recipe, "fit", lambda *a, **k: (stages.append(a[4].stage), fit(*a, **k))[1])
+    settings = ("method.judge_epochs=1", "method.scheme=deep_ensemble", "method.num_members=2")
+    outcome = trained(tmp_path, *settings)
+    assert stages == ["judge", "member0", "member1"]
+    trained(tmp_path, "method.judge_epochs=1", "method.scheme=deterministic", "method.learning_rate=0.02")
+    assert stages[3:] == ["fit"]
+    trained(tmp_path / "other", *settings, "run.seed=1")
+    assert stages[4:] == ["judge", "member0", "member1"]
+
+    predictor = load_predictor(load_bundle(outcome.bundle))
+    job = compose_job([*TINY, *settings])
+    run = PlainRun(folder=tmp_path / "again", shared=tmp_path, seed=job.run.seed, progress=False)
+    data = recipe._with_confusing(job, load_uncertainty(job.data), run)
+    rows = data.confusing["small_margin"]
+    assert len(rows) == 62  # 5 % of 1,250
+    chosen = np.isin(np.arange(1250), rows)
+    scores = predictive_uncertainty(member_probs(predictor, data.inside.test.images))
+    measured = outcome.metrics
+    assert measured["small_margin/auroc_predictive_entropy"] == pytest.approx(
+        roc_auc_score(chosen, scores.predictive_entropy.numpy()), abs=1e-4
+    )
+    assert measured["small_margin/flagged"] == pytest.approx(
+        float((scores.predictive_entropy[chosen] > predictor.threshold).float().mean()), abs=0.02
+    )
+    # Only the recipe has the training part that a judge needs.
+    again = recipe.evaluate(predictor, job.data, run)
+    run.close()
+    assert not [name for name in again if name.startswith("small_margin")]
+    assert {name for name in measured if name.startswith("blends")} <= set(again)
+
+
+def test_the_judge_is_none_of_the_members(tmp_path: Path):
+    settings = ("method.judge_epochs=1", "method.scheme=deterministic")
+    job = compose_job([*TINY, *settings])
+    outcome = trained(tmp_path, *settings)
+    data = load_uncertainty(job.data)
+    member = member_probs(load_predictor(load_bundle(outcome.bundle)), data.inside.test.images)[0]
+    run = PlainRun(folder=tmp_path / "again", shared=tmp_path, seed=job.run.seed, progress=False)
+    seeds = []
+    for seed in (0, 1):
+        run.seed = seed
+        seeds.append(recipe._with_confusing(job, data, run).confusing["small_margin"].tolist())
+    run.close()
+    assert seeds[0] != seeds[1]
+    assert seeds[0] != recipe.smallest_margin(member, 0.05).tolist()
+
+
+def test_figures_show_every_set(tmp_path: Path):
+    settings = ("method.judge_epochs=1",)
+    outcome = trained(tmp_path, *settings)
+    job = compose_job([*TINY, *settings])
+    drawn = {}
+    run = PlainRun(folder=tmp_path / "again", shared=tmp_path, seed=job.run.seed, progress=False)
+    run.log_figure = lambda name, figure: drawn.update({name: figure})
+    data = recipe._with_confusing(job, load_uncertainty(job.data), run)
+    predictor = load_predictor(load_bundle(outcome.bundle))
+    figures.log_figures(run, job.method, data, predictor, [0.0, 0.5])
+    run.close()
+    sets = ["test", "letters", "blends", "confusable", "small_margin"]
+    labels = [text.get_text() for text in drawn["predictive_entropy.png"].axes[0].get_legend().get_texts()]
+    assert [label.split(",")[0] for label in labels if "threshold" not in label] == sets
+    panels = drawn["doubted.png"].axes
+    assert [panel.get_ylabel() for panel in panels if panel.get_ylabel()] == sets
+    shown = panels[-figures.NUM_PICTURES].images[0].get_array()
+    assert any(np.array_equal(shown, picture) for picture in data.sets()["small_margin"].read(range(62)).numpy())
+
+
 def test_a_chain_that_keeps_nobody_says_what_to_do(tmp_path: Path):
-    with pytest.raises(RuntimeError, match=r"no member was kept in 24 steps.*lower threshold or warmup"):
+    with pytest.raises(RuntimeError, match=r"no member was kept in 24 steps.*lower threshold or warmup") as caught:
         trained(tmp_path, "method.threshold=0.999", "method.warmup_steps=20")
+    assert caught.value.__cause__ is not None  # what tells the command line that the message is enough
 
 
 def test_fewer_members_than_asked_for_are_kept_with_a_warning(tmp_path: Path):
@@ -164,6 +256,28 @@ def test_the_gaussian_along_the_path_is_centred_on_it():
         _ = few.members
 
 
+def test_laplace_members_differ_in_the_last_layer_around_the_trained_one():
+    model, batches = network(), digits()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    for epoch in range(100):
+        for inputs, labels in batches.epoch(epoch):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    members = laplace_members(model, digits(), 200, seed=0)
+    for name, trained in model.named_parameters():
+        drawn = torch.stack([member[name] for member in members])
+        if not name.startswith("fc2"):
+            assert torch.equal(drawn, trained.detach().expand_as(drawn)), name
+            continue
+        std = drawn.std(0)
+        assert float(std.min()) > 0, name
+        # Five standard errors, over 170 parameters.
+        assert float(((drawn.mean(0) - trained.detach()) / std).abs().max()) < 5 / 200**0.5, name
+    again = laplace_members(model, digits(), 200, seed=0)
+    assert torch.equal(again[7]["fc2.weight"], members[7]["fc2.weight"])
+
+
 def test_a_chain_that_diverges_says_so():
     chain = SwagChain(network(), learning_rate=1e6, num_members=2, rank=4, burn_in=0.5, steps_between=1, seed=0)
     with pytest.raises(RuntimeError, match="the chain diverged; lower learning_rate"):
@@ -180,6 +294,9 @@ def test_a_chain_that_diverges_says_so():
         ("method.dropout=0", r"dropout must lie in \(0, 1\)"),
         ("method.kick_rate=0", "kick_rate must lie in"),
         ("method.swag_rank=1", "swag_rank must be at least 2"),
+        ("method.initial_std=0", "initial_std must be positive"),
+        ("method.judge_epochs=-1", "judge_epochs at least 0"),
+        ("method.scheme=bayes", "method.scheme"),
         ("model.channels=[2, 2]", "model.channels"),
     ],
 )

@@ -1,13 +1,14 @@
 """Pictures of known classes, beside pictures that a model of these classes should be unsure of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.images import ArrayImages
+from tenfold.data.images import ArrayImages, SubsetImages
 from tenfold.data.multilabel import ImageSource
 
 
@@ -21,6 +22,8 @@ class UncertaintyData:
     """Name of a set to pictures that show none of the classes."""
     ambiguous: Mapping[str, ImageSource]
     """Name of a set to pictures that can be read as more than one of the classes."""
+    confusing: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Name of a set to the rows of its pictures in the test part; their scores are held against those of the rest."""
 
     def __post_init__(self) -> None:
         if self.inside.train is None or self.inside.val is None:
@@ -30,6 +33,46 @@ class UncertaintyData:
         for name, images in {**self.outside, **self.ambiguous}.items():
             if not len(images):
                 raise ValueError(f"{self.inside.name}: the set {name!r} holds no picture")
+        num_test = len(self.inside.test)
+        for name, rows in self.confusing.items():
+            if len(np.unique(rows)) != len(rows) or not 0 < len(rows) < num_test:
+                raise ValueError(
+                    f"{self.inside.name}: the set {name!r} must hold some of the {num_test} test pictures, each once, "
+                    f"and leave some; got {len(rows)} rows"
+                )
+
+    def sets(self) -> dict[str, ImageSource]:
+        """The pictures of every set beside the parts, by its name."""
+        test = self.inside.test.images
+        confusing = {name: SubsetImages(test, rows) for name, rows in self.confusing.items()}
+        return {**self.outside, **self.ambiguous, **confusing}
+
+
+def smallest_margin(probs: Tensor, fraction: float) -> np.ndarray:
+    """Rows whose two most probable classes are closest, closest first; where margins are equal, lower rows first.
+
+    Args:
+        probs: Class probabilities of one classifier, ``(N, C)``.
+        fraction: Share of the rows to choose, in (0, 1).
+
+    Returns:
+        Row numbers int64, ``fraction * N`` of them, rounded.
+
+    Raises:
+        ValueError: Not two axes, fewer than two classes, a value that is not finite, a fraction outside (0, 1), or one
+            that chooses no row or every row.
+    """
+    if probs.ndim != 2 or probs.shape[1] < 2:
+        raise ValueError(f"probs must be (N, C) with C at least 2, got {tuple(probs.shape)}")
+    if not probs.isfinite().all():
+        raise ValueError("probs must be finite, got nan or inf")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
+    count = round(fraction * len(probs))
+    if not 0 < count < len(probs):
+        raise ValueError(f"a fraction of {fraction} of {len(probs)} rows chooses {count}: some must be chosen, not all")
+    best = probs.topk(2, dim=1).values  # (N, 2)
+    return (best[:, 0] - best[:, 1]).sort(stable=True).indices[:count].cpu().numpy()
 
 
 def blend_pairs(split: ClassificationSplit, seed: int) -> ArrayImages:

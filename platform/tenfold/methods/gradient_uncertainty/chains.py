@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from tenfold.methods.gradient_uncertainty.batches import EpochBatches, ShuffledBatches, endless
+from tenfold.methods.gradient_uncertainty.sampler import ChainError
 
 Params = dict[str, Tensor]
 
@@ -65,7 +66,7 @@ class _Walk:
 
     def _check_finite(self) -> None:
         if not all(bool(value.isfinite().all()) for value in self._params.values()):
-            raise RuntimeError(
+            raise ChainError(
                 f"the parameters are not finite at step {self._step}: the chain diverged; lower learning_rate"
             )
 
@@ -205,7 +206,7 @@ class SwagChain(_Walk):
         """
         columns = len(self._deviations)
         if columns < 2:
-            raise RuntimeError(f"swag needs at least 2 moments after the burn-in, got {columns}: take more steps")
+            raise ChainError(f"swag needs at least 2 moments after the burn-in, got {columns}: take more steps")
         generator = torch.Generator().manual_seed(self._generator.initial_seed())
         drawn = []
         for _ in range(self._num_members):
@@ -264,11 +265,9 @@ def laplace_members(model: nn.Module, batches: ShuffledBatches, num_members: int
         torch.manual_seed(seed)
         draws = fitted.sample(num_members).detach()
     named = {name: value.detach().clone() for name, value in model.named_parameters()}
-    last = [
-        name
-        for name, value in model.named_parameters()
-        if any(value is each for each in fitted.model.last_layer.parameters())
-    ]
+    # The library works on a copy, so that the last layer must be sought among the copy's parameters.
+    drawn = {id(value) for value in fitted.model.last_layer.parameters()}
+    last = [name for name, value in fitted.model.model.named_parameters() if id(value) in drawn]
     members = []
     for draw in draws:
         member, start = dict(named), 0

@@ -32,8 +32,8 @@ def member_probs(predictor: PosteriorPredictor, images: ImageSource) -> Tensor:
 
 
 def all_scores(predictor: PosteriorPredictor, data: UncertaintyData) -> dict[str, PredictiveUncertainty]:
-    """Scores of the test pictures (``test``) and of every set that does not belong or is ambiguous, by its name."""
-    sets = {"test": data.inside.test.images, **data.outside, **data.ambiguous}
+    """Scores of the test pictures (``test``) and of every other set, by its name."""
+    sets = {"test": data.inside.test.images, **data.sets()}
     return {name: predictive_uncertainty(member_probs(predictor, images)) for name, images in sets.items()}
 
 
@@ -43,7 +43,8 @@ def measure(predictor: PosteriorPredictor, data: UncertaintyData) -> dict[str, f
     Returns:
         ``val/`` and ``test/``: accuracy in percent, NLL in nats, Brier score, ECE; ``test/`` also how well each score
         finds mistakes. For each other set: mean scores, AUROC, AUPR and FPR at 95 % of each score against the test
-        pictures, and the share that is flagged (``flagged``, also of val and test).
+        pictures (where the set is some of these, against the others), and the share that is flagged (``flagged``, also
+        of val and test).
     """
     metrics: dict[str, float] = {}
     of_test: PredictiveUncertainty | None = None
@@ -64,12 +65,14 @@ def measure(predictor: PosteriorPredictor, data: UncertaintyData) -> dict[str, f
                 metrics[f"test/{name}"] = float(scores.mean())
                 metrics[f"test/mistakes_auroc_{name}"] = misclassification_auroc(probs.mean(0), labels, scores)
     assert of_test is not None
-    for name, images in {**data.outside, **data.ambiguous}.items():
+    for name, images in data.sets().items():
+        known = np.ones(len(data.inside.test), dtype=bool)
+        known[data.confusing.get(name, [])] = False
         scores_of = predictive_uncertainty(member_probs(predictor, images))
         metrics[f"{name}/flagged"] = float((getattr(scores_of, predictor.score) > predictor.threshold).double().mean())
         for score in SCORES:
             values = getattr(scores_of, score)
-            found_by = detection_metrics(getattr(of_test, score), values)
+            found_by = detection_metrics(getattr(of_test, score)[torch.from_numpy(known)], values)
             metrics[f"{name}/{score}"] = float(values.mean())
             metrics |= {f"{name}/{kind}_{score}": value for kind, value in found_by._asdict().items()}
     return metrics

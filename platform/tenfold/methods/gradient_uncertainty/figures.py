@@ -57,7 +57,7 @@ def figure_doubted(
     data: UncertaintyData, predictor: PosteriorPredictor, scores: dict[str, PredictiveUncertainty], config: Config
 ) -> Figure:
     """For each set the pictures with the highest score, and what the classifier says of them."""
-    sources = {"test": data.inside.test.images, **data.outside, **data.ambiguous}
+    sources = {"test": data.inside.test.images, **data.sets()}
     figure = Figure(figsize=(NUM_PICTURES * 0.85, 1.25 * len(sources) + 0.4), layout="constrained")
     panels: Any = figure.subplots(len(sources), NUM_PICTURES, squeeze=False)
     for row, (name, images) in enumerate(sources.items()):

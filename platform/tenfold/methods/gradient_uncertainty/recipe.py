@@ -1,5 +1,6 @@
 """From pictures of known classes to members of a posterior, and a threshold for what does not belong."""
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,11 +17,12 @@ from tenfold import __version__
 from tenfold.bundle import load_bundle, save_trained
 from tenfold.data.catalog import load_uncertainty
 from tenfold.data.classification import ClassificationSplit
-from tenfold.data.uncertainty import UncertaintyData
+from tenfold.data.uncertainty import UncertaintyData, smallest_margin
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import Interrupted, Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
+from tenfold.files import write_atomically
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
 from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.evaluation import measure, member_probs
@@ -33,8 +36,9 @@ from tenfold.methods.gradient_uncertainty.predictor import (
     load,
     predictor_of,
 )
-from tenfold.methods.gradient_uncertainty.sampler import GradientUncertaintySampler, SamplerConfig
+from tenfold.methods.gradient_uncertainty.sampler import ChainError, GradientUncertaintySampler, SamplerConfig
 from tenfold.methods.gradient_uncertainty.settings import CHAINS, Config
+from tenfold.methods.gradient_uncertainty.variational import MeanFieldNetwork
 from tenfold.metrics.predictions import check_classes
 from tenfold.metrics.uncertainty import predictive_uncertainty, threshold_at
 from tenfold.models.digit_cnn import build_digit_cnn
@@ -44,6 +48,13 @@ METRIC = "val/nll"
 NUM_PROBES = 8
 REPORT_EVERY = 200
 """Steps between two moments at which workers look whether to save or to stop."""
+VARIATIONAL_RATE = 1e-3
+"""Of Adam for ``bayes_by_backprop``: the divergence moves a deviation by no more than its rate / N a step of plain
+gradient descent, so that all would stay as they began."""
+CONFUSING = "small_margin"
+CONFUSING_SHARE = 0.05
+JUDGE_RATE, JUDGE_BATCH, JUDGE_STREAM = 1e-3, 64, 2**32 - 1
+"""Of Adam; examples a worker and step; number of its random stream, which no member and no worker has."""
 
 Members = list[dict[str, Tensor]]
 
@@ -55,11 +66,11 @@ def train(job: JobConfig, run: Run) -> Outcome:
         job: Settings; ``job.method`` is this room's ``Config``.
         run: The machine. Each of several workers walks a chain of its own and keeps its share of the members.
     """
-    data = run.once_per_node(lambda: load_uncertainty(job.data))
+    data = _with_confusing(job, run.once_per_node(lambda: load_uncertainty(job.data)), run)
     key = {"job": job.digest(), "data": data.inside.fingerprint, "version": __version__}
     folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder))
     results = json.loads((folder / "results.json").read_text())
-    if run.is_main and run.recorder is not None:
+    if run.is_main and run.recorder is not None and job.method.figures:
         log_figures(run, job.method, data, load(load_bundle(folder / "bundle")), results["trace"])
     return Outcome(
         bundle=folder / "bundle",
@@ -74,12 +85,55 @@ def train(job: JobConfig, run: Run) -> Outcome:
 def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
     """Accuracy, calibration, and how well what does not belong is told, on any data with the same classes.
 
+    The set ``small_margin`` is left out: only a network that was trained on the training part can choose it.
+
     Raises:
         ValueError: The data have other classes than the model.
     """
     loaded = run.once_per_node(lambda: load_uncertainty(data))
     check_classes(predictor.classes, loaded.inside.name, loaded.inside.classes)
     return measure(predictor, loaded)
+
+
+def _with_confusing(job: JobConfig, data: UncertaintyData, run: Run) -> UncertaintyData:
+    """The data with the set ``small_margin``, which a network that is none of the members has chosen.
+
+    Its training depends on data, network and seed only: jobs that keep their stages in one place share it.
+    """
+    epochs = job.method.judge_epochs
+    if not epochs:
+        return data
+    key = {
+        "data": data.inside.fingerprint,
+        "model": dataclasses.asdict(job.model),
+        "seed": run.seed,
+        "epochs": epochs,
+        "workers": run.world_size,
+        "version": __version__,
+    }
+
+    def work(folder: Path) -> None:
+        path = folder / "probs.safetensors"
+        if run.share(path.exists()):
+            return
+        train, test = data.inside.split("train"), data.inside.test
+        result = fit(
+            run,
+            build_digit_cnn(job.model, len(data.inside.classes)),
+            _loss,
+            run.loader(lambda rows: _batch(train, rows), len(train), JUDGE_BATCH, shuffle=True),
+            FitPlan(num_epochs=epochs, precision="fp32", stage="judge"),
+            optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=JUDGE_RATE),
+            evaluate=lambda bare: _validate(bare, data.inside.split("val")),
+        )
+        if run.is_main:
+            probs = _probs_of(result.model, test).contiguous()
+            write_atomically(path, lambda temporary: save_file({"test": probs}, temporary))
+
+    seed = int(np.random.SeedSequence((run.seed, JUDGE_STREAM)).generate_state(1)[0])
+    folder = run.stage("gradient_uncertainty_judge", key, work, seed=seed)
+    probs = load_file(folder / "probs.safetensors")["test"]
+    return dataclasses.replace(data, confusing={CONFUSING: smallest_margin(probs, CONFUSING_SHARE)})
 
 
 def _train(job: JobConfig, data: UncertaintyData, run: Run, folder: Path) -> None:
@@ -125,8 +179,13 @@ def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, 
     config: Config = job.method
     train = data.inside.split("train")
     if config.scheme in CHAINS:
-        members, trace = _walk(job, train, run)
+        try:
+            members, trace = _walk(job, train, run)
+        except ChainError as error:
+            raise RuntimeError(str(error)) from error  # with a cause, the command line gives the message alone
         return members, trace, [{"epoch": 1.0, "step": float(len(trace)), "members": float(len(members))}]
+    if config.scheme == "bayes_by_backprop":
+        return _variational(job, data, run)
     networks: list[nn.Module] = []
     history: list[dict[str, float]] = []
     for number in range(config.num_members if config.scheme == "deep_ensemble" else 1):
@@ -150,6 +209,31 @@ def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, 
     else:
         members = [{name: value.detach() for name, value in network.named_parameters()} for network in networks]
     return members, torch.zeros(0), history
+
+
+def _variational(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, Tensor, list[dict[str, float]]]:
+    """Draws from a Gaussian for every parameter; the history is that of the means."""
+    config: Config = job.method
+    train = data.inside.split("train")
+    torch.manual_seed(int(np.random.SeedSequence((run.seed, 0)).generate_state(1)[0]))
+    posterior = MeanFieldNetwork(build_digit_cnn(job.model, len(data.inside.classes)), config.initial_std)
+    # Workers draw different parameters. A rank of 0 would begin again with the numbers the means were made of.
+    torch.manual_seed(int(np.random.SeedSequence((run.seed, 0, 1 + run.rank)).generate_state(1)[0]))
+
+    def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
+        return _loss(model, batch, clock) + posterior.divergence(config.prior_variance) / len(train)
+
+    result = fit(
+        run,
+        posterior,
+        loss,
+        run.loader(lambda rows: _batch(train, rows), len(train), job.run.batch_size, shuffle=True),
+        FitPlan.of(job.run),
+        optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=VARIATIONAL_RATE),
+        evaluate=lambda bare: _validate(bare.get_submodule("mean"), data.inside.split("val")),
+    )
+    trained: Any = result.model.cpu()
+    return trained.draws(config.num_members, run.seed), torch.zeros(0), result.history
 
 
 def _walk(job: JobConfig, train: ClassificationSplit, run: Run) -> tuple[Members, Tensor]:
@@ -267,10 +351,15 @@ def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
     return functional.cross_entropy(model(batch["inputs"]), batch["labels"])
 
 
-def _validate(model: nn.Module, split: ClassificationSplit) -> dict[str, float]:
+def _probs_of(model: nn.Module, split: ClassificationSplit) -> Tensor:
+    """Class probabilities of one network, ``(N, C)`` on the CPU."""
     parameters = {name: value.detach()[None] for name, value in model.named_parameters()}
     device = str(next(model.parameters()).device)
-    probs = member_probs(PosteriorPredictor(model, parameters, (), device=device), split.images)[0].cpu()
+    return member_probs(PosteriorPredictor(model, parameters, (), device=device), split.images)[0]
+
+
+def _validate(model: nn.Module, split: ClassificationSplit) -> dict[str, float]:
+    probs = _probs_of(model, split)
     labels = torch.from_numpy(split.labels.copy())
     of_label = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(probs.dtype).tiny)
     accuracy = (probs.argmax(1) == labels).float().mean()

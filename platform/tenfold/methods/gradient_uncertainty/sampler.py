@@ -29,6 +29,10 @@ from tenfold.methods.gradient_uncertainty.steps import (
 Mode = Literal["triggered", "plain", "corrected"]
 
 
+class ChainError(RuntimeError):
+    """A chain that diverged or kept too little; the message says which setting to change."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig:
     """Settings of one chain; a SamplerConfig that exists is a valid one."""
@@ -167,7 +171,7 @@ class GradientUncertaintySampler:
         if not self._members:
             after = self._trace[self.config.warmup + 1 :]
             reached = f"reached {max(after):.3f}" if after else "was not looked at"
-            raise RuntimeError(
+            raise ChainError(
                 f"no member was kept in {len(self._trace)} steps: after the warm-up of {self.config.warmup} steps the "
                 f"gradient uncertainty {reached}, the threshold is {self.config.threshold:.3f}; lower threshold or "
                 f"warmup, or take more steps"
@@ -220,7 +224,7 @@ class GradientUncertaintySampler:
             )
             loss, value = float(batch.loss), float(batch.uncertainty.value)
             if not (math.isfinite(loss) and math.isfinite(float(batch.uncertainty.denominator))):
-                raise RuntimeError(
+                raise ChainError(
                     f"the loss or its gradient is not finite at step {step} (loss {loss}): the chain diverged; "
                     f"lower lr, step_size or the kick"
                 )
