@@ -118,6 +118,8 @@ def test_draws_have_the_distribution_of_their_kind():
         ({"scheduler": {"asha": {"max_epochs": 2, "grace_epochs": 3}}}, "must not exceed max_epochs = 2, got 3"),
         ({"figures": [{"kind": "line"}]}, "a line needs x"),
         ({"figures": [{"kind": "line", "x": "method.zz"}]}, "which the space does not sweep"),
+        ({"figures": [{"kind": "bar", "hue": "method.delta"}]}, "a bar without x shows the best point .* no hue"),
+        ({"figures": [{"kind": "curves", "baselines": ["nobody"]}]}, r"that the study has not: \['nobody'\]"),
         ({"figures": [{"kind": "pie", "x": "method.delta"}]}, "figures.0.kind"),
         ({"figures": [{"kind": "curves"}, {"kind": "curves"}]}, "two figures are called 'curves'"),
         ({"figures": [{"kind": "curves", "name": "../x"}]}, "a figure's name becomes a file name"),
