@@ -94,14 +94,14 @@ def test_a_prior_that_leaves_early_loses_some_of_the_gain(sine, early):
     assert mean_of(sine(ANNEALED), "mse") < mean_of(sine(early), "mse")
 
 
-@pytest.mark.parametrize("scheme", [ANNEALED, "annealed l2=0.1"])
+@pytest.mark.parametrize("scheme", [ANNEALED, "annealed l2=0.1", "annealed p=1 l2=0.1"])
 def test_digits_are_enlarged_better(digits, scheme):
     for score in ("mse", "nll"):
         assert mean_of(digits(scheme), score) < mean_of(digits(NLL), score)
 
 
 @pytest.mark.xfail(
-    strict=True, reason="UCE .0049 and .0055, the likelihood .0037; over seeds 0 to 5 .0041, .0044, .0045"
+    strict=True, reason="UCE .0049 and .0048, the likelihood .0035; over seeds 0 to 5 .0043, .0039, .0040"
 )
 @pytest.mark.parametrize("scheme", [ANNEALED, "annealed l2=0.1"])
 def test_digits_are_enlarged_with_better_variances(digits, scheme):
@@ -109,6 +109,11 @@ def test_digits_are_enlarged_with_better_variances(digits, scheme):
     assert mean_of(digits(scheme), "uce") < mean_of(digits(NLL), "uce")
 
 
+def test_digits_are_enlarged_with_better_variances_by_the_absolute_residual(digits):
+    assert mean_of(digits("annealed p=1 l2=0.1"), "uce") < mean_of(digits(NLL), "uce")
+
+
 def test_molecules_are_predicted_as_well_as_by_the_likelihood(molecules):
-    """Parity within 15 %: more is not claimed for them, though these two seeds gave .0102 against .0165."""
+    """Parity within 15 %: more is not claimed, though these two seeds gave .0102 against .0165; two others gave .0090
+    against .0085."""
     assert mean_of(molecules(ANNEALED), "mse") <= 1.15 * mean_of(molecules(NLL), "mse")
