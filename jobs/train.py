@@ -3,10 +3,15 @@
 python jobs/train.py method=large_loss data=handwriting scale=local run.num_epochs=3
 """
 
+import re
+import shlex
 import sys
+from dataclasses import fields
+from typing import Any
 
 from jobs.cli import main
 from tenfold.config import job_from_dict
+from tenfold.data.handwriting.config import HandwritingConfig
 from tenfold.engine.settings import JobConfig, ScaleConfig
 from tenfold.training import TrainResult, train
 
@@ -33,11 +38,24 @@ def report(job: JobConfig, result: TrainResult) -> str:
         store = "" if usual else f" tracking_uri={result.tracking_uri}"
         lines += [
             "",
-            f"python jobs/evaluate.py model={reference}{store}",
+            f"python jobs/evaluate.py model={reference}{store}{_data_words(job.data)}",
             f"python jobs/deploy.py model={reference}{store}",
         ]
     lines.append(f"mlflow ui --backend-store-uri {result.tracking_uri}")
     return "\n".join(lines)
+
+
+def _data_words(data: Any) -> str:
+    """What has to be typed for these data, with a space before each word; nothing for the embedded default."""
+    words = [] if data == HandwritingConfig() else [f"data={data.name}"]
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if field.name != "name" and value != field.default and isinstance(value, str | int | float):
+            # Quoted twice, for Hydra and for the shell, where it is no plain word.
+            plain = re.fullmatch(r"[\w./:-]+", str(value))
+            written = value if plain else "'" + str(value).replace("'", "\\'") + "'"
+            words.append(shlex.quote(f"data.{field.name}={written}"))
+    return "".join(f" {word}" for word in words)
 
 
 if __name__ == "__main__":

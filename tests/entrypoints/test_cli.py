@@ -174,6 +174,27 @@ def test_the_report_of_a_training_gives_the_commands_to_go_on():
     assert "mlflow ui --backend-store-uri sqlite:////o/mlflow.db" in said
 
 
+def test_the_evaluation_that_is_printed_is_of_the_same_data():
+    from jobs.config import compose_container
+    from jobs.evaluate import check
+    from jobs.train import report
+    from tenfold.tracking import Registered
+
+    result = TrainResult(
+        status="finished", run_id="r1", tracking_uri="sqlite:////o/mlflow.db", model_uri="models:/m-1",
+        registered=Registered(name="m", version="1", alias="champion", metric="val/nll", value=1.0),
+        metrics={"val/nll": 1.0}, metric="val/nll", folder="/o/x", bundle="/o/b", history=[],
+    )  # fmt: skip
+    words = ("method=posterior_annealing", "data=pairs", r"data.root='/my data/it\'s'", "data.kind=pictures")
+    for chosen in (words, ("method=large_loss",), ("method=large_loss", "data.num_test=30", "data.distinct=false")):
+        job = job_from_dict(compose_container("config", chosen))
+        said = report(job, result).splitlines()
+        [line] = [line for line in said if line.startswith("python jobs/evaluate.py")]
+        _, _, model, *more = shlex.split(line)
+        assert model == "model=models:/m@champion"
+        assert check(compose_container("evaluate", more)).data == job.data
+
+
 @pytest.mark.parametrize("script", ["jobs/evaluate.py", "jobs/deploy.py"])
 def test_the_commands_to_go_on_take_the_model_that_they_name(script):
     words = [sys.executable, script, "model=models:/large_loss@champion", "--cfg", "job"]
