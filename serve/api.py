@@ -277,10 +277,10 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
         """
         of_labels = {"top": top, EXPLAIN: explain, EXPLAIN_CLASS: explain_class}
         of_numbers = {LEVEL: level, SHOW: show}
-        is_regression = work.table.description(model).task is Task.REGRESSION
+        task = work.table.description(model).task
+        is_regression = task is Task.REGRESSION
         for name, value in (of_labels if is_regression else of_numbers).items():
             if value is not None:
-                task = work.table.description(model).task
                 raise RefusedError(422, f"model {model} does {task}, which knows no {name!r}", "parameter")
         if is_regression:
             return await work.regress(request, model, level, show)

@@ -16,9 +16,17 @@ from serve.contract import Answer, Description
 from serve.limits import RefusedError
 from serve.regression import LEVEL, LOWER, UPPER, Regression, check_reply, check_request, invalid, numbers, read_level
 from serve.settings import ServeSettings
-from serve.v2 import ReplyForm, claim_raw, encode_raw, metadata_reply, named_tensors, parameters_of, read_form
+from serve.v2 import (
+    ReplyForm,
+    claim_raw,
+    encode_raw,
+    metadata_reply,
+    named_tensors,
+    parameters_of,
+    read_form,
+    split_body,
+)
 from serve.v2 import encode_response as encode_reply
-from serve.v2 import split_body as split
 from tenfold.types import TensorSchema
 
 _DATATYPES = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
@@ -44,7 +52,7 @@ def decode_request(
     Raises:
         RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
     """
-    header, binary = split(body, json_length)
+    header, binary = split_body(body, json_length)
     tensors = named_tensors(header.get("inputs"))
     names = [tensor.get("name") for tensor in tensors]
     wanted = {schema.name: schema for schema in schemas}
