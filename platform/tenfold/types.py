@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
+import numpy as np
 from torch import Tensor
 
 Batch = dict[str, Tensor]
@@ -47,6 +48,23 @@ class Preprocessing:
                 f"resize must be stretch or crop and interpolation bilinear or bicubic, "
                 f"got {self.resize!r} and {self.interpolation!r}"
             )
+
+
+class ImageSource(Protocol):
+    """Pictures by row, decoded and at one size."""
+
+    in_memory: bool
+    """True where reading is a gather (array or memory map), False where it decodes files: then it pays to prefetch."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray | Sequence[int]) -> Tensor:
+        """uint8 ``(B, S, S, 3)`` RGB for the rows asked for, in their order."""
+        ...
+
+    def read_raw(self, indices: np.ndarray | Sequence[int]) -> list[np.ndarray]:
+        """The same pictures before any resizing, uint8 ``(H, W, 3)`` RGB each."""
+        ...
 
 
 class Predictor(Protocol):

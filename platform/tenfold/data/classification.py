@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tenfold.data.multilabel import ImageSource
+from tenfold.types import ImageSource
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -18,8 +18,7 @@ from tenfold.data.classification_readers.listing import PictureList, PictureList
 from tenfold.data.classification_readers.split_files import read_split_file, read_text_lists
 from tenfold.data.classification_readers.stl10 import read_stl10
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_images, file_table
-from tenfold.data.multilabel import ImageSource
-from tenfold.types import Preprocessing
+from tenfold.types import ImageSource, Preprocessing
 
 _Reader = Callable[[Path, Sequence[Split]], PictureLists]
 _READERS: dict[str, _Reader] = {

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tenfold.data.array_cache import cached_array
-from tenfold.data.multilabel import ImageSource
+from tenfold.types import ImageSource
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 Resize = Literal["stretch", "crop"]

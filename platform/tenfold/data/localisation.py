@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from tenfold.data.classification import Split
-from tenfold.data.multilabel import ImageSource
+from tenfold.types import ImageSource
 
 IGNORED = 255
 """Value of mask pixels that count neither as object nor as background."""

@@ -28,9 +28,8 @@ from tenfold.data.localisation_readers.metadata import (
     read_sizes,
 )
 from tenfold.data.localisation_readers.superclasses import read_superclasses
-from tenfold.data.multilabel import ImageSource
 from tenfold.data.multilabel_readers.listing import read_numbered
-from tenfold.types import Preprocessing
+from tenfold.types import ImageSource, Preprocessing
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from tenfold.data.classification import ClassificationData, ClassificationSplit,
 from tenfold.data.classification_domains import DOMAINS
 from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.data.images import ArrayImages, ResizedImages, decode_image
-from tenfold.data.multilabel import ImageSource
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
-from tenfold.types import Preprocessing
+from tenfold.types import ImageSource, Preprocessing
 
 SIDE = 28
 _BROKEN = (RuntimeError, OSError, ValueError, AssertionError)

@@ -5,30 +5,13 @@ Label coding of the platform: ``full`` holds the truth in {0, 1}; ``observed`` h
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class ImageSource(Protocol):
-    """Pictures by row, decoded and at one size."""
-
-    in_memory: bool
-    """True where reading is a gather (array or memory map), False where it decodes files: then it pays to prefetch."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        """uint8 ``(B, S, S, 3)`` RGB for the rows asked for, in their order."""
-        ...
-
-    def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The same pictures before any resizing, uint8 ``(H, W, 3)`` RGB each."""
-        ...
+from tenfold.types import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)

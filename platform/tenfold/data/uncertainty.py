@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.images import ArrayImages, SubsetImages
-from tenfold.data.multilabel import ImageSource
+from tenfold.types import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tenfold.data.multilabel import ImageSource
 from tenfold.engine.run import Run
+from tenfold.types import ImageSource
 
 
 def predict_images(run: Run, predict: Callable[[Tensor], Tensor], images: ImageSource, batch_size: int = 256) -> Tensor:

@@ -9,8 +9,7 @@ from tenfold.data.handwriting.config import HandwritingConfig
 from tenfold.data.handwriting.splits import PICTURE
 from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages, ResizedImages
-from tenfold.data.multilabel import ImageSource
-from tenfold.types import Preprocessing
+from tenfold.types import ImageSource, Preprocessing
 
 
 def load_digits(

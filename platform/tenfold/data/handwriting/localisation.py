@@ -34,8 +34,7 @@ from tenfold.data.localisation import (
     ResizedMasks,
     scale_boxes,
 )
-from tenfold.data.multilabel import ImageSource
-from tenfold.types import Preprocessing
+from tenfold.types import ImageSource, Preprocessing
 
 VERSION = 1
 """Raised with every change that alters bytes: old caches are then left alone and new ones built."""

@@ -11,9 +11,8 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages
-from tenfold.data.multilabel import ImageSource
 from tenfold.methods.datadream.problem import Problem
-from tenfold.types import Batch, Preprocessing
+from tenfold.types import Batch, ImageSource, Preprocessing
 
 Augment = Literal["photo", "light", "none"]
 IN_MEMORY = 1_000_000_000

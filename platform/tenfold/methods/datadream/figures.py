@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from tenfold.data.images import FileImages
-from tenfold.data.multilabel import ImageSource
 from tenfold.engine.run import Run
 from tenfold.metrics.predictions import predict_images
 from tenfold.models.clip import Clip
+from tenfold.types import ImageSource
 
 COLUMNS = 8
 """Pictures of a class in a grid."""

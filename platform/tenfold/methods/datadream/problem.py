@@ -9,9 +9,9 @@ from PIL import Image
 
 from tenfold.data.classification import ClassificationData
 from tenfold.data.images import SubsetImages
-from tenfold.data.multilabel import ImageSource
 from tenfold.methods.datadream.prompts import TEMPLATES, class_prompts
 from tenfold.methods.datadream.shots import sample_k_shot
+from tenfold.types import ImageSource
 
 CHUNK = 64
 

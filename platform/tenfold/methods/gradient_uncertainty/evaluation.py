@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from tenfold.data.classification import Split
-from tenfold.data.multilabel import ImageSource
 from tenfold.data.uncertainty import UncertaintyData
 from tenfold.methods.gradient_uncertainty.predictor import PosteriorPredictor
 from tenfold.metrics.uncertainty import (
@@ -17,6 +16,7 @@ from tenfold.metrics.uncertainty import (
     predictive_uncertainty,
     probability_metrics,
 )
+from tenfold.types import ImageSource
 
 AT_ONCE = 512
 
