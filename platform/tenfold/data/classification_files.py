@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
-from tenfold.data.classification_domains import DOMAINS
 from tenfold.data.classification_readers import torchvision_sets
 from tenfold.data.classification_readers.birds import read_cub200
 from tenfold.data.classification_readers.folders import read_few_shots, read_folders
@@ -17,6 +16,7 @@ from tenfold.data.classification_readers.imagenet import read_imagenet, read_ima
 from tenfold.data.classification_readers.listing import PictureList, PictureLists
 from tenfold.data.classification_readers.split_files import read_split_file, read_text_lists
 from tenfold.data.classification_readers.stl10 import read_stl10
+from tenfold.data.domains import DOMAINS
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_images, file_table
 from tenfold.types import ImageSource, Preprocessing
 

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -436,3 +437,13 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
         progress=progress,
     )
     return ArrayImages(array, files)
+
+
+def shared_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over the very memory of an array, for reading only.
+
+    Labels may be a read-only memory map of many gigabytes: nothing is copied, and nothing may be written.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors and says so
+        return torch.from_numpy(array)

@@ -10,7 +10,7 @@ import numpy as np
 from torchvision import datasets
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit, check_splits
-from tenfold.data.classification_domains import DOMAINS
+from tenfold.data.domains import DOMAINS
 from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.data.images import ArrayImages, ResizedImages, decode_image
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs

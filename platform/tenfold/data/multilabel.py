@@ -4,12 +4,9 @@ Label coding of the platform: ``full`` holds the truth in {0, 1}; ``observed`` h
 {-1, 0, +1} = observed negative, unobserved, observed positive.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tenfold.types import ImageSource
 
@@ -47,13 +44,3 @@ class MultiLabelData:
     """Hex digest of everything that determines the bytes: enters stage keys and the registry's comparison."""
     mirrorable: bool = False
     """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""
-
-
-def shared_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the very memory of an array, for reading only.
-
-    Labels may be a read-only memory map of many gigabytes: nothing is copied, and nothing may be written.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors and says so
-        return torch.from_numpy(array)

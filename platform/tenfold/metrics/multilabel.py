@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit, shared_tensor
+from tenfold.data.images import shared_tensor
+from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.engine.run import Run
 from tenfold.metrics.average_precision import average_precision, group_mean_ap
 from tenfold.metrics.predictions import predict_images

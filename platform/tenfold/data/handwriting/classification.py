@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit, Split, check_splits
-from tenfold.data.classification_domains import DOMAINS
+from tenfold.data.domains import DOMAINS
 from tenfold.data.handwriting.build import HandwritingFolder, build
 from tenfold.data.handwriting.config import HandwritingConfig
 from tenfold.data.handwriting.splits import PICTURE

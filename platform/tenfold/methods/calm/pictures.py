@@ -16,9 +16,8 @@ from torch import Tensor
 
 from tenfold.data.catalog import DATA, load_classification, load_localisation
 from tenfold.data.classification import ClassificationSplit
-from tenfold.data.images import SubsetImages
+from tenfold.data.images import SubsetImages, shared_tensor
 from tenfold.data.localisation import CueTruth, LocalisationSplit
-from tenfold.data.multilabel import shared_tensor
 from tenfold.hashing import content_hash
 from tenfold.types import Batch, ImageSource, Preprocessing
 

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from tenfold import __version__
 from tenfold.bundle import load_bundle, save_trained
+from tenfold.data.images import shared_tensor
 from tenfold.data.localisation import LocalisationSplit
-from tenfold.data.multilabel import shared_tensor
 from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.multilabel import shared_tensor
+from tenfold.data.images import shared_tensor
 from tenfold.engine.fit import Clock, FitPlan, FitResult, fit
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig, RunConfig

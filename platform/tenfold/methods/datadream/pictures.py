@@ -9,8 +9,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from tenfold.data.classification import ClassificationData
-from tenfold.data.images import SubsetImages
-from tenfold.data.multilabel import shared_tensor
+from tenfold.data.images import SubsetImages, shared_tensor
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.datadream.adapt import Adapters

@@ -15,7 +15,7 @@ from tenfold import __version__
 from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.multilabel import shared_tensor
+from tenfold.data.images import shared_tensor
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.datadream.adapt import Adapters, adapt

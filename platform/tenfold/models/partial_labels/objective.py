@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenfold.data.multilabel import MultiLabelSplit, shared_tensor
+from tenfold.data.images import shared_tensor
+from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.run import Run
 from tenfold.metrics.predictions import predict_images
