@@ -69,11 +69,12 @@ DATA: dict[str, DataSet] = {
         for name, config in (("lorenz", "Lorenz"), ("nbody", "NBody"), ("molecules", "Molecules"), ("qm9", "Qm9"))
     },
     "photographs": DataSet(
-        config="tenfold.data.photographs:PhotographsConfig",
-        regression="tenfold.data.photographs:load_photographs",
+        config="tenfold.data.embedded.photographs:PhotographsConfig",
+        regression="tenfold.data.embedded.photographs:load_photographs",
     ),
     "phantoms": DataSet(
-        config="tenfold.data.phantoms:PhantomsConfig", regression="tenfold.data.phantoms:load_phantoms"
+        config="tenfold.data.embedded.phantoms:PhantomsConfig",
+        regression="tenfold.data.embedded.phantoms:load_phantoms",
     ),
     "slices": DataSet(
         config="tenfold.data.regression_pairs:SlicesConfig", regression="tenfold.data.regression_pairs:load_slices"

@@ -1,0 +1,1 @@
+"""Data that a fresh machine has: drawn, simulated, or shipped inside a package."""
