@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.cli import main
 from tenfold.config import job_from_dict
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.engine.settings import JobConfig, ScaleConfig
 from tenfold.training import TrainResult, train
 

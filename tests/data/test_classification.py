@@ -4,7 +4,7 @@ import pytest
 from tenfold.data.catalog import DATA, load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit, check_splits
 from tenfold.data.domains import DOMAINS
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.images import ArrayImages, resize_image
 from tenfold.types import Preprocessing
 

@@ -5,7 +5,7 @@ import pytest
 
 from tenfold.data.classification_readers.torchvision_sets import EUROSAT_NAMES
 from tenfold.data.descriptors import check_descriptors, read_descriptors, shipped_descriptors
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-import tenfold.data.handwriting
-from tenfold.data.handwriting.__main__ import main
-from tenfold.data.handwriting.affine import inverse_matrices, parameters
-from tenfold.data.handwriting.build import BLOCK, KINDS, build, load, source_digits
-from tenfold.data.handwriting.config import SPLITS, HandwritingConfig
-from tenfold.data.handwriting.fonts import CHARACTERS, FONTS, SPLIT_FONTS, glyphs
-from tenfold.data.handwriting.multilabel import load_scenes
-from tenfold.data.handwriting.raster import FIXED, fill_outline, resize, warp
-from tenfold.data.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps, schema
-from tenfold.data.handwriting.store import cache_root
-from tenfold.data.handwriting.stream import Stream
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
+import tenfold.data.embedded.handwriting
+from tenfold.data.embedded.handwriting.__main__ import main
+from tenfold.data.embedded.handwriting.affine import inverse_matrices, parameters
+from tenfold.data.embedded.handwriting.build import BLOCK, KINDS, build, load, source_digits
+from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig
+from tenfold.data.embedded.handwriting.fonts import CHARACTERS, FONTS, SPLIT_FONTS, glyphs
+from tenfold.data.embedded.handwriting.multilabel import load_scenes
+from tenfold.data.embedded.handwriting.raster import FIXED, fill_outline, resize, warp
+from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps, schema
+from tenfold.data.embedded.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 
 # Content of a tiny build (num_train=num_val=num_test=4, seed 0): it may change only together with BUILDER_VERSION.
 RECORDED = {
@@ -88,7 +88,7 @@ def test_arrays_follow_the_schema_and_are_memory_mapped(task, kind, config):
 
 
 def test_package_docstring_lists_every_array():
-    text = tenfold.data.handwriting.__doc__ or ""
+    text = tenfold.data.embedded.handwriting.__doc__ or ""
     sections = dict(zip(*[iter(re.split(r"^``(\w+)``, .*$", text, flags=re.M)[1:])] * 2, strict=True))
     assert list(sections) == list(KINDS)
     config = HandwritingConfig()

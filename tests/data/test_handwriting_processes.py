@@ -5,8 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tenfold.data.handwriting.build import build
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.build import build
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 
 
 def _fingerprint(cache: str) -> str:

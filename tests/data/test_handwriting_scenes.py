@@ -6,16 +6,16 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from tenfold.data.handwriting.build import load, source_digits
-from tenfold.data.handwriting.concepts import DIGIT_CONCEPT_MATRIX, DIGIT_CONCEPTS, SCENE_CONCEPTS
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.removal import remove_object
-from tenfold.data.handwriting.scenes import draw_classes, draw_scenes, render_scenes
-from tenfold.data.handwriting.sources import split_rows
-from tenfold.data.handwriting.splits import Scenes
-from tenfold.data.handwriting.store import cache_root
-from tenfold.data.handwriting.stream import Stream
-from tenfold.data.handwriting.vocabulary import COLOUR_RGB, COLOURS, DIGIT_WORDS, PARTNERS, TEXTURES
+from tenfold.data.embedded.handwriting.build import load, source_digits
+from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPT_MATRIX, DIGIT_CONCEPTS, SCENE_CONCEPTS
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.removal import remove_object
+from tenfold.data.embedded.handwriting.scenes import draw_classes, draw_scenes, render_scenes
+from tenfold.data.embedded.handwriting.sources import split_rows
+from tenfold.data.embedded.handwriting.splits import Scenes
+from tenfold.data.embedded.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB, COLOURS, DIGIT_WORDS, PARTNERS, TEXTURES
 
 
 @pytest.fixture(scope="module")

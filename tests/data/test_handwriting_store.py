@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tenfold.data.handwriting.store import StoredFolder, cache_root, create_array, stored
+from tenfold.data.embedded.handwriting.store import StoredFolder, cache_root, create_array, stored
 
 SETTINGS = {"version": 1}
 

@@ -8,13 +8,13 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from tenfold.data.catalog import load_localisation
-from tenfold.data.handwriting.build import BLOCK, source_digits
-from tenfold.data.handwriting.config import SPLITS, HandwritingConfig
-from tenfold.data.handwriting.localisation import REACH, SIZES, build_cue_scenes, shuffled_digits
-from tenfold.data.handwriting.raster import resize
-from tenfold.data.handwriting.scenes import MASK_ALPHA
-from tenfold.data.handwriting.sources import split_rows
-from tenfold.data.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.build import BLOCK, source_digits
+from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig
+from tenfold.data.embedded.handwriting.localisation import REACH, SIZES, build_cue_scenes, shuffled_digits
+from tenfold.data.embedded.handwriting.raster import resize
+from tenfold.data.embedded.handwriting.scenes import MASK_ALPHA
+from tenfold.data.embedded.handwriting.sources import split_rows
+from tenfold.data.embedded.handwriting.store import cache_root
 from tenfold.data.localisation import LocalisationData
 from tenfold.types import Preprocessing
 

@@ -23,7 +23,7 @@ from jobs.config import compose_job
 from tenfold.bundle import PROBE_FILE, check_probe, load_bundle
 from tenfold.catalog import load_predictor
 from tenfold.data.catalog import load_multilabel
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.engine.run import Interrupted, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage

@@ -17,9 +17,9 @@ from tenfold.bundle import PROBE_FILE, check_probe, load_bundle
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.descriptors import read_descriptors, shipped_descriptors
-from tenfold.data.handwriting.classification import load_digits
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.classification import load_digits
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.engine.launch import LaunchOptions, launch
 from tenfold.engine.run import Outcome, PlainRun, Run

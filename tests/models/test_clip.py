@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from tenfold.data.handwriting.build import load
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.splits import Glyphs
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import load
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.splits import Glyphs
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.models.clip import TINY_FOLDER, Clip, ClipConfig, load_clip
 from tenfold.models.text_cache import TextCache
 

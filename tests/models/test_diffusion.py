@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionImg2ImgPipeline
 
-from tenfold.data.handwriting.sources import read_source
+from tenfold.data.embedded.handwriting.sources import read_source
 from tenfold.models.clip import ClipConfig, load_clip
 from tenfold.models.diffusion import (
     TINY_FOLDER,

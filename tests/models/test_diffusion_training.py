@@ -5,8 +5,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from tenfold.data.handwriting.fonts import SPLIT_FONTS
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.fonts import SPLIT_FONTS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.models.diffusion import DiffusionConfig, load_pipeline
 from tenfold.models.sampling import generate
 from tenfold.models.tiny import diffusion_training

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.data.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
+from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.models.clip import ClipConfig, load_clip
 from tenfold.models.tiny import clip_training, pictures
 from tenfold.models.tiny.__main__ import main

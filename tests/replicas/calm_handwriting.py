@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tenfold.bundle import load_bundle
 from tenfold.config import job_from_dict
 from tenfold.data.catalog import load_localisation, load_multilabel
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.localisation import LocalisationSplit
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import PlainRun

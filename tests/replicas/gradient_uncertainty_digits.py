@@ -26,8 +26,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenfold.data.handwriting.fonts import CHARACTERS, glyphs
-from tenfold.data.handwriting.vocabulary import LETTERS
+from tenfold.data.embedded.handwriting.fonts import CHARACTERS, glyphs
+from tenfold.data.embedded.handwriting.vocabulary import LETTERS
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches, endless
 from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.predict import posterior_predictive

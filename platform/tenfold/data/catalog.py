@@ -51,11 +51,11 @@ _LOCATED_FILES = DataSet(
 )
 DATA: dict[str, DataSet] = {
     "handwriting": DataSet(
-        config="tenfold.data.handwriting.config:HandwritingConfig",
-        multilabel="tenfold.data.handwriting.multilabel:load_scenes",
-        classification="tenfold.data.handwriting.classification:load_digits",
-        localisation="tenfold.data.handwriting.localisation:load_cue_scenes",
-        uncertainty="tenfold.data.handwriting.uncertainty:load_uncertain_digits",
+        config="tenfold.data.embedded.handwriting.config:HandwritingConfig",
+        multilabel="tenfold.data.embedded.handwriting.multilabel:load_scenes",
+        classification="tenfold.data.embedded.handwriting.classification:load_digits",
+        localisation="tenfold.data.embedded.handwriting.localisation:load_cue_scenes",
+        uncertainty="tenfold.data.embedded.handwriting.uncertainty:load_uncertain_digits",
     ),
     "mnist": DataSet(
         config="tenfold.data.mnist:MnistConfig",

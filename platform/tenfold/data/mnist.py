@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit, check_splits
 from tenfold.data.domains import DOMAINS
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.data.images import ArrayImages, ResizedImages, decode_image
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
 from tenfold.types import ImageSource, Preprocessing

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tenfold import __version__
 from tenfold.data.catalog import load_multilabel
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import Run

@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from tenfold.data.handwriting.concepts import DIGIT_CONCEPT_MATRIX, DIGIT_CONCEPTS
-from tenfold.data.handwriting.fonts import FONT_STYLES, FONTS
-from tenfold.data.handwriting.vocabulary import COLOURS, DIGIT_WORDS, LETTERS, with_article
+from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPT_MATRIX, DIGIT_CONCEPTS
+from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS
+from tenfold.data.embedded.handwriting.vocabulary import COLOURS, DIGIT_WORDS, LETTERS, with_article
 
 UNCLEAR = -2
 """A fact that can't be told of the picture: no claim about it is true."""

@@ -18,11 +18,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenfold.data.handwriting.build import load
-from tenfold.data.handwriting.config import HandwritingConfig, Split
-from tenfold.data.handwriting.splits import Digits, Glyphs, Letters
-from tenfold.data.handwriting.store import cache_root
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS
+from tenfold.data.embedded.handwriting.build import load
+from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.splits import Digits, Glyphs, Letters
+from tenfold.data.embedded.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.engine.fit import Clock, FitPlan, Objective, fit
 from tenfold.engine.run import PlainRun
 from tenfold.files import write_atomically

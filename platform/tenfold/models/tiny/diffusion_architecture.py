@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.models.diffusion import Pipeline
 
 PICTURE_SIZE = 32

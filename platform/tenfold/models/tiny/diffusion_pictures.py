@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tenfold.data.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS, glyphs
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS, LETTERS, with_article
+from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS, glyphs
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS, with_article
 
 _FONTS = SPLIT_FONTS["train"]
 _LETTER_SHARE = 0.15

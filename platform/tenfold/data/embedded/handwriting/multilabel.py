@@ -2,10 +2,10 @@
 
 import hashlib
 
-from tenfold.data.handwriting.build import HandwritingFolder, build
-from tenfold.data.handwriting.config import HandwritingConfig, Split
-from tenfold.data.handwriting.splits import CANVAS
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
+from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.splits import CANVAS
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.data.partial_labels import observe_labels

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit, Split, check_splits
 from tenfold.data.domains import DOMAINS
-from tenfold.data.handwriting.build import HandwritingFolder, build
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.splits import PICTURE
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages, ResizedImages
 from tenfold.types import ImageSource, Preprocessing
 

@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tenfold.data.handwriting.characters import draw_ambiguous, draw_digits, draw_glyphs, draw_warps
-from tenfold.data.handwriting.config import SPLITS, HandwritingConfig, Split
-from tenfold.data.handwriting.fonts import glyphs
-from tenfold.data.handwriting.scenes import draw_scenes, render_scenes
-from tenfold.data.handwriting.sources import NUM_SOURCES, SOURCE_SIZE, read_source, split_rows
-from tenfold.data.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps, schema
-from tenfold.data.handwriting.store import StoredFolder, cache_root, create_array, stored
-from tenfold.data.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.characters import draw_ambiguous, draw_digits, draw_glyphs, draw_warps
+from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.fonts import glyphs
+from tenfold.data.embedded.handwriting.scenes import draw_scenes, render_scenes
+from tenfold.data.embedded.handwriting.sources import NUM_SOURCES, SOURCE_SIZE, read_source, split_rows
+from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps, schema
+from tenfold.data.embedded.handwriting.store import StoredFolder, cache_root, create_array, stored
+from tenfold.data.embedded.handwriting.stream import Stream
 
 BUILDER_VERSION = 1
 """Raised with every change that alters bytes: old caches are then left alone and new ones built."""

@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tenfold.data.handwriting.build import load
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.fonts import FONTS
-from tenfold.data.handwriting.removal import remove_object
-from tenfold.data.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import load
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.fonts import FONTS
+from tenfold.data.embedded.handwriting.removal import remove_object
+from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 
 _COLUMNS = 8
 _SLOT_RGB = np.array(

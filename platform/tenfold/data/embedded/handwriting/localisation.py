@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tenfold.data.handwriting.build import BLOCK, BUILDER_VERSION, source_digits
-from tenfold.data.handwriting.config import SPLITS, HandwritingConfig, Split
-from tenfold.data.handwriting.fonts import CHARACTERS, SPLIT_FONTS, glyphs
-from tenfold.data.handwriting.layout import place_objects
-from tenfold.data.handwriting.raster import resize
-from tenfold.data.handwriting.scenes import MASK_ALPHA
-from tenfold.data.handwriting.sources import SOURCE_SIZE, split_rows
-from tenfold.data.handwriting.splits import CANVAS
-from tenfold.data.handwriting.store import StoredFolder, cache_root, create_array, stored
-from tenfold.data.handwriting.stream import Stream
-from tenfold.data.handwriting.textures import draw_textures, render_textures
-from tenfold.data.handwriting.vocabulary import COLOUR_RGB, DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import BLOCK, BUILDER_VERSION, source_digits
+from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.fonts import CHARACTERS, SPLIT_FONTS, glyphs
+from tenfold.data.embedded.handwriting.layout import place_objects
+from tenfold.data.embedded.handwriting.raster import resize
+from tenfold.data.embedded.handwriting.scenes import MASK_ALPHA
+from tenfold.data.embedded.handwriting.sources import SOURCE_SIZE, split_rows
+from tenfold.data.embedded.handwriting.splits import CANVAS
+from tenfold.data.embedded.handwriting.store import StoredFolder, cache_root, create_array, stored
+from tenfold.data.embedded.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.textures import draw_textures, render_textures
+from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB, DIGIT_WORDS
 from tenfold.data.images import ArrayImages, ResizedImages
 from tenfold.data.localisation import (
     ArrayMasks,

@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.handwriting.build import HandwritingFolder, build
-from tenfold.data.handwriting.config import HandwritingConfig, Split
-from tenfold.data.handwriting.sources import SOURCE_SIZE
-from tenfold.data.handwriting.splits import PICTURE
-from tenfold.data.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
+from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
+from tenfold.data.embedded.handwriting.sources import SOURCE_SIZE
+from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
 

@@ -9,8 +9,8 @@ from typing import Annotated, get_type_hints
 
 import numpy as np
 
-from tenfold.data.handwriting.concepts import DIGIT_CONCEPTS, SCENE_CONCEPTS
-from tenfold.data.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPTS, SCENE_CONCEPTS
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
 
 PICTURE = 32
 """Side of single-character pictures in pixels."""

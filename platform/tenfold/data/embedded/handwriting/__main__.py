@@ -5,15 +5,15 @@ import sys
 import time
 from pathlib import Path
 
-from tenfold.data.handwriting.build import KINDS, build
-from tenfold.data.handwriting.config import SPLITS, HandwritingConfig
-from tenfold.data.handwriting.preview import draw_preview
-from tenfold.data.handwriting.store import cache_root
+from tenfold.data.embedded.handwriting.build import KINDS, build
+from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig
+from tenfold.data.embedded.handwriting.preview import draw_preview
+from tenfold.data.embedded.handwriting.store import cache_root
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when all went well, 2 after a setting that is refused."""
-    parser = argparse.ArgumentParser(prog="python -m tenfold.data.handwriting", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tenfold.data.embedded.handwriting", description=__doc__)
     parser.add_argument("--preview", type=Path, metavar="FILE", help="draw a contact sheet of every task")
     parser.add_argument("--build", choices=sorted(KINDS), metavar="TASK", help=f"build one of {', '.join(KINDS)}")
     parser.add_argument("--num", type=int, default=4000, help="training pictures of --build (default 4000)")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tenfold.data.handwriting.stream import Stream
+from tenfold.data.embedded.handwriting.stream import Stream
 
 _ATTEMPTS = 24
 _OVERLAP = 12
