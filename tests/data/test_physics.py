@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.data.physics.lorenz import LorenzConfig, load_lorenz, lorenz_rhs, lorenz_windows, simulate_lorenz
-from tenfold.data.physics.molecules import MoleculesConfig, atom_features, load_molecules, simulate_molecules
-from tenfold.data.physics.nbody import (
+from tenfold.data.embedded.physics.lorenz import LorenzConfig, load_lorenz, lorenz_rhs, lorenz_windows, simulate_lorenz
+from tenfold.data.embedded.physics.molecules import MoleculesConfig, atom_features, load_molecules, simulate_molecules
+from tenfold.data.embedded.physics.nbody import (
     NBodyConfig,
     accelerations,
     energy,
@@ -19,7 +19,7 @@ from tenfold.data.physics.nbody import (
     nbody_trajectories,
     simulate_nbody,
 )
-from tenfold.data.physics.qm9 import Qm9Config, load_qm9
+from tenfold.data.files.qm9 import Qm9Config, load_qm9
 from tenfold.data.regression import PARTS
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/posterior_annealing.npz")

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from tenfold.data.physics.lorenz import LorenzConfig, lorenz_windows
+from tenfold.data.embedded.physics.lorenz import LorenzConfig, lorenz_windows
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.models.regressors.cnn1d import Cnn1dRegressor
 from tests.replicas.annealing import ANNEALED, NLL, Examples, Replica, main

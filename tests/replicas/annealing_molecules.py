@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from tenfold.data.physics.molecules import NUM_FEATURES, MoleculesConfig, molecule_inputs, simulate_molecules
+from tenfold.data.embedded.physics.molecules import NUM_FEATURES, MoleculesConfig, molecule_inputs, simulate_molecules
 from tenfold.data.regression import Part
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.models.regressors.egnn import EgnnRegressor

@@ -64,10 +64,12 @@ DATA: dict[str, DataSet] = {
     ),
     **{
         name: DataSet(
-            config=f"tenfold.data.physics.{name}:{config}Config", regression=f"tenfold.data.physics.{name}:load_{name}"
+            config=f"tenfold.data.embedded.physics.{name}:{config}Config",
+            regression=f"tenfold.data.embedded.physics.{name}:load_{name}",
         )
-        for name, config in (("lorenz", "Lorenz"), ("nbody", "NBody"), ("molecules", "Molecules"), ("qm9", "Qm9"))
+        for name, config in (("lorenz", "Lorenz"), ("nbody", "NBody"), ("molecules", "Molecules"))
     },
+    "qm9": DataSet(config="tenfold.data.files.qm9:Qm9Config", regression="tenfold.data.files.qm9:load_qm9"),
     "photographs": DataSet(
         config="tenfold.data.embedded.photographs:PhotographsConfig",
         regression="tenfold.data.embedded.photographs:load_photographs",

@@ -7,7 +7,7 @@ with an improper likelihood, whose gradients are larger there, and anneal it to 
 training, together with the learning rate.
 """
 
-from tenfold.data.physics.lorenz import lorenz_rhs, simulate_lorenz
+from tenfold.data.embedded.physics.lorenz import lorenz_rhs, simulate_lorenz
 from tenfold.methods.posterior_annealing.loss import annealed_likelihood_loss, annealed_likelihood_modes
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.metrics.regression.calibration import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tenfold.data.physics.molecules import NETWORK, molecule_inputs, molecule_schemas
+from tenfold.data.embedded.physics.molecules import NETWORK, molecule_inputs, molecule_schemas
 from tenfold.data.regression import ArraySource, Part, RegressionData, digest_of_files
 
 TARGETS = ("alpha", "gap", "homo", "lumo", "mu", "Cv", "G", "H", "r2", "U", "U0", "zpve")
