@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tenfold.data import multilabel_files
+from tenfold.data.files import multilabel as multilabel_files
+from tenfold.data.files.multilabel import MultiLabelFilesConfig, load_multilabel_files
 from tenfold.data.images import FileImages
-from tenfold.data.multilabel_files import MultiLabelFilesConfig, load_multilabel_files
 from tenfold.data.multilabel_readers import coco, cub, voc
 from tenfold.data.multilabel_readers.matrices import read_matrices
 from tenfold.data.multilabel_readers.openimages import read_openimages

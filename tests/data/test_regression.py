@@ -9,9 +9,9 @@ from PIL import Image
 
 from tenfold.data.embedded.phantoms import PhantomsConfig, load_phantoms
 from tenfold.data.embedded.photographs import PhotographsConfig, load_photographs, shrink
+from tenfold.data.files.pairs import PairsConfig, SlicesConfig, load_pairs, load_slices
+from tenfold.data.files.tables import TableConfig, load_table, read_table
 from tenfold.data.regression import ArraySource, load_array
-from tenfold.data.regression_pairs import PairsConfig, SlicesConfig, load_pairs, load_slices
-from tenfold.data.tables import TableConfig, load_table, read_table
 
 RANDOM = np.random.default_rng(0)
 

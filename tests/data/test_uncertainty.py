@@ -12,8 +12,8 @@ from tenfold.data.classification import ClassificationSplit
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.embedded.handwriting.sources import read_source
 from tenfold.data.embedded.handwriting.uncertainty import load_uncertain_digits
+from tenfold.data.files.mnist import MnistConfig, load_mnist, load_uncertain_mnist, read_notmnist
 from tenfold.data.images import ArrayImages
-from tenfold.data.mnist import MnistConfig, load_mnist, load_uncertain_mnist, read_notmnist
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs, smallest_margin
 from tenfold.types import Preprocessing
 

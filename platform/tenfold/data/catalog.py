@@ -37,17 +37,17 @@ class DataSet:
 
 
 _FILES = DataSet(
-    config="tenfold.data.multilabel_files:MultiLabelFilesConfig",
-    multilabel="tenfold.data.multilabel_files:load_multilabel_files",
+    config="tenfold.data.files.multilabel:MultiLabelFilesConfig",
+    multilabel="tenfold.data.files.multilabel:load_multilabel_files",
 )
 _LABELLED_FILES = DataSet(
-    config="tenfold.data.classification_files:ClassificationFilesConfig",
-    classification="tenfold.data.classification_files:load_classification_files",
+    config="tenfold.data.files.classification:ClassificationFilesConfig",
+    classification="tenfold.data.files.classification:load_classification_files",
 )
 _LOCATED_FILES = DataSet(
-    config="tenfold.data.localisation_files:LocalisationFilesConfig",
-    classification="tenfold.data.localisation_files:load_localisation_classes",
-    localisation="tenfold.data.localisation_files:load_localisation_files",
+    config="tenfold.data.files.localisation:LocalisationFilesConfig",
+    classification="tenfold.data.files.localisation:load_localisation_classes",
+    localisation="tenfold.data.files.localisation:load_localisation_files",
 )
 DATA: dict[str, DataSet] = {
     "handwriting": DataSet(
@@ -58,9 +58,9 @@ DATA: dict[str, DataSet] = {
         uncertainty="tenfold.data.embedded.handwriting.uncertainty:load_uncertain_digits",
     ),
     "mnist": DataSet(
-        config="tenfold.data.mnist:MnistConfig",
-        classification="tenfold.data.mnist:load_mnist",
-        uncertainty="tenfold.data.mnist:load_uncertain_mnist",
+        config="tenfold.data.files.mnist:MnistConfig",
+        classification="tenfold.data.files.mnist:load_mnist",
+        uncertainty="tenfold.data.files.mnist:load_uncertain_mnist",
     ),
     **{
         name: DataSet(
@@ -79,12 +79,10 @@ DATA: dict[str, DataSet] = {
         regression="tenfold.data.embedded.phantoms:load_phantoms",
     ),
     "slices": DataSet(
-        config="tenfold.data.regression_pairs:SlicesConfig", regression="tenfold.data.regression_pairs:load_slices"
+        config="tenfold.data.files.pairs:SlicesConfig", regression="tenfold.data.files.pairs:load_slices"
     ),
-    "pairs": DataSet(
-        config="tenfold.data.regression_pairs:PairsConfig", regression="tenfold.data.regression_pairs:load_pairs"
-    ),
-    "table": DataSet(config="tenfold.data.tables:TableConfig", regression="tenfold.data.tables:load_table"),
+    "pairs": DataSet(config="tenfold.data.files.pairs:PairsConfig", regression="tenfold.data.files.pairs:load_pairs"),
+    "table": DataSet(config="tenfold.data.files.tables:TableConfig", regression="tenfold.data.files.tables:load_table"),
     "coco": _FILES,
     "voc": _FILES,
     "nuswide": _FILES,
