@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.data.classification_readers.torchvision_sets import EUROSAT_NAMES
 from tenfold.data.descriptors import check_descriptors, read_descriptors, shipped_descriptors
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
+from tenfold.data.files.readers.torchvision_sets import EUROSAT_NAMES
 
 
 @pytest.fixture

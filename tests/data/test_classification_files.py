@@ -11,9 +11,9 @@ import torchvision
 from PIL import Image
 
 from tenfold.data.catalog import DATA, load_classification
-from tenfold.data.classification_readers import imagenet
-from tenfold.data.classification_readers.imagenet import imagenet_ids
 from tenfold.data.files.classification import NAMES, ClassificationFilesConfig
+from tenfold.data.files.readers import imagenet
+from tenfold.data.files.readers.imagenet import imagenet_ids
 from tenfold.data.images import FileImages
 from tenfold.types import Preprocessing
 

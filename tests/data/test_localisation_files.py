@@ -12,7 +12,7 @@ from PIL import Image
 from tenfold.data.catalog import DATA, load_localisation
 from tenfold.data.files import localisation as localisation_files
 from tenfold.data.files.localisation import NAMES, LocalisationFilesConfig, load_localisation_classes
-from tenfold.data.localisation_readers.masks import MaskPictures, Segmentations
+from tenfold.data.files.readers.masks import MaskPictures, Segmentations
 from tenfold.types import Preprocessing
 
 SIDE = 8

@@ -10,10 +10,10 @@ from PIL import Image
 
 from tenfold.data.files import multilabel as multilabel_files
 from tenfold.data.files.multilabel import MultiLabelFilesConfig, load_multilabel_files
+from tenfold.data.files.readers import coco, cub, voc
+from tenfold.data.files.readers.matrices import read_matrices
+from tenfold.data.files.readers.openimages import read_openimages
 from tenfold.data.images import FileImages
-from tenfold.data.multilabel_readers import coco, cub, voc
-from tenfold.data.multilabel_readers.matrices import read_matrices
-from tenfold.data.multilabel_readers.openimages import read_openimages
 from tenfold.data.partial_labels import observe_labels, train_val_split
 
 
@@ -209,8 +209,16 @@ def test_cub(cub_root):
         ("attributes.txt", "1 a\n2 a\n", "names the entry 'a' twice"),
         ("attributes.txt", "", "is empty"),
         ("CUB_200_2011/images.txt", "1\n", "line 1: expected lines 'image_id path'"),
-        ("CUB_200_2011/train_test_split.txt", "1 0\n2 1\n", "expected 5 flags 0 or 1 as in images.txt, got 2"),
-        ("CUB_200_2011/train_test_split.txt", "1 0\n2 1\n3 1\n4 0\n5 2\n", "expected 5 flags 0 or 1"),
+        (
+            "CUB_200_2011/train_test_split.txt",
+            "1 0\n2 1\n",
+            "expected a is_training for each of 5 images of images.txt, got 2",
+        ),
+        (
+            "CUB_200_2011/train_test_split.txt",
+            "1 0\n2 1\n3 1\n4 0\n5 2\n",
+            "line 5: is_training must be in 0..1, got '2'",
+        ),
     ],
 )
 def test_cub_list_errors_name_the_file(cub_root, name, text, message):

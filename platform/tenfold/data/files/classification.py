@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
-from tenfold.data.classification_readers import torchvision_sets
-from tenfold.data.classification_readers.birds import read_cub200
-from tenfold.data.classification_readers.folders import read_few_shots, read_folders
-from tenfold.data.classification_readers.imagenet import read_imagenet, read_imagenet_100, read_imagenetv2
-from tenfold.data.classification_readers.listing import PictureList, PictureLists
-from tenfold.data.classification_readers.split_files import read_split_file, read_text_lists
-from tenfold.data.classification_readers.stl10 import read_stl10
 from tenfold.data.domains import DOMAINS
+from tenfold.data.files.readers import torchvision_sets
+from tenfold.data.files.readers.cub import read_cub200
+from tenfold.data.files.readers.folders import read_few_shots, read_folders
+from tenfold.data.files.readers.image_lists import PictureList, PictureLists
+from tenfold.data.files.readers.imagenet import read_imagenet, read_imagenet_100, read_imagenetv2
+from tenfold.data.files.readers.split_files import read_split_file, read_text_lists
+from tenfold.data.files.readers.stl10 import read_stl10
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_images, file_table
 from tenfold.types import ImageSource, Preprocessing
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
-from tenfold.data.classification_readers.imagenet import imagenet_names
-from tenfold.data.images import FileImages, cache_images, file_table
-from tenfold.data.localisation import CueTruth, LocalisationData, LocalisationSplit, scale_boxes
-from tenfold.data.localisation_readers.cub_cues import read_cub_cues
-from tenfold.data.localisation_readers.masks import MaskPictures
-from tenfold.data.localisation_readers.metadata import (
+from tenfold.data.files.readers.cub import read_cub_cues
+from tenfold.data.files.readers.imagenet import imagenet_names
+from tenfold.data.files.readers.masks import MaskPictures
+from tenfold.data.files.readers.official_lists import read_numbered
+from tenfold.data.files.readers.superclasses import read_superclasses
+from tenfold.data.files.readers.wsol_lists import (
     MaskFiles,
     PictureIndex,
     read_boxes,
@@ -27,8 +27,8 @@ from tenfold.data.localisation_readers.metadata import (
     read_mask_files,
     read_sizes,
 )
-from tenfold.data.localisation_readers.superclasses import read_superclasses
-from tenfold.data.multilabel_readers.listing import read_numbered
+from tenfold.data.images import FileImages, cache_images, file_table
+from tenfold.data.localisation import CueTruth, LocalisationData, LocalisationSplit, scale_boxes
 from tenfold.types import ImageSource, Preprocessing
 
 

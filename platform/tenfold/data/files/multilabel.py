@@ -16,12 +16,12 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from tenfold.data.array_cache import cached_array
+from tenfold.data.files.readers import coco, cub, voc
+from tenfold.data.files.readers.matrices import has_matrices, read_matrices
+from tenfold.data.files.readers.official_lists import Listing, OfficialLists
+from tenfold.data.files.readers.openimages import read_openimages, read_openimages_labels
 from tenfold.data.images import FileImages, SubsetImages, cache_images, file_table
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
-from tenfold.data.multilabel_readers import coco, cub, voc
-from tenfold.data.multilabel_readers.listing import Listing, OfficialLists
-from tenfold.data.multilabel_readers.matrices import has_matrices, read_matrices
-from tenfold.data.multilabel_readers.openimages import read_openimages, read_openimages_labels
 from tenfold.data.partial_labels import observe_labels, subsample, train_val_split
 from tenfold.types import ImageSource
 

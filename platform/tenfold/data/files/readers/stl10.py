@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import Split
-from tenfold.data.classification_readers.listing import PictureList, PictureLists
-from tenfold.data.multilabel_readers.listing import check_distinct, read_lines, require_file
+from tenfold.data.files.readers.image_lists import PictureList, PictureLists
+from tenfold.data.files.readers.official_lists import check_distinct, read_lines, require_file
 
 _SIDE = 96
 _BYTES = 3 * _SIDE * _SIDE

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 from scipy.sparse import csr_array
 
-from tenfold.data.multilabel_readers.listing import Listing, OfficialLists, check_distinct, read_lines, require_file
+from tenfold.data.files.readers.official_lists import Listing, OfficialLists, check_distinct, read_lines, require_file
 
 _PARTS = {"train": "images_train", "validation": "images_val", "test": "images_test"}
 

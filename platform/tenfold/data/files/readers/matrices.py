@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from scipy import sparse
 
-from tenfold.data.multilabel_readers.listing import Listing, OfficialLists, check_distinct, read_lines, require_file
+from tenfold.data.files.readers.official_lists import Listing, OfficialLists, check_distinct, read_lines, require_file
 
 _CHUNK_BYTES = 1 << 26
 

@@ -12,7 +12,7 @@ from scipy.io.matlab import MatReadError
 from torchvision import datasets
 
 from tenfold.data.classification import Split
-from tenfold.data.classification_readers.listing import (
+from tenfold.data.files.readers.image_lists import (
     PictureLists,
     check_lines,
     folder_pictures,
@@ -20,7 +20,7 @@ from tenfold.data.classification_readers.listing import (
     require_folder,
     subfolders,
 )
-from tenfold.data.multilabel_readers.listing import require_file
+from tenfold.data.files.readers.official_lists import require_file
 
 # What torchvision's readers raise on lists that are missing, cut off or of another form.
 _BROKEN = (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, MatReadError)

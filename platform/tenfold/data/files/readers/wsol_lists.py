@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tenfold.data.multilabel_readers.listing import check_distinct, read_lines
+from tenfold.data.files.readers.official_lists import check_distinct, read_lines
 
 _IDS = "one picture's path a line"
 _LABELS = "lines 'path,label'"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tenfold.data.multilabel_readers.listing import Listing, OfficialLists, read_lines
+from tenfold.data.files.readers.official_lists import Listing, OfficialLists, read_lines
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

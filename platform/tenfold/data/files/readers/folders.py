@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.data.classification import SPLITS, Split
-from tenfold.data.classification_readers.listing import (
+from tenfold.data.files.readers.image_lists import (
     PictureList,
     PictureLists,
     folder_pictures,

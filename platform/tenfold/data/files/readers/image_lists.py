@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import Split
-from tenfold.data.multilabel_readers.listing import read_lines
+from tenfold.data.files.readers.official_lists import read_lines
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 """Endings of picture files, in lower case."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.data.classification import Split
-from tenfold.data.classification_readers.listing import PictureLists, folder_pictures, require_folder, subfolders
-from tenfold.data.multilabel_readers.listing import check_distinct, read_lines
+from tenfold.data.files.readers.image_lists import PictureLists, folder_pictures, require_folder, subfolders
+from tenfold.data.files.readers.official_lists import check_distinct, read_lines
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tenfold.data.files.readers.official_lists import read_lines, require_file
 from tenfold.data.localisation import check_superclasses
-from tenfold.data.multilabel_readers.listing import read_lines, require_file
 
 _JSON = "JSON of a superclass's name to a list of its classes, numbers or names"
 _TEXT = "lines 'class,superclass', the class by its number or name"

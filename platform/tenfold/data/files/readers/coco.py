@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from tenfold.data.multilabel_readers.listing import (
+from tenfold.data.files.readers.official_lists import (
     Listing,
     OfficialLists,
     check_distinct,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.data.classification import SPLITS, Split
-from tenfold.data.classification_readers.listing import PictureList, PictureLists, picture_list
-from tenfold.data.multilabel_readers.listing import read_lines, require_file
+from tenfold.data.files.readers.image_lists import PictureList, PictureLists, picture_list
+from tenfold.data.files.readers.official_lists import read_lines, require_file
 
 _CSV = "a CSV with the header 'split,filename', split being train, val or test"
 _JSON = 'JSON {"train": [[path, label, name], ...], "val": [...], "test": [...]}'

@@ -1,1 +1,0 @@
-"""Readers of data sets whose objects are marked by boxes or masks."""
