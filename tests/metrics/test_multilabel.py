@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from tenfold.data.images import ArrayImages
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun, Run
 from tenfold.metrics.figures import figure_history
 from tenfold.metrics.multilabel import (
@@ -19,7 +20,6 @@ from tenfold.metrics.multilabel import (
     model_metrics,
     multilabel_metrics,
 )
-from tenfold.metrics.predictions import predict_images
 
 K = 6
 CLASSES = tuple("abcdef")

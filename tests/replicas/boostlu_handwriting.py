@@ -23,11 +23,11 @@ from jobs.config import compose_job
 from tenfold.bundle import load_bundle
 from tenfold.catalog import load_predictor
 from tenfold.data.catalog import load_multilabel
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu.predictor import boosted_classifier
 from tenfold.metrics.multilabel import multilabel_metrics
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.image_classifier import ModelConfig
 from tenfold.models.partial_labels import explanations
 from tenfold.models.partial_labels.observatory import detection_curve

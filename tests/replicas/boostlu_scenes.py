@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import FitPlan, fit
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun, Run
 from tenfold.engine.storage import Storage
 from tenfold.methods.boostlu.head import BoostedCAMHead
@@ -33,7 +34,6 @@ from tenfold.methods.boostlu.settings import Config
 from tenfold.metrics.localisation.maps import resize_score_map
 from tenfold.metrics.multilabel import model_metrics, multilabel_metrics
 from tenfold.metrics.overlays import figure_overlays
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.image_classifier import parameter_groups
 from tenfold.models.partial_labels import explanations
 from tenfold.models.partial_labels.explanation_figures import figure_agreement

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tenfold.data.images import shared_tensor
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
 from tenfold.metrics.average_precision import average_precision, group_mean_ap
-from tenfold.metrics.predictions import predict_images
 
 
 def multilabel_metrics(

@@ -19,8 +19,8 @@ from tenfold.data.catalog import load_multilabel
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, FitPlan, fit
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.image_classifier import EMBEDDED_PRETRAINING, ImageClassifier, ModelConfig, build_classifier
 from tenfold.types import Batch
 

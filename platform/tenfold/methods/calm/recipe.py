@@ -16,6 +16,7 @@ from tenfold.bundle import load_bundle, save_trained
 from tenfold.data.images import shared_tensor
 from tenfold.data.localisation import LocalisationSplit
 from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
+from tenfold.engine.predict import check_classes, predict_images
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.calm.cue_evaluation import measure_cues
@@ -29,7 +30,6 @@ from tenfold.methods.calm.settings import Config
 from tenfold.methods.calm.sources import Source, further_sources, gradient_source, own_source
 from tenfold.metrics.classification import classification_metrics
 from tenfold.metrics.figures import figure_history
-from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.models.pretraining import load_embedded_pretraining
 from tenfold.types import Batch, Predictor, Preprocessing

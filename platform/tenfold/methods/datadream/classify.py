@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.images import shared_tensor
 from tenfold.engine.fit import Clock, FitPlan, FitResult, fit
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig, RunConfig
 from tenfold.methods.datadream.augment import TrainingPool
@@ -27,7 +28,6 @@ from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.shots import pool_repeats
 from tenfold.methods.datadream.source import SeededSource
 from tenfold.metrics.classification import classification_metrics
-from tenfold.metrics.predictions import predict_images
 from tenfold.types import Batch
 
 Network = PromptedClip | ScratchClassifier

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tenfold.data.images import FileImages
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
 from tenfold.methods.datadream.losses import text_prototypes
 from tenfold.methods.datadream.problem import Problem
 from tenfold.methods.datadream.prompts import TEMPLATES, class_prompts
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.clip import Clip
 
 Captioner = Callable[[Problem, int], list[list[str]]]

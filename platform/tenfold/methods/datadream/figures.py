@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from tenfold.data.images import FileImages
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.clip import Clip
 from tenfold.types import ImageSource
 

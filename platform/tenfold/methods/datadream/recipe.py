@@ -16,6 +16,7 @@ from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.images import shared_tensor
+from tenfold.engine.predict import check_classes, predict_images
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.datadream.adapt import Adapters, adapt
@@ -37,7 +38,6 @@ from tenfold.methods.datadream.predictor import (
 from tenfold.methods.datadream.problem import Problem, draw_problem
 from tenfold.methods.datadream.settings import REGENERATING, Config
 from tenfold.metrics.classification import classification_metrics
-from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.clip import Clip, load_clip
 from tenfold.models.clip_lora import lora_tensors, merge_lora
 from tenfold.types import Predictor

@@ -19,6 +19,7 @@ from tenfold.data.catalog import load_uncertainty
 from tenfold.data.classification import ClassificationSplit
 from tenfold.data.uncertainty import UncertaintyData, smallest_margin
 from tenfold.engine.fit import Clock, FitPlan, fit
+from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Interrupted, Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
@@ -39,7 +40,6 @@ from tenfold.methods.gradient_uncertainty.predictor import (
 from tenfold.methods.gradient_uncertainty.sampler import ChainError, GradientUncertaintySampler, SamplerConfig
 from tenfold.methods.gradient_uncertainty.settings import CHAINS, Config
 from tenfold.methods.gradient_uncertainty.variational import MeanFieldNetwork
-from tenfold.metrics.predictions import check_classes
 from tenfold.metrics.uncertainty import predictive_uncertainty, threshold_at
 from tenfold.models.digit_cnn import build_digit_cnn
 from tenfold.types import Batch

@@ -14,6 +14,7 @@ from tenfold.bundle import load_bundle, save_trained
 from tenfold.data.catalog import load_regression
 from tenfold.data.regression import TARGETS, RegressionData, RegressionSource
 from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
+from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.posterior_annealing.baselines import beta_nll_loss
@@ -32,7 +33,6 @@ from tenfold.methods.posterior_annealing.predictor import (
 )
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
-from tenfold.metrics.predictions import check_classes
 from tenfold.metrics.regression.calibration import quantile_calibration
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler

@@ -19,6 +19,7 @@ from tenfold import __version__
 from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData
+from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.hashing import content_hash
@@ -40,7 +41,6 @@ from tenfold.methods.waffleclip.repetitions import (
 )
 from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
 from tenfold.metrics.classification import classification_metrics
-from tenfold.metrics.predictions import check_classes
 from tenfold.models.clip import Clip, load_clip
 
 PARTS = ("val", "test")

@@ -11,8 +11,8 @@ from torch.nn import functional
 from tenfold.data.images import shared_tensor
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, Objective
+from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
-from tenfold.metrics.predictions import predict_images
 from tenfold.models.partial_labels.baselines import apl_update, asymmetric_loss, role_initial_logits, spml_loss
 from tenfold.models.partial_labels.loss import (
     apply_permanent_correction,

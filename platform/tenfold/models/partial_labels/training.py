@@ -15,6 +15,7 @@ from tenfold.bundle import load_bundle, save_trained
 from tenfold.data.catalog import load_multilabel
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.engine.fit import FitPlan, FitResult, fit
+from tenfold.engine.predict import check_classes, predict_images
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.metrics.figures import figure_history
@@ -24,7 +25,6 @@ from tenfold.metrics.multilabel import (
     model_metrics,
     multilabel_metrics,
 )
-from tenfold.metrics.predictions import check_classes, predict_images
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.models.partial_labels.noise_record import write_manifest
 from tenfold.models.partial_labels.objective import (
