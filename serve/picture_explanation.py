@@ -12,7 +12,7 @@ from PIL import Image
 
 from serve.contract import Answer
 from serve.explanation import ATTRIBUTIONS, EXPLAIN, EXPLAIN_CLASS, EXPLAINED, Explain, choose, invalid
-from tenfold.metrics.overlays import overlay
+from tenfold.figures.overlays import overlay
 
 OVERLAY = "overlay"
 PNG = "image/png"

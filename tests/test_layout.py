@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "platform/tenfold"
 FLOORS = {
     "types": 0, "hashing": 0, "files": 0,
-    "data": 1, "models": 1, "metrics": 1, "engine": 1, "bundle": 1, "tracking": 1,
+    "data": 1, "models": 1, "metrics": 1, "figures": 1, "pretraining": 1, "engine": 1, "bundle": 1, "tracking": 1,
     "methods": 2,
     "catalog": 3, "config": 3, "training": 3, "sweep": 3, "studies": 3,
     "serve": 4, "jobs": 5,

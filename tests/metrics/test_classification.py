@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from tenfold.metrics.classification import classification_metrics, figure_confusion
+from tenfold.figures.labels import figure_confusion
+from tenfold.metrics.classification import classification_metrics
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 2.0, 0.0], [0.0, 1.0, 5.0]])
 

@@ -13,13 +13,9 @@ from tenfold.data.images import ArrayImages
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun, Run
-from tenfold.metrics.figures import figure_history
-from tenfold.metrics.multilabel import (
-    annotation_counts,
-    figure_predictions,
-    model_metrics,
-    multilabel_metrics,
-)
+from tenfold.figures.history import figure_history
+from tenfold.figures.labels import figure_predictions
+from tenfold.metrics.multilabel import annotation_counts, model_metrics, multilabel_metrics
 
 K = 6
 CLASSES = tuple("abcdef")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.metrics.overlays import figure_overlays, overlay
+from tenfold.figures.overlays import figure_overlays, overlay
 
 IMAGE = np.full((4, 6, 3), 100, dtype=np.uint8)
 SCORE = np.linspace(0, 1, 24).reshape(4, 6)

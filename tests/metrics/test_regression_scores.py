@@ -10,14 +10,14 @@ import torch
 from matplotlib.figure import Figure
 from torch.autograd import gradcheck
 
-from tenfold.metrics.regression.calibration import quantile_calibration, uncertainty_calibration_error
-from tenfold.metrics.regression.convergence import first_at_most
-from tenfold.metrics.regression.figures import (
+from tenfold.figures.regression import (
     figure_calibration,
     figure_convergence,
     figure_error_scatter,
     figure_reliability,
 )
+from tenfold.metrics.regression.calibration import quantile_calibration, uncertainty_calibration_error
+from tenfold.metrics.regression.convergence import first_at_most
 from tenfold.metrics.regression.image_quality import image_psnr, image_ssim
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.moments import predictive_moments

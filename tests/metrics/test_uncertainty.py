@@ -11,6 +11,7 @@ from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_auroc
 
+from tenfold.figures.uncertainty import figure_reliability, figure_scores
 from tenfold.metrics.uncertainty import (
     detection_metrics,
     misclassification_auroc,
@@ -19,7 +20,6 @@ from tenfold.metrics.uncertainty import (
     probability_metrics,
     threshold_at,
 )
-from tenfold.metrics.uncertainty_figures import figure_reliability, figure_scores
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -22,11 +22,11 @@ from skimage import data as photographs
 from torch import Tensor
 from torch.nn import functional
 
+from tenfold.figures.overlays import figure_overlays
 from tenfold.methods.calm.attribution import attribution_map, counterfactual_map
 from tenfold.methods.calm.gradients import input_gradient, integrated_gradient, smooth_gradient, variance_gradient
 from tenfold.metrics.localisation.erasure import random_erase_mask, topk_erase_mask
 from tenfold.metrics.localisation.maps import normalize_score_map, resize_score_map
-from tenfold.metrics.overlays import figure_overlays
 from tenfold.models import efficientnet
 from tenfold.models.activation_maps import class_activation_maps
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier

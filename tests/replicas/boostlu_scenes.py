@@ -29,11 +29,11 @@ from tenfold.engine.fit import FitPlan, fit
 from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun, Run
 from tenfold.engine.storage import Storage
+from tenfold.figures.overlays import figure_overlays
 from tenfold.methods.boostlu.head import BoostedCAMHead
 from tenfold.methods.boostlu.settings import Config
 from tenfold.metrics.localisation.maps import resize_score_map
 from tenfold.metrics.multilabel import model_metrics, multilabel_metrics
-from tenfold.metrics.overlays import figure_overlays
 from tenfold.models.image_classifier import parameter_groups
 from tenfold.models.partial_labels import explanations
 from tenfold.models.partial_labels.explanation_figures import figure_agreement

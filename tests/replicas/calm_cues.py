@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import PlainRun, Run
 from tenfold.engine.storage import Storage
+from tenfold.figures.overlays import figure_overlays
 from tenfold.methods.calm.attribution import attribution_map, counterfactual_map
 from tenfold.methods.calm.distributions import Prior
 from tenfold.methods.calm.head import CalmHead, Objective
@@ -37,7 +38,6 @@ from tenfold.metrics.localisation.maps import (
     score_thresholds,
 )
 from tenfold.metrics.localisation.pixel_ap import PixelAveragePrecision
-from tenfold.metrics.overlays import figure_overlays
 from tenfold.types import Batch
 from tests.replicas.calm_cue_scenes import (
     BACKGROUND,

@@ -33,6 +33,7 @@ from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
+from tenfold.figures.overlays import figure_overlays
 from tenfold.files import write_atomically
 from tenfold.methods.calm import recipe
 from tenfold.methods.calm.evaluation import measure_maps
@@ -44,7 +45,6 @@ from tenfold.methods.calm.predictor import load
 from tenfold.methods.calm.settings import GradientBaseline
 from tenfold.methods.calm.sources import Source, gradient_source, own_source, view
 from tenfold.metrics.localisation.maps import Normalization, normalize_score_map, resize_score_map
-from tenfold.metrics.overlays import figure_overlays
 from tenfold.models.image_classifier import ModelConfig, build_classifier
 from tenfold.tracking import start_run
 from tenfold.types import Batch, Preprocessing

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from tenfold.data.embedded.handwriting.fonts import CHARACTERS, glyphs
 from tenfold.data.embedded.handwriting.vocabulary import LETTERS
+from tenfold.figures.uncertainty import figure_reliability, figure_scores
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches, endless
 from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
@@ -44,7 +45,6 @@ from tenfold.metrics.uncertainty import (
     predictive_uncertainty,
     probability_metrics,
 )
-from tenfold.metrics.uncertainty_figures import figure_reliability, figure_scores
 
 NUM_TRAIN = 1200
 BATCH_SIZE = 60

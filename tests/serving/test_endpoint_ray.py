@@ -21,7 +21,7 @@ from serve.fast_path import prepare_environment
 from serve.settings import ServeSettings
 from tenfold.catalog import load_predictor
 from tenfold.data.images import resize_image
-from tenfold.metrics.overlays import overlay
+from tenfold.figures.overlays import overlay
 from tests.serving.real_bundles import LOADER as REAL_LOADER
 from tests.serving.real_bundles import SERIES, draw_inputs, make_regression_bundle
 from tests.serving.stand_ins import (

@@ -12,7 +12,7 @@ from PIL import Image
 from serve.loading import LoadedModel, import_loader
 from serve.picture_explanation import prefers_png
 from tenfold.data.images import resize_image
-from tenfold.metrics.overlays import overlay
+from tenfold.figures.overlays import overlay
 from tests.serving import real_bundles
 from tests.serving.local import PNG, LocalService, TintsService, encoded, expected_maps, picture, refusal
 from tests.serving.stand_ins import (

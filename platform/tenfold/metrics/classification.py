@@ -1,12 +1,9 @@
 """How good is a model that names one class: accuracies of a whole split, and pictures a person can judge."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_accuracy
 
 TOP = 5
 
@@ -42,37 +39,3 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
     if num_classes > TOP:
         metrics[f"{prefix}/top5"] = float(accuracy("micro", TOP))
     return metrics
-
-
-def figure_confusion(logits: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Share of each true class (rows) that was given each name (columns), in percent.
-
-    Args:
-        logits: ``(N, K)``.
-        labels: int64 ``(N,)``.
-        classes: K names; they are written at the axes where there are at most 40.
-        title: Above the picture.
-    """
-    matrix = 100 * multiclass_confusion_matrix(logits, labels, len(classes), normalize="true").numpy()
-    named = len(classes) <= 40
-    side = 2.5 + 0.32 * min(len(classes), 40)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    panel: Any = figure.subplots()
-    image = panel.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=panel, shrink=0.8, label="%")
-    panel.set_xlabel("predicted")
-    panel.set_ylabel("true")
-    if named:
-        places = np.arange(len(classes))
-        panel.set_xticks(places, classes, rotation=60, ha="right", fontsize=8)
-        panel.set_yticks(places, classes, fontsize=8)
-    if len(classes) <= 12:
-        for row, column in np.ndindex(*matrix.shape):
-            value = matrix[row, column]
-            if value >= 1:
-                panel.text(
-                    column, row, f"{value:.0f}",
-                    ha="center", va="center", fontsize=7, color="white" if value > 60 else "black",
-                )  # fmt: skip
-    panel.set_title(title, fontsize=10)
-    return figure

@@ -19,6 +19,7 @@ from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
 from tenfold.engine.predict import check_classes, predict_images
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
+from tenfold.figures.history import figure_history
 from tenfold.methods.calm.cue_evaluation import measure_cues
 from tenfold.methods.calm.evaluation import check_cues, measure_maps, usable_measures
 from tenfold.methods.calm.figures import log_figures
@@ -29,7 +30,6 @@ from tenfold.methods.calm.predictor import SUPERCLASSES_FILE, CalmPredictor, che
 from tenfold.methods.calm.settings import Config
 from tenfold.methods.calm.sources import Source, further_sources, gradient_source, own_source
 from tenfold.metrics.classification import classification_metrics
-from tenfold.metrics.figures import figure_history
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.models.pretraining import load_embedded_pretraining
 from tenfold.types import Batch, Predictor, Preprocessing

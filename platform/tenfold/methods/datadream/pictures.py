@@ -12,6 +12,8 @@ from tenfold.data.classification import ClassificationData
 from tenfold.data.images import SubsetImages, shared_tensor
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig
+from tenfold.figures.history import figure_history
+from tenfold.figures.labels import figure_confusion
 from tenfold.methods.datadream.adapt import Adapters
 from tenfold.methods.datadream.figures import (
     class_means,
@@ -25,8 +27,6 @@ from tenfold.methods.datadream.generate import PREVIEW_BLOCK, preview
 from tenfold.methods.datadream.pool import PicturePool
 from tenfold.methods.datadream.problem import Problem
 from tenfold.methods.datadream.settings import ADAPTED, Config
-from tenfold.metrics.classification import figure_confusion
-from tenfold.metrics.figures import figure_history
 from tenfold.models.clip import Clip
 
 SHOWN_CLASSES = 10

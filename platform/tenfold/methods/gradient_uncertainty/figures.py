@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from tenfold.data.uncertainty import UncertaintyData
 from tenfold.engine.run import Run
+from tenfold.figures.uncertainty import figure_reliability, figure_scores
 from tenfold.methods.gradient_uncertainty.evaluation import all_scores, member_probs
 from tenfold.methods.gradient_uncertainty.predictor import PosteriorPredictor
 from tenfold.methods.gradient_uncertainty.settings import Config
 from tenfold.metrics.uncertainty import SCORES, PredictiveUncertainty
-from tenfold.metrics.uncertainty_figures import figure_reliability, figure_scores
 
 NUM_PICTURES = 12
 _UNITS = {"predictive_entropy": " in nats", "mutual_information": " in nats", "variation_ratio": ""}

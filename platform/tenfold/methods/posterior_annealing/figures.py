@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tenfold.data.regression import TARGETS, RegressionData
 from tenfold.engine.run import Run
+from tenfold.figures.history import figure_history
+from tenfold.figures.regression import figure_calibration, figure_error_scatter, figure_reliability
 from tenfold.methods.posterior_annealing.evaluation import MAX_QUANTILES, Predictions
 from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
 from tenfold.methods.posterior_annealing.settings import Config
-from tenfold.metrics.figures import figure_history
 from tenfold.metrics.regression.calibration import quantile_calibration, uncertainty_calibration_error
-from tenfold.metrics.regression.figures import figure_calibration, figure_error_scatter, figure_reliability
 
 NUM_EXAMPLES = 4
 

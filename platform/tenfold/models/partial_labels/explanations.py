@@ -20,8 +20,8 @@ from tenfold.data.catalog import load_multilabel
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Run
+from tenfold.figures.overlays import figure_overlays
 from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian
-from tenfold.metrics.overlays import figure_overlays
 from tenfold.models.activation_maps import cam_logits
 from tenfold.models.partial_labels.explanation_figures import figure_agreement
 from tenfold.models.partial_labels.predictor import MultiLabelPredictor, head_maps

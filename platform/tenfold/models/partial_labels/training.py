@@ -18,13 +18,9 @@ from tenfold.engine.fit import FitPlan, FitResult, fit
 from tenfold.engine.predict import check_classes, predict_images
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
-from tenfold.metrics.figures import figure_history
-from tenfold.metrics.multilabel import (
-    annotation_counts,
-    figure_predictions,
-    model_metrics,
-    multilabel_metrics,
-)
+from tenfold.figures.history import figure_history
+from tenfold.figures.labels import figure_predictions
+from tenfold.metrics.multilabel import annotation_counts, model_metrics, multilabel_metrics
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.models.partial_labels.noise_record import write_manifest
 from tenfold.models.partial_labels.objective import (

@@ -1,0 +1,1 @@
+"""Images of numbers: curves, histograms, reliability diagrams, heat maps."""
