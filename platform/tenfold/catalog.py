@@ -16,6 +16,8 @@ class Method:
 
     task: Task
     room: str
+    extends: str | None = None
+    """The method whose room this one may import, because it builds on it; None: no other."""
     model: str = "tenfold.models.image_classifier:ModelConfig"
     """``module:class`` of the settings of the networks that it takes: a job's group ``model``."""
 
@@ -38,7 +40,7 @@ class Method:
 
 _CLIP = "tenfold.models.clip:ClipConfig"
 METHODS: dict[str, Method] = {
-    "boostlu": Method(task=Task.MULTI_LABEL, room="tenfold.methods.boostlu"),
+    "boostlu": Method(task=Task.MULTI_LABEL, room="tenfold.methods.boostlu", extends="large_loss"),
     "calm": Method(task=Task.CLASSIFICATION, room="tenfold.methods.calm"),
     "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", model=_CLIP),
     "gradient_uncertainty": Method(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold.methods.boostlu.head import BoostedCAMHead
+from tenfold.methods.large_loss.loss import assume_negative_losses, large_loss_mask, num_large_losses, treated_mean
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
-from tenfold.models.partial_labels.loss import assume_negative_losses, large_loss_mask, num_large_losses, treated_mean
 
 STEPS = {  # network, side of the pictures, batch, classes
     "small_cnn": (64, 32, 10),

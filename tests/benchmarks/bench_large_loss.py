@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tenfold.models.partial_labels.loss import large_loss_bce
+from tenfold.methods.large_loss.loss import large_loss_bce
 
 SHAPES = {"VOC": (16, 20), "COCO": (16, 80), "CUB": (16, 312), "OpenImages": (64, 5000)}
 

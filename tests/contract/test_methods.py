@@ -51,8 +51,8 @@ def partial_labels(job: JobConfig, run: PlainRun) -> Learner:
     import numpy as np
 
     from tenfold.methods.boostlu.predictor import boosted_classifier
-    from tenfold.models.partial_labels.objective import TrainingLabels
-    from tenfold.models.partial_labels.predictor import plain_classifier
+    from tenfold.methods.large_loss.objective import TrainingLabels
+    from tenfold.methods.large_loss.predictor import plain_classifier
 
     data = load_multilabel(job.data)
     labels = TrainingLabels(job.method, data.train, run, mirror=data.mirrorable, recorder=None)

@@ -18,10 +18,10 @@ import tenfold.methods.boostlu as room
 from tenfold.methods.boostlu.boost import boostlu, class_activation_maps
 from tenfold.methods.boostlu.head import MODES, BoostedCAMHead
 from tenfold.methods.boostlu.pooling import boosted_logits
+from tenfold.methods.large_loss.loss import large_loss_bce, large_loss_rate
 from tenfold.models.activation_maps import cam_logits
 from tenfold.models.activation_maps import class_activation_maps as raw_maps
 from tenfold.models.image_classifier import ModelConfig, build_classifier
-from tenfold.models.partial_labels.loss import large_loss_bce, large_loss_rate
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/boostlu.npz")
 META = json.loads(str(GOLDEN["meta"]))

@@ -25,10 +25,10 @@ from tenfold.engine.run import Interrupted, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu import recipe
 from tenfold.methods.boostlu.predictor import boosted_classifier
+from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss.predictor import MultiLabelPredictor, plain_classifier
 from tenfold.models.activation_maps import cam_logits
 from tenfold.models.image_classifier import ModelConfig
-from tenfold.models.partial_labels import explanations
-from tenfold.models.partial_labels.predictor import MultiLabelPredictor, plain_classifier
 from tenfold.training import TrainResult, train
 
 TINY = (

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 from torch.nn import functional
 
 import tenfold.methods.large_loss as room
-from tenfold.models.partial_labels.loss import (
+from tenfold.methods.large_loss.loss import (
     SCHEMES,
     apply_permanent_correction,
     assume_negative_losses,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.nn import functional
 
-from tenfold.models.partial_labels.baselines import (
+from tenfold.methods.large_loss.baselines import (
     SPML_LOSSES,
     apl_update,
     asymmetric_loss,

@@ -12,11 +12,10 @@ from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.data.partial_labels import observe_labels
 from tenfold.engine.fit import Clock
 from tenfold.engine.run import PlainRun
-from tenfold.methods.large_loss.settings import Config
-from tenfold.models.partial_labels.baselines import spml_loss
-from tenfold.models.partial_labels.loss import large_loss_bce, large_loss_rate
-from tenfold.models.partial_labels.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
-from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES, Scheme
+from tenfold.methods.large_loss.baselines import spml_loss
+from tenfold.methods.large_loss.loss import large_loss_bce, large_loss_rate
+from tenfold.methods.large_loss.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
+from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config, Scheme
 
 N, K, SIZE = 24, 6, 4
 SCHEMES = get_args(Scheme)

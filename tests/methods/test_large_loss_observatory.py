@@ -10,8 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tenfold.models.partial_labels import observatory
-from tenfold.models.partial_labels.noise_record import (
+from tenfold.methods.large_loss import observatory
+from tenfold.methods.large_loss.noise_record import (
     read_labels,
     read_losses,
     read_manifest,
@@ -19,7 +19,7 @@ from tenfold.models.partial_labels.noise_record import (
     recorded_epochs,
     write_manifest,
 )
-from tenfold.models.partial_labels.observatory import (
+from tenfold.methods.large_loss.observatory import (
     LabelNoiseRecorder,
     detection_curve,
     figure_detection,

@@ -28,7 +28,7 @@ from tenfold.engine.run import Interrupted, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.methods.large_loss import recipe
-from tenfold.models.partial_labels.noise_record import read_losses, read_manifest, read_treated
+from tenfold.methods.large_loss.noise_record import read_losses, read_manifest, read_treated
 from tenfold.models.pretraining import pretrained_backbone
 from tenfold.tracking import resolve
 from tenfold.training import TrainResult, train

@@ -15,7 +15,7 @@ from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun, Run
 from tenfold.figures.history import figure_history
 from tenfold.figures.labels import figure_predictions
-from tenfold.metrics.multilabel import annotation_counts, model_metrics, multilabel_metrics
+from tenfold.methods.large_loss.evaluation import annotation_counts, model_metrics, multilabel_metrics
 
 K = 6
 CLASSES = tuple("abcdef")

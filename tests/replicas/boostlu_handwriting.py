@@ -27,11 +27,11 @@ from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu.predictor import boosted_classifier
-from tenfold.metrics.multilabel import multilabel_metrics
+from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss.evaluation import multilabel_metrics
+from tenfold.methods.large_loss.observatory import detection_curve
+from tenfold.methods.large_loss.predictor import MultiLabelPredictor
 from tenfold.models.image_classifier import ModelConfig
-from tenfold.models.partial_labels import explanations
-from tenfold.models.partial_labels.observatory import detection_curve
-from tenfold.models.partial_labels.predictor import MultiLabelPredictor
 from tenfold.training import train
 
 SELECTION_SEED = 100

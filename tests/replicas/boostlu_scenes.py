@@ -32,15 +32,15 @@ from tenfold.engine.storage import Storage
 from tenfold.figures.overlays import figure_overlays
 from tenfold.methods.boostlu.head import BoostedCAMHead
 from tenfold.methods.boostlu.settings import Config
+from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss.evaluation import model_metrics, multilabel_metrics
+from tenfold.methods.large_loss.explanation_figures import figure_agreement
+from tenfold.methods.large_loss.objective import TrainingLabels
+from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection_curve
+from tenfold.methods.large_loss.predictor import MultiLabelPredictor
+from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES
 from tenfold.metrics.localisation.maps import resize_score_map
-from tenfold.metrics.multilabel import model_metrics, multilabel_metrics
 from tenfold.models.image_classifier import parameter_groups
-from tenfold.models.partial_labels import explanations
-from tenfold.models.partial_labels.explanation_figures import figure_agreement
-from tenfold.models.partial_labels.objective import TrainingLabels
-from tenfold.models.partial_labels.observatory import LabelNoiseRecorder, detection_curve
-from tenfold.models.partial_labels.predictor import MultiLabelPredictor
-from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES
 from tests.replicas.large_loss_scenes import (
     BATCH_SIZE,
     LARGE_LOSS_DELTAS,

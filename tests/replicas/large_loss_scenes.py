@@ -33,18 +33,17 @@ from tenfold.data.partial_labels import observe_labels
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import PlainRun, Run
 from tenfold.engine.storage import Storage
-from tenfold.methods.large_loss.settings import Config
-from tenfold.metrics.multilabel import model_metrics
-from tenfold.models.image_classifier import ImageClassifier, parameter_groups
-from tenfold.models.partial_labels.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
-from tenfold.models.partial_labels.observatory import (
+from tenfold.methods.large_loss.evaluation import model_metrics
+from tenfold.methods.large_loss.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
+from tenfold.methods.large_loss.observatory import (
     LabelNoiseRecorder,
     detection_curve,
     figure_detection,
     figure_memorisation,
     memorisation_curve,
 )
-from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES, Scheme
+from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config, Scheme
+from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.types import Batch, Preprocessing
 
 NUM_CLASSES, CELL, GRID = 10, 8, 3

@@ -13,12 +13,12 @@ from tenfold.methods.boostlu.settings import Config as BoostConfig
 from tenfold.methods.calm.network import calm_classifier
 from tenfold.methods.calm.predictor import CalmPredictor
 from tenfold.methods.calm.settings import Config as CalmConfig
+from tenfold.methods.large_loss.predictor import BuildClassifier, MultiLabelPredictor, plain_classifier
 from tenfold.methods.large_loss.settings import Config as LargeLossConfig
 from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
 from tenfold.methods.posterior_annealing.settings import Config as PosteriorConfig
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.models.image_classifier import ModelConfig
-from tenfold.models.partial_labels.predictor import BuildClassifier, MultiLabelPredictor, plain_classifier
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
 from tenfold.types import ExplainingPredictor, TensorSchema
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from tenfold.bundle import Bundle
 from tenfold.methods.boostlu.head import BoostedCAMHead
+from tenfold.methods.large_loss.predictor import MultiLabelPredictor
+from tenfold.methods.large_loss.predictor import load as load_multilabel_predictor
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
-from tenfold.models.partial_labels.predictor import MultiLabelPredictor
-from tenfold.models.partial_labels.predictor import load as load_multilabel_predictor
 
 
 def boosted_classifier(

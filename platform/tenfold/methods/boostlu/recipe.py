@@ -3,12 +3,12 @@
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu.predictor import boosted_classifier
-from tenfold.models.partial_labels import explanations, training
+from tenfold.methods.large_loss import recipe as large_loss
 
-evaluate = training.evaluate
-compare = explanations.compare
+evaluate = large_loss.evaluate
+compare = large_loss.compare
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Train a boosted classifier with the scheme of ``job.method``; ``partial_labels.training`` has the steps."""
-    return training.train(job, run, boosted_classifier)
+    """Train a boosted classifier with the scheme of ``job.method``; the recipe of Large Loss has the steps."""
+    return large_loss.train(job, run, boosted_classifier)

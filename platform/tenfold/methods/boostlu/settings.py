@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tenfold.models.partial_labels.settings import PartialLabelConfig
+from tenfold.methods.large_loss.settings import Config as LargeLossConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PartialLabelConfig):
+class Config(LargeLossConfig):
     """Settings of one training; a Config that exists is a valid one."""
 
     boost: float = 5.0

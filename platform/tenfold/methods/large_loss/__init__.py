@@ -8,15 +8,15 @@ step (LL-Ct) or flip it for good (LL-Cp).
 """
 
 from tenfold.data.partial_labels import observe_labels, train_val_split
-from tenfold.metrics.average_precision import average_precision, group_mean_ap, mean_average_precision
-from tenfold.models.partial_labels.baselines import asymmetric_loss, spml_loss
-from tenfold.models.partial_labels.loss import (
+from tenfold.methods.large_loss.baselines import asymmetric_loss, spml_loss
+from tenfold.methods.large_loss.loss import (
     apply_permanent_correction,
     large_loss_bce,
     large_loss_mask,
     large_loss_rate,
     num_large_losses,
 )
+from tenfold.metrics.average_precision import average_precision, group_mean_ap, mean_average_precision
 
 __all__ = [
     "apply_permanent_correction",

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from torch import Tensor
 
-from tenfold.models.partial_labels.noise_record import (
+from tenfold.methods.large_loss.noise_record import (
     epoch_losses,
     last_of_each,
     read_labels,

@@ -13,8 +13,8 @@ from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
-from tenfold.models.partial_labels.baselines import apl_update, asymmetric_loss, role_initial_logits, spml_loss
-from tenfold.models.partial_labels.loss import (
+from tenfold.methods.large_loss.baselines import apl_update, asymmetric_loss, role_initial_logits, spml_loss
+from tenfold.methods.large_loss.loss import (
     apply_permanent_correction,
     assume_negative_losses,
     large_loss_mask,
@@ -22,8 +22,8 @@ from tenfold.models.partial_labels.loss import (
     num_large_losses,
     treated_mean,
 )
-from tenfold.models.partial_labels.observatory import LabelNoiseRecorder
-from tenfold.models.partial_labels.settings import LARGE_LOSS_SCHEMES, PartialLabelConfig
+from tenfold.methods.large_loss.observatory import LabelNoiseRecorder
+from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
 from tenfold.types import Batch
 
 
@@ -53,7 +53,7 @@ class TrainingLabels:
 
     def __init__(
         self,
-        config: PartialLabelConfig,
+        config: Config,
         split: MultiLabelSplit,
         run: Run,
         *,
@@ -209,7 +209,7 @@ class TrainingLabels:
         apl_update(self.labels, logits.sigmoid(), self._num_unobserved, warmup_epochs=warmup, num_epochs=num_epochs)
 
 
-def check_labels(config: PartialLabelConfig, split: MultiLabelSplit) -> None:
+def check_labels(config: Config, split: MultiLabelSplit) -> None:
     """Refuse, before training, labels that the scheme can't learn from.
 
     Raises:
@@ -230,7 +230,7 @@ def check_labels(config: PartialLabelConfig, split: MultiLabelSplit) -> None:
         raise ValueError(f"scheme {scheme} needs the whole truth, and these data have entries that nobody looked at")
 
 
-def check_length(config: PartialLabelConfig, num_epochs: int) -> None:
+def check_length(config: Config, num_epochs: int) -> None:
     """Refuse a training that ends before a scheme's last phase begins.
 
     Raises:

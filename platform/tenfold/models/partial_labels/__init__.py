@@ -1,1 +1,0 @@
-"""Training on multi-label pictures of which only some labels are known: losses, label matrix, record, one recipe."""
