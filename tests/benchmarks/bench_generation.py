@@ -42,7 +42,7 @@ from tenfold.models.diffusion import (
 )
 from tenfold.models.diffusion_lora import Denoiser, add_adapter, merged_adapter, save_adapter
 from tenfold.models.sampling import generate
-from tenfold.models.tiny.diffusion_architecture import build_pipeline, build_tokenizer
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline, build_tokenizer
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12}
 """Dense bf16 operations a second that the makers state, by a part of the card's name; the first match counts."""

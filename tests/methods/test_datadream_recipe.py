@@ -41,7 +41,7 @@ from tenfold.methods.datadream.problem import Problem, draw_problem, square
 from tenfold.methods.datadream.source import SeededSource
 from tenfold.models.clip import ClipConfig, load_clip
 from tenfold.models.diffusion_lora import ADAPTER_FILE, load_adapter
-from tenfold.models.tiny.diffusion_architecture import build_pipeline
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline
 from tenfold.types import Preprocessing
 
 CLASSES = ("blue", "green", "red")

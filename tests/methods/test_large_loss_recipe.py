@@ -29,7 +29,7 @@ from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.methods.large_loss import recipe
 from tenfold.methods.large_loss.noise_record import read_losses, read_manifest, read_treated
-from tenfold.models.pretraining import pretrained_backbone
+from tenfold.pretraining.digits import pretrained_backbone
 from tenfold.tracking import resolve
 from tenfold.training import TrainResult, train
 
@@ -336,8 +336,8 @@ def test_the_observatory_keeps_what_it_is_told_to(place, tmp_path, observatory):
 def test_pretraining_does_not_depend_on_which_run_came_first(place, tmp_path, monkeypatch):
     """Runs of every seed share its result, so it must not be a matter of who made it."""
     data = HandwritingConfig(num_train=32, num_val=32, num_test=32, cache=str(place.folder / "cache"))
-    monkeypatch.setattr("tenfold.models.pretraining.NUM_EPOCHS", 1)
-    monkeypatch.setattr("tenfold.models.pretraining.replace", lambda config, **changes: replace(config, max_digits=1))
+    monkeypatch.setattr("tenfold.pretraining.digits.NUM_EPOCHS", 1)
+    monkeypatch.setattr("tenfold.pretraining.digits.replace", lambda config, **changes: replace(config, max_digits=1))
     found = []
     for seed in (1, 2):
         run = PlainRun(folder=tmp_path / f"{seed}", seed=seed, progress=False)

@@ -25,7 +25,7 @@ from tenfold.models.diffusion import (
     tokenize,
 )
 from tenfold.models.sampling import generate
-from tenfold.models.tiny.diffusion_architecture import build_pipeline
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline
 
 PROMPTS = ["a photo of a three", "a photo of a seven", "a photo of a three"]
 SEEDS = [5, 6, 7]

@@ -21,7 +21,7 @@ from tenfold.models.diffusion_lora import (
     save_adapter,
 )
 from tenfold.models.sampling import generate
-from tenfold.models.tiny.diffusion_architecture import build_pipeline
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline
 
 PROMPTS = ["a photo of a three", "a photo of a seven"]
 

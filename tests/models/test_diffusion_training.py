@@ -9,9 +9,9 @@ from tenfold.data.embedded.handwriting.fonts import SPLIT_FONTS
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.models.diffusion import DiffusionConfig, load_pipeline
 from tenfold.models.sampling import generate
-from tenfold.models.tiny import diffusion_training
-from tenfold.models.tiny.diffusion_architecture import build_pipeline, build_tokenizer
-from tenfold.models.tiny.diffusion_pictures import Printer, captions_of
+from tenfold.pretraining.tiny import diffusion_training
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline, build_tokenizer
+from tenfold.pretraining.tiny.diffusion_pictures import Printer, captions_of
 
 
 def small(**options):

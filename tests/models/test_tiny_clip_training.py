@@ -7,9 +7,9 @@ import torch
 from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.models.clip import ClipConfig, load_clip
-from tenfold.models.tiny import clip_training, pictures
-from tenfold.models.tiny.__main__ import main
-from tenfold.models.tiny.captions import (
+from tenfold.pretraining.tiny import clip_training, pictures
+from tenfold.pretraining.tiny.__main__ import main
+from tenfold.pretraining.tiny.captions import (
     COLUMN,
     FACTS,
     INKS,

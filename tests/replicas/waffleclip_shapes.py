@@ -34,7 +34,7 @@ from tenfold.engine.storage import Storage
 from tenfold.methods.waffleclip.concepts import concept_prefix
 from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets, distinct_prompts
 from tenfold.methods.waffleclip.scoring import prototypes, topk_accuracy
-from tenfold.models.tiny.captions import common_words
+from tenfold.pretraining.tiny.captions import common_words
 
 SIZE = 24
 COLOURS = {"red": (0.9, 0.15, 0.15), "orange": (0.95, 0.55, 0.1), "yellow": (0.9, 0.85, 0.2), "green": (0.2, 0.7, 0.25),

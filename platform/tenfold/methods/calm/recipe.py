@@ -31,7 +31,7 @@ from tenfold.methods.calm.settings import Config
 from tenfold.methods.calm.sources import Source, further_sources, gradient_source, own_source
 from tenfold.metrics.classification import classification_metrics
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
-from tenfold.models.pretraining import load_embedded_pretraining
+from tenfold.pretraining.digits import load_embedded_pretraining
 from tenfold.types import Batch, Predictor, Preprocessing
 
 METRIC = "val/accuracy"

@@ -40,7 +40,7 @@ from tenfold.methods.large_loss.observatory import (
 from tenfold.methods.large_loss.predictor import BuildClassifier, MultiLabelPredictor, load, plain_classifier
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
-from tenfold.models.pretraining import load_embedded_pretraining
+from tenfold.pretraining.digits import load_embedded_pretraining
 from tenfold.types import Batch, Predictor
 
 METRIC = "val/mAP"

@@ -11,7 +11,7 @@ from tenfold.methods.waffleclip.prompts import PREFIX
 from tenfold.methods.waffleclip.settings import LISTS_NOT_NEEDED, Config, Mode
 from tenfold.methods.waffleclip.text_files import read_names
 from tenfold.methods.waffleclip.vocabulary import build_vocabulary
-from tenfold.models.tiny.captions import common_words
+from tenfold.pretraining.tiny.captions import common_words
 
 
 @dataclass(frozen=True)

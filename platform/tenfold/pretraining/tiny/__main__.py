@@ -7,7 +7,7 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 when all went well, 2 after a setting that is refused."""
-    parser = argparse.ArgumentParser(prog="python -m tenfold.models.tiny", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tenfold.pretraining.tiny", description=__doc__)
     parser.add_argument("model", choices=("clip", "diffusion"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the trained model")
     parser.add_argument("--seed", type=int, default=0)
@@ -17,13 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--steps is for clip only")
     try:
         if options.model == "clip":
-            from tenfold.models.tiny import clip_training
+            from tenfold.pretraining.tiny import clip_training
 
             num_steps = clip_training.NUM_STEPS if options.steps is None else options.steps
             for name, value in clip_training.train(options.out, options.seed, num_steps).items():
                 print(f"{name}: {value:.1f} %")
         else:
-            from tenfold.models.tiny import diffusion_training
+            from tenfold.pretraining.tiny import diffusion_training
 
             diffusion_training.train(options.out, options.seed)
     except (OSError, ValueError) as error:

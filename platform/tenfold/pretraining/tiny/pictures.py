@@ -13,7 +13,7 @@ from torch.nn import functional
 from tenfold.data.embedded.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
 from tenfold.data.embedded.handwriting.splits import PICTURE
 from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB
-from tenfold.models.tiny.captions import COLUMN, INKS, NUM_CHARACTERS, UNCLEAR, font_facts
+from tenfold.pretraining.tiny.captions import COLUMN, INKS, NUM_CHARACTERS, UNCLEAR, font_facts
 
 _RGB = torch.tensor([*COLOUR_RGB.values(), (8, 8, 8)], dtype=torch.float32) / 255  # in the order of INKS
 

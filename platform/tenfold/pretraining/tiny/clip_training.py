@@ -28,9 +28,9 @@ from tenfold.engine.run import PlainRun
 from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
 from tenfold.models.clip import Clip, ClipConfig, load_clip
-from tenfold.models.tiny.captions import COLUMN, NUM_CHARACTERS, Writer, common_words, truth
-from tenfold.models.tiny.clip_tokens import CONTEXT, VOCABULARY, learn_tokens
-from tenfold.models.tiny.pictures import Artist
+from tenfold.pretraining.tiny.captions import COLUMN, NUM_CHARACTERS, Writer, common_words, truth
+from tenfold.pretraining.tiny.clip_tokens import CONTEXT, VOCABULARY, learn_tokens
+from tenfold.pretraining.tiny.pictures import Artist
 from tenfold.types import Batch, Preprocessing
 
 NUM_STEPS = 5000

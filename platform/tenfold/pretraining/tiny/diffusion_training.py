@@ -30,8 +30,8 @@ from tenfold.models.diffusion import (
 )
 from tenfold.models.diffusion_lora import Denoiser
 from tenfold.models.sampling import generate
-from tenfold.models.tiny.diffusion_architecture import build_pipeline
-from tenfold.models.tiny.diffusion_pictures import Printer, captions_of
+from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline
+from tenfold.pretraining.tiny.diffusion_pictures import Printer, captions_of
 
 VAE_STEPS = 1600
 DENOISER_STEPS = 4200

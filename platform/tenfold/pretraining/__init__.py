@@ -1,0 +1,1 @@
+"""What trains the weights that ship: the small CLIP, the small diffusion pipeline, digit backbones."""
