@@ -13,10 +13,10 @@ from jobs.config import compose_container, store_settings
 from tenfold.config import ConfigError, build, job_from_dict
 from tenfold.engine.settings import JobConfig
 from tenfold.studies.jobs import apply_values, check_study
+from tenfold.studies.run import run_study
 from tenfold.studies.study import Study, StudyError, load_study
 from tenfold.studies.tracking import StudyTracking
 from tenfold.studies.trial import Trial, TrialOutcome
-from tenfold.sweep import run_study
 from tenfold.training import job_tracking_uri, train
 
 STUDIES = Path(__file__).parents[1] / "tune_spaces"

@@ -23,9 +23,9 @@ FLOORS = {
 DOORS = {
     "ray.train": ("tenfold/engine/",),
     "ray.data": ("tenfold/engine/",),
-    "ray.tune": ("tenfold/sweep",),
+    "ray.tune": ("tenfold/studies/run",),
     "ray.serve": ("serve/",),
-    "ray": ("tenfold/engine/", "tenfold/sweep", "serve/"),
+    "ray": ("tenfold/engine/", "tenfold/studies/run", "serve/"),
     "mlflow": ("tenfold/tracking",),
     "hydra": ("jobs/",),
     "omegaconf": ("jobs/",),

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import ray
 
+from tenfold.studies.run import StudyFailedError, run_study
 from tenfold.studies.study import StudyError, parse_study
 from tenfold.studies.tracking import StudyTracking
 from tenfold.studies.trial import Trial, TrialOutcome
-from tenfold.sweep import StudyFailedError, run_study
 from tenfold.tracking import start_run
 from tenfold.tracking_search import child_runs
 
@@ -252,7 +252,7 @@ DRIVER = """
     logging.basicConfig(level="INFO", format="%(message)s")
     from tenfold.studies.study import parse_study
     from tenfold.studies.trial import TrialOutcome
-    from tenfold.sweep import run_study
+    from tenfold.studies.run import run_study
 
     def train(config, trial):
         x, seed = config["method"]["x"], config["run"]["seed"]

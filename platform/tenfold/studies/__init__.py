@@ -1,1 +1,1 @@
-"""Studies: what is swept, the records of trials, tables and figures. ``tenfold.sweep`` runs them on Ray Tune."""
+"""Studies: what is swept, the records of trials, tables and figures. ``tenfold.studies.run`` runs them on Ray Tune."""
