@@ -30,7 +30,7 @@ from tenfold.config import ConfigError
 from tenfold.data.catalog import load_classification, load_multilabel
 from tenfold.engine import cluster
 from tenfold.engine.settings import JobConfig
-from tenfold.tracking import Resolved, resolve
+from tenfold.tracking.registry import Resolved, resolve
 from tenfold.training import TrainResult, start_ray, train
 
 

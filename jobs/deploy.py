@@ -22,7 +22,7 @@ from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
 from tenfold.config import build
 from tenfold.engine import cluster
 from tenfold.engine.storage import Storage
-from tenfold.tracking import registered_champions, resolve
+from tenfold.tracking.registry import registered_champions, resolve
 from tenfold.training import storage_tracking_uri
 
 _SHOWN_LENGTH = 4  # of an axis that may have any length, in the example that is printed

@@ -18,7 +18,8 @@ from tenfold.engine.run import Run
 from tenfold.engine.settings import ScaleConfig
 from tenfold.engine.storage import Storage
 from tenfold.hashing import content_hash
-from tenfold.tracking import Tracker, resolve, resume_run
+from tenfold.tracking.registry import resolve
+from tenfold.tracking.runs import Tracker, resume_run
 from tenfold.training import start_ray, storage_tracking_uri
 
 

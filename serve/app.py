@@ -60,9 +60,9 @@ def served_model(entry: dict[str, Any], tracking_uri: str | None = None) -> Serv
     if not isinstance(source, str) or not source:
         raise ValueError(f"every model needs 'model', a bundle folder or models:/name@alias; got {entry}")
     if source.startswith("models:/"):
-        from tenfold import tracking  # only here: MLflow takes seconds to import
+        from tenfold.tracking import registry, runs  # only here: MLflow takes seconds to import
 
-        resolved = tracking.resolve(tracking.tracking_uri(tracking_uri, Path("outputs")), source)
+        resolved = registry.resolve(runs.tracking_uri(tracking_uri, Path("outputs")), source)
         defaults = {"name": resolved.name, "version": str(resolved.version), "folder": str(resolved.folder)}
     else:
         folder = Path(source).absolute()

@@ -24,19 +24,17 @@ from mlflow import MlflowClient
 from safetensors.torch import save as to_safetensors
 
 from tenfold.bundle import Bundle, BundleError, load_bundle, save_bundle
-from tenfold.tracking import (
-    Registered,
+from tenfold.tracking.client import shown
+from tenfold.tracking.registry import Registered, register, registered_champions, resolve, resolve_version
+from tenfold.tracking.runs import (
     Tracker,
-    register,
-    registered_champions,
-    resolve,
-    resolve_version,
+    child_runs,
+    close_stale_children,
+    find_run,
     resume_run,
     start_run,
     tracking_uri,
 )
-from tenfold.tracking_client import shown
-from tenfold.tracking_search import child_runs, close_stale_children, find_run
 from tenfold.types import Preprocessing, Task, TensorSchema
 
 mpl.use("Agg")
@@ -587,7 +585,7 @@ def test_the_same_over_a_server(store: str, server: str, tmp_path: Path, capfd: 
 @pytest.mark.slow
 def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
-    code = "import sys; from tenfold.tracking import start_run; start_run(sys.argv[1], 'together', 'run').finish()"
+    code = "import sys; from tenfold.tracking.runs import start_run; start_run(sys.argv[1], 'together', 'run').finish()"
     environment = os.environ | {"PYTHONPATH": str(PLATFORM)}
     processes = [subprocess.Popen([sys.executable, "-c", code, uri], env=environment) for _ in range(3)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]

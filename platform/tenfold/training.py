@@ -19,7 +19,8 @@ from tenfold.engine.launch import LaunchOptions, launch
 from tenfold.engine.run import Interrupted, Run
 from tenfold.engine.settings import JobConfig, ScaleConfig
 from tenfold.engine.storage import Storage
-from tenfold.tracking import Registered, Tracker, register, resume_run, start_run, tracking_uri
+from tenfold.tracking.registry import Registered, register
+from tenfold.tracking.runs import Tracker, resume_run, start_run, tracking_uri
 
 RECORD = "job.json"
 

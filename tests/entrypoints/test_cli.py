@@ -159,7 +159,7 @@ def test_a_mistyped_setting_of_the_real_command_starts_nothing(tmp_path):
 
 def test_the_report_of_a_training_gives_the_commands_to_go_on():
     from jobs.train import report
-    from tenfold.tracking import Registered
+    from tenfold.tracking.registry import Registered
 
     result = TrainResult(
         status="unchanged", run_id="r1", tracking_uri="sqlite:////o/mlflow.db", model_uri="models:/m-1",
@@ -178,7 +178,7 @@ def test_the_evaluation_that_is_printed_is_of_the_same_data():
     from jobs.config import compose_container
     from jobs.evaluate import check
     from jobs.train import report
-    from tenfold.tracking import Registered
+    from tenfold.tracking.registry import Registered
 
     result = TrainResult(
         status="finished", run_id="r1", tracking_uri="sqlite:////o/mlflow.db", model_uri="models:/m-1",

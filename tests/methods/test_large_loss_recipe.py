@@ -30,7 +30,7 @@ from tenfold.engine.storage import Storage
 from tenfold.methods.large_loss import recipe
 from tenfold.methods.large_loss.noise_record import read_losses, read_manifest, read_treated
 from tenfold.pretraining.digits import pretrained_backbone
-from tenfold.tracking import resolve
+from tenfold.tracking.registry import resolve
 from tenfold.training import TrainResult, train
 
 ROOT = Path(__file__).parents[2]

@@ -46,7 +46,7 @@ from tenfold.methods.calm.settings import GradientBaseline
 from tenfold.methods.calm.sources import Source, gradient_source, own_source, view
 from tenfold.metrics.localisation.maps import Normalization, normalize_score_map, resize_score_map
 from tenfold.models.image_classifier import ModelConfig, build_classifier
-from tenfold.tracking import start_run
+from tenfold.tracking.runs import start_run
 from tenfold.types import Batch, Preprocessing
 
 MODES: dict[Objective, str] = {"cam": "CAM", "em": "CALM_EM", "ml": "CALM_ML"}

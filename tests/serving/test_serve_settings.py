@@ -16,7 +16,7 @@ from serve.app import Args, build, served_model
 from serve.deploying import Endpoint, deploy, local_cpus
 from serve.keys import Keys, new_key, presented_key
 from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models, is_loopback
-from tenfold import tracking
+from tenfold.tracking import registry
 from tests.serving.stand_ins import LOADER, make_bundle, served
 
 
@@ -123,9 +123,9 @@ def test_a_registry_reference_becomes_a_pinned_version(tmp_path, monkeypatch):
 
     def resolve(uri, reference):
         asked.append((uri, reference))
-        return tracking.Resolved(name="colours", version="7", run_id="r", metrics={}, folder=bundle.folder)
+        return registry.Resolved(name="colours", version="7", run_id="r", metrics={}, folder=bundle.folder)
 
-    monkeypatch.setattr(tracking, "resolve", resolve)
+    monkeypatch.setattr(registry, "resolve", resolve)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = served_model({"model": "models:/colours@champion", "max_batch_size": 8}, "sqlite:////somewhere/m.db")
     assert (found.name, found.version, found.folder, found.max_batch_size) == ("colours", "7", str(bundle.folder), 8)

@@ -19,8 +19,7 @@ from tenfold.studies.run import StudyFailedError, run_study
 from tenfold.studies.study import StudyError, parse_study
 from tenfold.studies.tracking import StudyTracking
 from tenfold.studies.trial import Trial, TrialOutcome
-from tenfold.tracking import start_run
-from tenfold.tracking_search import child_runs
+from tenfold.tracking.runs import child_runs, start_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

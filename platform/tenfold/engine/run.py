@@ -38,7 +38,7 @@ class Interrupted(Exception):  # noqa: N818 - a request that was met, not an err
 
 
 class Recorder(Protocol):
-    """Where numbers and pictures of a run are kept; ``tenfold.tracking.Tracker`` is one."""
+    """Where numbers and pictures of a run are kept; ``tenfold.tracking.runs.Tracker`` is one."""
 
     @property
     def run_id(self) -> str: ...

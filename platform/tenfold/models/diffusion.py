@@ -27,7 +27,7 @@ Pipeline: TypeAlias = Any
 diffusers sets these attributes at run time and declares them on no class."""
 
 TINY_FOLDER = Path(__file__).parent / "weights" / "tiny_diffusion"
-"""The pipeline that ships: 32x32 pictures of printed digits, trained by ``python -m tenfold.pretraining.tiny diffusion``."""
+"""The pipeline that ships: 32x32 pictures of printed digits; by ``python -m tenfold.pretraining.tiny diffusion``."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

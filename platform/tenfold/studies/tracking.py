@@ -11,7 +11,7 @@ from tenfold.studies.results import StudyResult
 from tenfold.studies.study import Study
 
 if TYPE_CHECKING:
-    from tenfold.tracking import Tracker
+    from tenfold.tracking.runs import Tracker
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def open_study_run(study: Study, folder: Path, tracking: StudyTracking | None, c
     if tracking is None:
         yield StudyRun(None)
         return
-    from tenfold.tracking import resume_run, start_run  # MLflow takes seconds to import
-    from tenfold.tracking_search import close_stale_children
+    from tenfold.tracking.runs import close_stale_children, resume_run, start_run  # MLflow takes seconds to import
 
     known = read_json(folder / "run.json")
     if known is not None and known["uri"] == tracking.uri:

@@ -1,4 +1,4 @@
-"""MLflow: runs, logged models and the registry. Only this module and its siblings ``tracking_*`` import it.
+"""Runs in MLflow: what is logged while a job works, and finding runs again.
 
 Every call names its tracking URI; MLflow's process-wide URI and active run are never touched, so two trackers with
 two URIs live side by side in one process, and a worker that Ray starts in another folder writes to the same database.
@@ -18,26 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 # Before MLflow: the module quietens it, which works at import only.
-from tenfold.tracking_client import SQLITE, check_model_name, database_path, open_client, quoted, shown  # isort: split
+from tenfold.tracking.client import SQLITE, check_model_name, database_exists, database_path, open_client, quoted, shown  # isort: split
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tenfold.bundle import git_revision, load_bundle
-from tenfold.tracking_model import check_loader, example_and_signature, write_model
-from tenfold.tracking_versions import DIGEST_TAG, cached_bundle, fetch_bundle, find_version, registered_aliases
+from tenfold.tracking.model import check_loader, example_and_signature, write_model
+from tenfold.tracking.registry import DIGEST_TAG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow.entities import Run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Mode = Literal["max", "min"]
 
-CHAMPION = "champion"
-CANDIDATE = "candidate"
 PARENT_TAG = "mlflow.parentRunId"
+_OPEN_STATUSES = ("RUNNING", "SCHEDULED")
 
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)
 
@@ -229,145 +227,6 @@ def resume_run(uri: str, run_id: str) -> Tracker:
     return Tracker(uri, run_id)
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A new version of a registered model."""
-
-    name: str
-    version: str
-    alias: str
-    """``champion`` or ``candidate``."""
-    metric: str
-    value: float
-
-
-def register(
-    uri: str,
-    model_uri: str,
-    name: str,
-    *,
-    run_id: str,
-    metric: str,
-    value: float,
-    mode: Mode,
-    data_fingerprint: str,
-) -> Registered:
-    """Make a logged model a version of the registered model ``name``; the best one carries the alias ``champion``.
-
-    The new version becomes champion if there is none yet, or if it is strictly better than the champion on the same
-    metric, mode and data. Otherwise it becomes ``candidate`` and the champion stays; so does a value that isn't
-    finite. The version's tags hold all that was compared, and ``reason`` says in words why it came out so. A second
-    call with the same arguments, as after a crash, finds the version of the first.
-
-    MLflow has no way to compare and move an alias in one step: of two registrations of one name at the same moment,
-    the later wins.
-
-    Args:
-        uri: Tracking URI.
-        model_uri: ``models:/m-...``, as ``Tracker.log_bundle`` gave it.
-        name: Name in the registry, created if needed; lower case letters, digits, ``_`` and ``-``.
-        run_id: The run that trained it.
-        metric: Name of the metric that decides.
-        value: Its value.
-        mode: Whether more or less of it is better.
-        data_fingerprint: Digest of the data that it was measured on.
-
-    Raises:
-        ValueError: If a name or the mode is malformed, or the model isn't one that ``log_bundle`` logged.
-    """
-    check_model_name(name)
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
-    if not metric or not data_fingerprint:
-        raise ValueError(f"metric and data_fingerprint must not be empty, got {metric!r} and {data_fingerprint!r}")
-    model_id = model_uri.removeprefix("models:/")
-    if not re.fullmatch(r"models:/m-\w+", model_uri):
-        raise ValueError(f"model_uri must be like models:/m-..., got {model_uri!r}")
-    client = open_client(uri)
-    logged = client.get_logged_model(model_id)
-    digest = logged.tags.get(DIGEST_TAG)
-    if digest is None:
-        raise ValueError(f"{model_uri} holds no bundle: register what Tracker.log_bundle returned")
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    tags = {
-        "metric": metric,
-        "value": repr(float(value)),
-        "mode": mode,
-        "data_fingerprint": data_fingerprint,
-        "run_id": run_id,
-        DIGEST_TAG: digest,
-    }
-    champion = _champion(client, name)
-    version = _same_version(client, name, tags)
-    if version is not None and champion is not None and str(version.version) == str(champion.version):
-        return Registered(name, str(version.version), CHAMPION, metric, float(value))
-    better, reason = _compare(tags, champion)
-    if version is None:
-        tags["reason"] = reason
-        # A server keeps locations to itself; without one, MLflow would look a models:/ address up at its
-        # process-wide URI.
-        source = model_uri if uri.startswith(("http://", "https://")) else logged.artifact_location
-        version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model_id)
-    alias = CHAMPION if better else CANDIDATE
-    client.set_registered_model_alias(name, alias, str(version.version))
-    return Registered(name, str(version.version), alias, metric, float(value))
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A registered model, pinned: the alias it was asked by may move on, this does not."""
-
-    name: str
-    version: str
-    run_id: str
-    metrics: dict[str, float]
-    folder: Path
-    """The verified bundle, a local copy."""
-
-
-def resolve(uri: str, model: str) -> Resolved:
-    """Fetch the bundle of a registered model and verify it.
-
-    Copies are kept in ``$TENFOLD_CACHE/models`` (else ``~/.cache/tenfold/models``) under their digest, so a model
-    is fetched once; they are verified each time.
-
-    Args:
-        uri: Tracking URI.
-        model: ``models:/name@alias`` or ``models:/name/3``.
-
-    Raises:
-        ValueError: If there is no such name, alias or version; the message lists those that exist.
-        BundleError: If what the store holds isn't what was registered.
-    """
-    client = open_client(uri)
-    found = find_version(client, uri, model)
-    name, number = found.name, str(found.version)
-    digest = found.tags.get(DIGEST_TAG, "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ValueError(f"models:/{name}/{number} holds no bundle: it was not registered by tenfold")
-    bundle = cached_bundle(digest) or fetch_bundle(client, uri, name, number, digest)
-    return Resolved(name, number, found.tags["run_id"], dict(bundle.metadata.metrics), bundle.folder)
-
-
-def resolve_version(uri: str, model: str) -> str:
-    """The version number that a reference names now; cheap enough to ask every second.
-
-    Raises:
-        ValueError: As ``resolve``.
-    """
-    return str(find_version(open_client(uri), uri, model).version)
-
-
-def registered_champions(uri: str) -> list[str]:
-    """Names of all registered models that have a champion, in alphabetical order."""
-    return sorted(name for name, aliases in registered_aliases(open_client(uri)).items() if CHAMPION in aliases)
-
-
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -408,32 +267,78 @@ def check_status(status: str) -> None:
         raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {status!r}")
 
 
-def _compare(new: Mapping[str, str], champion: ModelVersion | None) -> tuple[bool, str]:
-    """Whether the new version is to be champion, and why."""
-    value = float(new["value"])
-    if not math.isfinite(value):
-        return False, f"{new['metric']} is {value}, which can't be compared"
-    if champion is None:
-        return True, "there was no champion"
-    who = f"the champion, version {champion.version},"
-    for key in ("metric", "mode", "data_fingerprint"):
-        if champion.tags.get(key) != new[key]:
-            return (
-                False,
-                f"{who} has {key} {champion.tags.get(key, 'unknown')}, this version {new[key]}: not comparable",
-            )
-    old = float(champion.tags["value"])
-    better = value > old if new["mode"] == "max" else value < old
-    return better, f"{who} has {new['metric']} {old:.6g}, this version {value:.6g} ({new['mode']} is better)"
+@dataclass(frozen=True, kw_only=True)
+class ChildRun:
+    """What a sweep reads back of one nested run."""
+
+    run_id: str
+    name: str
+    status: str
+    """RUNNING, SCHEDULED, FINISHED, FAILED or KILLED."""
+    params: dict[str, str]
+    metrics: dict[str, float]
+    """The latest value of each."""
+    tags: dict[str, str]
 
 
-def _same_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
-    """The version that an earlier call with these very tags made."""
-    condition = f"name = {quoted(name)} and tags.{DIGEST_TAG} = {quoted(tags[DIGEST_TAG])}"
-    versions = [found for found in client.search_model_versions(condition) if tags.items() <= found.tags.items()]
-    return versions[0] if versions else None
+def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
+    """Id of the latest run of an experiment that carries all of the tags; None if there is none."""
+    if not database_exists(uri):
+        return None
+    client = open_client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    condition = " and ".join(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())
+    runs = client.search_runs([found.experiment_id], condition, order_by=["attributes.start_time DESC"], max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
-def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
-    return client.get_model_version(name, str(version)) if version is not None else None
+def child_runs(uri: str, parent: str) -> list[ChildRun]:
+    """All runs nested directly in the run ``parent``, oldest first."""
+    return [
+        ChildRun(
+            run_id=run.info.run_id,
+            name=run.info.run_name or "",
+            status=run.info.status,
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+        for run in _search_children(open_client(uri), parent)
+    ]
+
+
+def close_stale_children(uri: str, parent: str, status: Status = "KILLED") -> list[str]:
+    """End the nested runs that are still open: a trial that the scheduler stopped never ends its own.
+
+    Call it only once nothing works on them any more.
+
+    Returns:
+        Ids of the runs that were closed.
+
+    Raises:
+        ValueError: If ``status`` is none of FINISHED, FAILED, KILLED.
+    """
+    check_status(status)
+    client = open_client(uri)
+    stale = [run.info.run_id for run in _search_children(client, parent) if run.info.status in _OPEN_STATUSES]
+    for run_id in stale:
+        client.set_terminated(run_id, status)
+    return stale
+
+
+def _search_children(client: MlflowClient, parent: str) -> "Iterator[Run]":
+    experiment_id = client.get_run(parent).info.experiment_id
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            f"tags.`{PARENT_TAG}` = {quoted(parent)}",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -11,9 +11,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import FLAVOR_NAME, save_model
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from tenfold import tracking_pyfunc
 from tenfold.bundle import PROBE_FILE, Bundle, load_probes, package_versions
-from tenfold.tracking_pyfunc import Arrays
+from tenfold.tracking import pyfunc as tracking_pyfunc
+from tenfold.tracking.pyfunc import Arrays
 from tenfold.types import output_shape
 
 _ARTIFACT = "bundle"
