@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from tenfold import __version__
-from tenfold.bundle import load_bundle, save_trained
+from tenfold.bundle import load_bundle
 from tenfold.data.images import shared_tensor
 from tenfold.data.localisation import LocalisationSplit
 from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
 from tenfold.engine.predict import check_classes, predict_images
+from tenfold.engine.recipe import save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
@@ -50,22 +50,13 @@ def train(job: JobConfig, run: Run) -> Outcome:
         )
     )
     _check(config, data)
-    key = {"job": job.digest(), "data": data.fingerprint, "version": __version__}
-    folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder))
-    results = json.loads((folder / "results.json").read_text())
+    trained = train_once(run, job, data.fingerprint, lambda folder: _train(job, data, run, folder))
     if run.is_main and run.recorder is not None:
         title = f"{config.mode} on {data.name}"
-        run.log_figure("curves.png", figure_history(results["history"], ["train/loss", METRIC], title))
-        measured: dict[str, Measured] = {config.map_mode: Measured(**results["maps"])}
-        log_figures(run, {config.mode: load(load_bundle(folder / "bundle"))}, measured, data.test)
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric=METRIC,
-        mode="max",
-        data_fingerprint=data.fingerprint,
-        history=results["history"],
-    )
+        run.log_figure("curves.png", figure_history(trained.results["history"], ["train/loss", METRIC], title))
+        measured: dict[str, Measured] = {config.map_mode: Measured(**trained.results["maps"])}
+        log_figures(run, {config.mode: load(load_bundle(trained.bundle))}, measured, data.test)
+    return trained.outcome(METRIC, "max")
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
@@ -162,9 +153,7 @@ def _train(job: JobConfig, data: Pictures, run: Run, folder: Path) -> None:
         (maps[part],) = measure_maps(run, best, split, sources, config, rows=rows).values()
         metrics |= maps[part].metrics(part)
     if run.is_main:
-        _save(job, data, folder, best, metrics)
-        results = {"metrics": metrics, "maps": asdict(maps["test"]), "history": result.history}
-        (folder / "results.json").write_text(json.dumps({**results, "best_epoch": result.best_epoch}))
+        _save(job, data, folder, best, metrics, result, maps["test"])
 
 
 def _fit(job: JobConfig, data: Pictures, run: Run, classifier: ImageClassifier) -> FitResult:
@@ -229,24 +218,33 @@ def _accuracies(run: Run, model: ImageClassifier, split: LocalisationSplit, part
     return classification_metrics(logits, shared_tensor(split.labels), part)
 
 
-def _save(job: JobConfig, data: Pictures, folder: Path, model: ImageClassifier, metrics: dict[str, float]) -> None:
-    """Bundle with its probe set; an attempt that was killed is written over."""
+def _save(
+    job: JobConfig,
+    data: Pictures,
+    folder: Path,
+    model: ImageClassifier,
+    metrics: dict[str, float],
+    result: FitResult,
+    maps: Measured,
+) -> None:
     predictor = CalmPredictor(model, job.method, data.classes, "cpu", data.superclasses)
     files: dict[str, bytes | Path] = {}
     if data.superclasses is not None:
         groups = {str(label): list(members) for label, members in data.superclasses.items()}
         files[SUPERCLASSES_FILE] = json.dumps(groups).encode()
-    save_trained(
-        folder / "bundle",
+    save_results(
+        folder,
+        job,
         predictor,
         data.test.images.read(np.arange(min(NUM_PROBES, len(data.test)))),
-        config=job.as_dict(),
         tensors=predictor.model.state_dict(),
-        method=job.method_name,
         metrics=metrics,
+        history=result.history,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
         files=files,
+        maps=asdict(maps),
+        best_epoch=result.best_epoch,
     )
 
 

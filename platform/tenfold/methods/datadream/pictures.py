@@ -1,8 +1,6 @@
 """What people look at after a training: samples before and after, nearness to real pictures, curves, confusions."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ from safetensors.torch import load_file
 
 from tenfold.data.classification import ClassificationData
 from tenfold.data.images import SubsetImages, shared_tensor
+from tenfold.engine.recipe import Trained
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
@@ -43,7 +42,7 @@ def log_pictures(
     clip: Clip,
     adapters: Adapters,
     pool: PicturePool | None,
-    folder: Path,
+    trained: Trained,
 ) -> None:
     """Draw and log; every worker must call it, since features are computed by all. Without a record nothing is done.
 
@@ -55,17 +54,17 @@ def log_pictures(
         clip: As it is, for features.
         adapters: From stage A.
         pool: From stage B; None without synthetic pictures.
-        folder: Of stage C.
+        trained: Of stage C.
     """
     config: Config = job.method
     if not config.figures or run.share(run.recorder is None):
         return
-    results = json.loads((folder / "results.json").read_text())
+    results = trained.results
     if results["history"]:
         names = ["train/loss", "val/accuracy"]
         run.log_figure("curves.png", figure_history(results["history"], names, f"{config.scheme} on {data.name}"))
     if len(data.classes) <= MOST_CONFUSED:
-        logits = load_file(folder / "logits.safetensors")["test"]
+        logits = load_file(trained.folder / "logits.safetensors")["test"]
         title = f"{config.scheme} on {data.name}, test {results['metrics']['test/accuracy']:.1f} %"
         run.log_figure("confusion.png", figure_confusion(logits, shared_tensor(data.test.labels), data.classes, title))
     if pool is None:

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tenfold import __version__
-from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.images import shared_tensor
 from tenfold.engine.predict import check_classes, predict_images
+from tenfold.engine.recipe import Trained, save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.datadream.adapt import Adapters, adapt
@@ -70,18 +70,9 @@ def train(job: JobConfig, run: Run) -> Outcome:
 
     adapters = adapt(job, run, problem)
     pool = _generate(materials, run, adapters)
-    folder = _classify(materials, run, pool)
-
-    results = json.loads((folder / "results.json").read_text())
-    log_pictures(job, run, data, problem, clip, adapters, pool, folder)
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric=VAL_METRIC if data.val is not None else SHOTS_METRIC,
-        mode="max",
-        data_fingerprint=data.fingerprint,
-        history=results["history"],
-    )
+    trained = _classify(materials, run, pool)
+    log_pictures(job, run, data, problem, clip, adapters, pool, trained)
+    return trained.outcome(VAL_METRIC if data.val is not None else SHOTS_METRIC, "max")
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
@@ -136,16 +127,9 @@ def _captions(materials: Materials, run: Run) -> list[list[list[str]]]:
     return json.loads((folder / "captions.json").read_text())
 
 
-def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Path:
-    """Stage C; everything that it leaves is in the folder it returns."""
+def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Trained:
+    """Stage C."""
     job, data = materials.job, materials.data
-    key = {
-        "job": job.digest(),
-        "data": data.fingerprint,
-        "clip": materials.clip.fingerprint,
-        "pool": None if pool is None else pool.digest,
-        "version": __version__,
-    }
 
     def work(folder: Path) -> None:
         config: Config = job.method
@@ -168,12 +152,18 @@ def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Path:
         metrics, logits = _metrics(materials, run, network)
         if run.is_main:
             save_file({"test": logits.contiguous()}, folder / "logits.safetensors")
-            kept = [len(group) for group in synthetic or []]
-            _save(materials, run, folder, network, metrics)
-            results = {"metrics": metrics, "history": history, "best_epoch": best_epoch, "synthetic": kept}
-            (folder / "results.json").write_text(json.dumps(results))
+            kept = {"best_epoch": best_epoch, "synthetic": [len(group) for group in synthetic or []]}
+            _save(materials, run, folder, network, metrics, history, kept)
 
-    return run.stage("datadream_classify", key, work)
+    return train_once(
+        run,
+        job,
+        data.fingerprint,
+        work,
+        stage="datadream_classify",
+        clip=materials.clip.fingerprint,
+        pool=None if pool is None else pool.digest,
+    )
 
 
 @torch.no_grad()
@@ -198,8 +188,9 @@ def _save(
     folder: Path,
     network: PromptedClip | ScratchClassifier,
     metrics: dict[str, float],
+    history: list[dict[str, float]],
+    kept: dict[str, Any],
 ) -> None:
-    """The bundle with its probe set; what an attempt that was killed left is written over."""
     job, data, problem = materials.job, materials.data, materials.problem
     # On the CPU and as one batch: the probe set is compared where the model is served, which may have no GPU.
     network = network.cpu().eval()
@@ -223,15 +214,16 @@ def _save(
         tensors = network.network.state_dict()
         predictor = ScratchPredictor(network.network, data.classes, "cpu")
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
-    save_trained(
-        folder / "bundle",
+    save_results(
+        folder,
+        job,
         predictor,
         probes,
-        config=job.as_dict(),
         tensors=tensors,
-        method=job.method_name,
         metrics=metrics,
+        history=history,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
         files=files,
+        **kept,
     )

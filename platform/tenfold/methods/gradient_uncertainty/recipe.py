@@ -1,7 +1,6 @@
 """From pictures of known classes to members of a posterior, and a threshold for what does not belong."""
 
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold import __version__
-from tenfold.bundle import load_bundle, save_trained
+from tenfold.bundle import load_bundle
 from tenfold.data.catalog import load_uncertainty
 from tenfold.data.classification import ClassificationSplit
 from tenfold.data.uncertainty import UncertaintyData, smallest_margin
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.predict import check_classes
+from tenfold.engine.recipe import save_results, train_once
 from tenfold.engine.run import Interrupted, Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
@@ -67,19 +67,10 @@ def train(job: JobConfig, run: Run) -> Outcome:
         run: The machine. Each of several workers walks a chain of its own and keeps its share of the members.
     """
     data = _with_confusing(job, run.once_per_node(lambda: load_uncertainty(job.data)), run)
-    key = {"job": job.digest(), "data": data.inside.fingerprint, "version": __version__}
-    folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder))
-    results = json.loads((folder / "results.json").read_text())
+    trained = train_once(run, job, data.inside.fingerprint, lambda folder: _train(job, data, run, folder))
     if run.is_main and run.recorder is not None and job.method.figures:
-        log_figures(run, job.method, data, load(load_bundle(folder / "bundle")), results["trace"])
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric=METRIC,
-        mode="min",
-        data_fingerprint=data.inside.fingerprint,
-        history=results["history"],
-    )
+        log_figures(run, job.method, data, load(load_bundle(trained.bundle)), trained.results["trace"])
+    return trained.outcome(METRIC, "min")
 
 
 def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
@@ -156,22 +147,21 @@ def _train(job: JobConfig, data: UncertaintyData, run: Run, folder: Path) -> Non
     if not run.is_main:
         return
     served = predictor_of(config, job.model, {name: value.cpu() for name, value in stacked.items()}, classes, threshold)
-    save_trained(
-        folder / "bundle",
+    save_results(
+        folder,
+        job,
         served,
         data.inside.test.images.read(np.arange(min(NUM_PROBES, len(data.inside.test)))),
-        config=job.as_dict(),
         tensors={
             **{f"{MEMBER}{name}": value for name, value in stacked.items()},
             THRESHOLD: torch.tensor(threshold).double(),
         },
-        method=job.method_name,
         metrics=metrics,
+        history=history,
         data_name=data.inside.name,
         data_fingerprint=data.inside.fingerprint,
+        trace=trace.tolist(),
     )
-    results = {"metrics": metrics, "history": history, "trace": trace.tolist()}
-    (folder / "results.json").write_text(json.dumps(results))
 
 
 def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, Tensor, list[dict[str, float]]]:

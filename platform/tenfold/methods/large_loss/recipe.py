@@ -1,6 +1,5 @@
 """From multi-label data with missing labels to a bundle: one training, whatever the loss and the head."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tenfold import __version__
-from tenfold.bundle import load_bundle, save_trained
+from tenfold.bundle import load_bundle
 from tenfold.data.catalog import load_multilabel
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.engine.fit import FitPlan, FitResult, fit
 from tenfold.engine.predict import check_classes, predict_images
+from tenfold.engine.recipe import Trained, save_results, stage_key, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
@@ -61,18 +60,9 @@ def train(job: JobConfig, run: Run, build: BuildClassifier = plain_classifier) -
     check_length(job.method, job.run.num_epochs)
     data = run.once_per_node(lambda: load_multilabel(job.data))
     check_labels(job.method, data.train)
-    key = {"job": job.digest(), "data": data.fingerprint, "version": __version__}
-    folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder, build))
-    results = json.loads((folder / "results.json").read_text())
-    _log_pictures(job, data, run, folder, results["history"], build)
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric=METRIC,
-        mode="max",
-        data_fingerprint=data.fingerprint,
-        history=results["history"],
-    )
+    trained = train_once(run, job, data.fingerprint, lambda folder: _train(job, data, run, folder, build))
+    _log_pictures(job, data, run, trained, build)
+    return trained.outcome(METRIC, "max")
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
@@ -160,7 +150,6 @@ def _fit(
 
 def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: ImageClassifier) -> None:
     """LinearInit: the head alone, on the features of the frozen backbone, which are computed once."""
-    key = {"job": job.digest(), "data": data.fingerprint, "version": __version__}
 
     def work(folder: Path) -> None:
         frozen = classifier.to(run.device).eval()
@@ -189,7 +178,7 @@ def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: Ima
         if run.is_main:
             save_file(_classifier(result.model).state_dict(), folder / "head.safetensors")
 
-    folder = run.stage("linear_init", key, work)
+    folder = run.stage("linear_init", stage_key(job, data.fingerprint), work)
     trained = load_file(folder / "head.safetensors")
     with torch.no_grad():  # weight and bias; what else a head keeps, such as a factor, stays as it was made
         for name, parameter in classifier.head.named_parameters():
@@ -223,40 +212,34 @@ def _save(
     """Bundle with its probe set, and the figures of the training; an attempt that was killed is written over."""
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
     predictor = MultiLabelPredictor(model, data.classes, "cpu")
-    save_trained(
-        folder / "bundle",
+    save_results(
+        folder,
+        job,
         predictor,
         probes,
-        config=job.as_dict(),
         tensors=predictor.model.state_dict(),
-        method=job.method_name,
         metrics=metrics,
+        history=result.history,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
+        best_epoch=result.best_epoch,
     )
-    results = {"metrics": metrics, "history": result.history, "best_epoch": result.best_epoch}
-    (folder / "results.json").write_text(json.dumps(results))
 
 
-def _log_pictures(
-    job: JobConfig,
-    data: MultiLabelData,
-    run: Run,
-    folder: Path,
-    history: list[dict[str, float]],
-    build: BuildClassifier,
-) -> None:
+def _log_pictures(job: JobConfig, data: MultiLabelData, run: Run, trained: Trained, build: BuildClassifier) -> None:
     """What people look at: curves, pictures with predicted labels, and the observatory's figures."""
     if not run.is_main or run.recorder is None:
         return
     names = ["train/loss", METRIC, "train/corrected_labels"]
-    run.log_figure("curves.png", figure_history(history, names, f"{job.method.scheme} on {data.name}"))
+    run.log_figure(
+        "curves.png", figure_history(trained.results["history"], names, f"{job.method.scheme} on {data.name}")
+    )
     rows = np.arange(min(NUM_PICTURES, len(data.test.images)))
     images = data.test.images.read(rows)
-    probs = load(load_bundle(folder / "bundle"), build=build)(images)["probs"]
+    probs = load(load_bundle(trained.bundle), build=build)(images)["probs"]
     pictures = figure_predictions(images.numpy(), probs.numpy(), data.test.full[rows], data.classes)
     run.log_figure("predictions.png", pictures)
-    observatory = folder / "observatory"
+    observatory = trained.folder / "observatory"
     if not observatory.exists():
         return
     run.log_file(observatory)

@@ -1,6 +1,5 @@
 """From data with real-valued targets to a regressor that says how sure it is: the annealed likelihood, its rivals."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold import __version__
-from tenfold.bundle import load_bundle, save_trained
+from tenfold.bundle import load_bundle
 from tenfold.data.catalog import load_regression
 from tenfold.data.regression import TARGETS, RegressionData, RegressionSource
 from tenfold.engine.fit import Clock, FitPlan, FitResult, Loss, fit
 from tenfold.engine.predict import check_classes
+from tenfold.engine.recipe import save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.posterior_annealing.baselines import beta_nll_loss
@@ -54,22 +53,13 @@ def train(job: JobConfig, run: Run) -> Outcome:
         run: The machine.
     """
     data = run.once_per_node(lambda: load_regression(job.data))
-    key = {"job": job.digest(), "data": data.fingerprint, "version": __version__}
-    folder = run.stage(job.method_name, key, lambda folder: _train(job, data, run, folder))
-    results = json.loads((folder / "results.json").read_text())
+    trained = train_once(run, job, data.fingerprint, lambda folder: _train(job, data, run, folder))
     if run.share(run.recorder is not None):  # all workers predict together
-        predictor = load(load_bundle(folder / "bundle"), str(run.device))
+        predictor = load(load_bundle(trained.bundle), str(run.device))
         predictions = predict_source(run, predictor, data.test)
         if run.is_main:
-            log_figures(run, job.method, data, predictor, predictions, results["history"])
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric=METRIC,
-        mode="min",
-        data_fingerprint=data.fingerprint,
-        history=results["history"],
-    )
+            log_figures(run, job.method, data, predictor, predictions, trained.results["history"])
+    return trained.outcome(METRIC, "min")
 
 
 def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
@@ -128,19 +118,17 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
         for member, network in enumerate(networks)
         for name, value in network.state_dict().items()
     }
-    save_trained(
-        folder / "bundle",
+    save_results(
+        folder,
+        job,
         served,
         probes,
-        config=job.as_dict(),
         tensors={**weights, TARGET_MEAN: mean, TARGET_STD: std, **tensors},
-        method=job.method_name,
         metrics=metrics,
+        history=results[0].history,
         data_name=data.name,
         data_fingerprint=data.fingerprint,
     )
-    history = results[0].history
-    (folder / "results.json").write_text(json.dumps({"metrics": metrics, "history": history}))
 
 
 def _network(job: JobConfig, data: RegressionData) -> nn.Module:

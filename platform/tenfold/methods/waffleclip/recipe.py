@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenfold import __version__
-from tenfold.bundle import save_trained
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData
 from tenfold.engine.predict import check_classes
+from tenfold.engine.recipe import Trained, save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.hashing import content_hash
@@ -63,24 +62,16 @@ def train(job: JobConfig, run: Run) -> Outcome:
     data = run.once_per_node(lambda: load_classification(job.data, clip.preprocessing, PARTS))
     material = gather_material(config, data)
     sets = prompt_sets(config, material, config.seeds(run.seed))
-    key = {
-        "job": job.digest(),
-        "data": data.fingerprint,
-        "clip": clip.fingerprint,
-        "prompts": content_hash(sets),  # the files they came from may have changed
-        "version": __version__,
-    }
-    folder = run.stage("waffleclip", key, lambda folder: _evaluate(job, clip, data, material.prefix, sets, run, folder))
-    results = json.loads((folder / "results.json").read_text())
-    _log(config, data, run, folder, results)
-    return Outcome(
-        bundle=folder / "bundle",
-        metrics=results["metrics"],
-        metric="val/accuracy" if data.val is not None else "test/accuracy",
-        mode="max",
-        data_fingerprint=data.fingerprint,
-        history=results["history"],
+    trained = train_once(
+        run,
+        job,
+        data.fingerprint,
+        lambda folder: _evaluate(job, clip, data, material.prefix, sets, run, folder),
+        clip=clip.fingerprint,
+        prompts=content_hash(sets),  # the files they came from may have changed
     )
+    _log(config, data, run, trained)
+    return trained.outcome("val/accuracy" if data.val is not None else "test/accuracy", "max")
 
 
 def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, float]:
@@ -179,18 +170,27 @@ def _evaluate(
         f"{prefix}{{}}{config.suffix}",
         "cpu",  # where the probe set is compared: a server may have no GPU
     )
-    metrics = _metrics(config, predictor, scored)
-    _save(job, data, predictor, sets[config.mode], metrics, folder)
-    results = {
-        "metrics": metrics,
-        "history": _history(config, run.seed, scored),
-        "repetitions": {
+    reference = {"fingerprint": clip.fingerprint, "prompt_template": predictor.prompt_template}
+    save_results(
+        folder,
+        job,
+        predictor,
+        data.test.images.read(np.arange(min(NUM_PROBES, len(data.test)))),
+        tensors=predictor.tensors,
+        metrics=_metrics(config, predictor, scored),
+        history=_history(config, run.seed, scored),
+        data_name=data.name,
+        data_fingerprint=data.fingerprint,
+        files={
+            REFERENCE_FILE: json.dumps(reference).encode(),
+            PROMPTS_FILE: json.dumps(sets[config.mode], ensure_ascii=False).encode(),
+        },
+        repetitions={
             part: {mode: percent(hits.top1).tolist() for mode, hits in each.hits.items()}
             for part, each in scored.items()
         },
-        "class_gains": _class_gains(config, scored["test"], len(data.classes)).tolist(),
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+        class_gains=_class_gains(config, scored["test"], len(data.classes)).tolist(),
+    )
 
 
 def _prototypes(config: Config, texts: Tensor, sets: Sequence[PromptSet]) -> dict[str, Tensor]:
@@ -240,38 +240,11 @@ def _class_gains(config: Config, test: _Scored, num_classes: int) -> Tensor:
     return class_accuracies(test.hits[config.mode], test.labels, num_classes) - plain
 
 
-def _save(
-    job: JobConfig,
-    data: ClassificationData,
-    predictor: WaffleClipPredictor,
-    sets: Sequence[Mapping[str, Sequence[str]]],
-    metrics: dict[str, float],
-    folder: Path,
-) -> None:
-    """Bundle with its probe set; an attempt that was killed is written over."""
-    probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test))))
-    reference = {"fingerprint": predictor.clip.fingerprint, "prompt_template": predictor.prompt_template}
-    save_trained(
-        folder / "bundle",
-        predictor,
-        probes,
-        config=job.as_dict(),
-        tensors=predictor.tensors,
-        method=job.method_name,
-        metrics=metrics,
-        data_name=data.name,
-        data_fingerprint=data.fingerprint,
-        files={
-            REFERENCE_FILE: json.dumps(reference).encode(),
-            PROMPTS_FILE: json.dumps(sets, ensure_ascii=False).encode(),
-        },
-    )
-
-
-def _log(config: Config, data: ClassificationData, run: Run, folder: Path, results: Mapping[str, Any]) -> None:
+def _log(config: Config, data: ClassificationData, run: Run, trained: Trained) -> None:
     """Curves, figures and the prompts, in the tracked run."""
     if not run.is_main or run.recorder is None:
         return
+    results = trained.results
     for row in results["history"]:
         run.log_metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
     accuracies = results["repetitions"]["test"]
@@ -281,4 +254,4 @@ def _log(config: Config, data: ClassificationData, run: Run, folder: Path, resul
     run.log_figure("class_gain.png", figure_class_gain(np.array(results["class_gains"]), data.classes, title))
     if config.compare:
         run.log_figure("modes.png", figure_modes(accuracies, f"{data.name}, {config.num_pairs} pairs"))
-    run.log_file(folder / "bundle" / PROMPTS_FILE)
+    run.log_file(trained.bundle / PROMPTS_FILE)
