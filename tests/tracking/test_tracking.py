@@ -38,7 +38,7 @@ from tenfold.tracking.runs import (
 from tenfold.types import Preprocessing, Task, TensorSchema
 
 mpl.use("Agg")
-PLATFORM = Path(__file__).parents[1] / "platform"
+PLATFORM = Path(__file__).parents[2] / "platform"
 PREDICTOR = '''
 """Mean colour times a weight, in a package that only PYTHONPATH knows."""
 from tenfold.bundle import load_bundle
