@@ -18,21 +18,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tenfold.catalog import METHODS, method
+from tenfold.catalog import METHODS
 from tenfold.config import ConfigError, job_from_dict
 from tenfold.data.catalog import DATA
 from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
-
-_DATA_DEFAULTS = {
-    "handwriting": "handwriting",
-    "files": "coco",
-    "classification_files": "food101",
-    "localisation_files": "cub_localisation",
-} | {
-    name: name
-    for name in ("mnist", "lorenz", "nbody", "molecules", "qm9", "photographs", "phantoms", "slices", "pairs", "table")
-}
-"""Group of defaults to a data set whose settings they are."""
+from tenfold.models.catalog import NETWORKS
 
 
 def compose_job(overrides: Sequence[str] = ()) -> JobConfig:
@@ -85,18 +75,12 @@ def _store_defaults() -> None:
     store = ConfigStore.instance()
     store.store(group="run", name="defaults", node=_defaults(RunConfig))
     store.store(group="scale", name="scale_defaults", node=_defaults(ScaleConfig))
-    for name, of_method in (
-        ("model", "large_loss"),
-        ("clip", "waffleclip"),
-        ("regressor", "posterior_annealing"),
-        ("digit_cnn", "gradient_uncertainty"),
-    ):
-        store.store(group="model", name=f"{name}_defaults", node=_defaults(method(of_method).model_class()))
-    for name, entry in METHODS.items():
-        defaults = {"name": name, **_defaults(entry.config_class())}
-        store.store(group="method", name=f"{name}_defaults", node=defaults)
-    for name, of_data in _DATA_DEFAULTS.items():
-        store.store(group="data", name=f"{name}_defaults", node=_defaults(DATA[of_data].config_class()))
+    for name, network in NETWORKS.items():
+        store.store(group="model", name=f"{name}_defaults", node=_defaults(network.config_class()))
+    for group, table in (("method", METHODS), ("data", DATA)):
+        for name, entry in table.items():
+            defaults = {"name": name} | _defaults(entry.config_class()) | {"name": name}
+            store.store(group=group, name=f"{name}_defaults", node=defaults)
 
 
 def _defaults(cls: type) -> dict[str, Any]:

@@ -55,12 +55,8 @@ def test_every_data_set_composes(name):
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_network_composes(name):
     file = yaml.safe_load((CONF / f"model/{name}.yaml").read_text())
-    method = {
-        "model_defaults": "large_loss",
-        "clip_defaults": "waffleclip",
-        "regressor_defaults": "posterior_annealing",
-        "digit_cnn_defaults": "gradient_uncertainty",
-    }[file["defaults"][0]]
+    network = file["defaults"][0].removesuffix("_defaults")
+    method = next(method for method, entry in METHODS.items() if entry.network == network)
     job = compose_job([f"method={method}", f"model={name}"])
     assert type(job.model) is METHODS[method].model_class()
     for key, value in file.items():

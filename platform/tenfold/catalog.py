@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tenfold.bundle import Bundle, load_bundle
-from tenfold.data.catalog import load_name
+from tenfold.models.catalog import NETWORKS
 from tenfold.types import Predictor, Task
 
 
@@ -18,8 +18,8 @@ class Method:
     room: str
     extends: str | None = None
     """The method whose room this one may import, because it builds on it; None: no other."""
-    model: str = "tenfold.models.image_classifier:ModelConfig"
-    """``module:class`` of the settings of the networks that it takes: a job's group ``model``."""
+    network: str = "image_classifier"
+    """The family of networks that it takes, by its name in ``NETWORKS``: a job's group ``model``."""
 
     def config_class(self) -> type:
         """The method's ``Config``; its module imports no network, so that looking at settings is quick."""
@@ -27,7 +27,7 @@ class Method:
 
     def model_class(self) -> type:
         """The settings class of the job's network."""
-        return load_name(self.model)
+        return NETWORKS[self.network].config_class()
 
     def recipe(self) -> ModuleType:
         """Module with ``train(job, run)`` and ``evaluate(predictor, data, run)``."""
@@ -38,23 +38,22 @@ class Method:
         return import_module(f"{self.room}.predictor")
 
 
-_CLIP = "tenfold.models.clip:ClipConfig"
 METHODS: dict[str, Method] = {
     "boostlu": Method(task=Task.MULTI_LABEL, room="tenfold.methods.boostlu", extends="large_loss"),
     "calm": Method(task=Task.CLASSIFICATION, room="tenfold.methods.calm"),
-    "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", model=_CLIP),
+    "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", network="clip"),
     "gradient_uncertainty": Method(
         task=Task.CLASSIFICATION,
         room="tenfold.methods.gradient_uncertainty",
-        model="tenfold.models.digit_cnn:DigitCnnConfig",
+        network="digit_cnn",
     ),
     "large_loss": Method(task=Task.MULTI_LABEL, room="tenfold.methods.large_loss"),
     "posterior_annealing": Method(
         task=Task.REGRESSION,
         room="tenfold.methods.posterior_annealing",
-        model="tenfold.models.regressors.build:RegressorConfig",
+        network="regressor",
     ),
-    "waffleclip": Method(task=Task.CLASSIFICATION, room="tenfold.methods.waffleclip", model=_CLIP),
+    "waffleclip": Method(task=Task.CLASSIFICATION, room="tenfold.methods.waffleclip", network="clip"),
 }
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from importlib import import_module
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -207,3 +208,9 @@ class ExplainingPredictor(Predictor, Protocol):
             ValueError: A label that is no class.
         """
         ...
+
+
+def load_name(name: str) -> Any:
+    """The object at ``module:name``; only ever called with names of the tables of this project."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

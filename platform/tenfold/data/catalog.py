@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from tenfold.data.classification import ClassificationData
@@ -10,7 +9,7 @@ from tenfold.data.localisation import LocalisationData
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.data.regression import RegressionData
 from tenfold.data.uncertainty import UncertaintyData
-from tenfold.types import Preprocessing
+from tenfold.types import Preprocessing, load_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +176,3 @@ def _reader(config: Any, kind: str, lack: str) -> str:
         usable = ", ".join(name for name, data in DATA.items() if getattr(data, kind))
         raise ValueError(f"data {config.name!r} has {lack}; those that have: {usable}")
     return reader
-
-
-def load_name(name: str) -> Any:
-    """The object at ``module:name``; only ever called with names of the tables of this project."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
