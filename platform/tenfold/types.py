@@ -214,3 +214,19 @@ def load_name(name: str) -> Any:
     """The object at ``module:name``; only ever called with names of the tables of this project."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def check_label_range(labels: np.ndarray | Tensor, num_classes: int, name: str = "labels") -> None:
+    """Refuse labels that are no class.
+
+    Args:
+        labels: Whole numbers, at least one, of any shape.
+        num_classes: K.
+        name: What the message calls them.
+
+    Raises:
+        ValueError: A label outside 0..K - 1.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name} must lie in 0..{num_classes - 1}, got {low}..{high}")

@@ -235,14 +235,14 @@ def test_prototypes_refuse_rows_that_are_not_unit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, "between 1 and the 3 classes, got 0"),
-        ({"k": 4}, "between 1 and the 3 classes, got 4"),
-        ({"labels": torch.tensor([0])}, r"got \(2, 3\) and \(1,\)"),
-        ({"scores": torch.zeros(3)}, r"scores must be \(B, C\)"),
-        ({"scores": torch.zeros(0, 3), "labels": torch.zeros(0).long()}, "B >= 1"),
-        ({"labels": torch.tensor([0, 3])}, "from 0 to 2, got torch.int64 between 0 and 3"),
-        ({"labels": torch.tensor([-1, 0])}, "between -1 and 0"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "whole numbers"),
+        ({"k": 0}, r"k must lie in 1\.\.3, the number of classes, got 0"),
+        ({"k": 4}, "got 4"),
+        ({"labels": torch.tensor([0])}, r"labels must be integer \(2,\), got torch.int64 \(1,\)"),
+        ({"scores": torch.zeros(3)}, r"scores must be floating and \(N, C\)"),
+        ({"scores": torch.zeros(0, 3), "labels": torch.zeros(0).long()}, "not empty"),
+        ({"labels": torch.tensor([0, 3])}, r"labels must lie in 0\.\.2, got 0\.\.3"),
+        ({"labels": torch.tensor([-1, 0])}, r"got -1\.\.0"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "labels must be integer"),
         ({"scores": torch.full((2, 3), torch.nan)}, "got NaN"),
     ],
 )

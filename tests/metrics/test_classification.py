@@ -35,8 +35,8 @@ def test_as_scikit_learn_says():
     [
         (LOGITS, torch.tensor([0, 1]), r"labels \(N,\)"),
         (LOGITS[:0], torch.zeros(0, dtype=torch.int64), "N at least 1"),
-        (LOGITS, torch.tensor([0, 1, 2, 3]), r"0\.\.2, got 0 to 3"),
-        (LOGITS, torch.tensor([0, -1, 2, 0]), r"got -1 to 2"),
+        (LOGITS, torch.tensor([0, 1, 2, 3]), r"0\.\.2, got 0\.\.3"),
+        (LOGITS, torch.tensor([0, -1, 2, 0]), r"got -1\.\.2"),
     ],
 )
 def test_refusals(logits, labels, message):

@@ -147,7 +147,7 @@ def test_impossible_labels_cost_a_finite_loss():
     ("probs", "labels", "message"),
     [
         (torch.ones(2, 2), torch.tensor([0]), r"probs must be \(N, C\)"),
-        (torch.ones(1, 2), torch.tensor([2]), r"0\.\.1, got 2 to 2"),
+        (torch.ones(1, 2), torch.tensor([2]), r"0\.\.1, got 2\.\.2"),
     ],
 )
 def test_labels_that_are_refused(probs, labels, message):

@@ -33,7 +33,8 @@ from torch.nn import functional
 from tenfold.engine.storage import Storage
 from tenfold.methods.waffleclip.concepts import concept_prefix
 from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets, distinct_prompts
-from tenfold.methods.waffleclip.scoring import prototypes, topk_accuracy
+from tenfold.methods.waffleclip.scoring import prototypes
+from tenfold.metrics.classification import topk_accuracy
 from tenfold.pretraining.tiny.captions import common_words
 
 SIZE = 24

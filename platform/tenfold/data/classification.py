@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tenfold.types import ImageSource
+from tenfold.types import ImageSource, check_label_range
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -77,7 +77,7 @@ class ClassificationData:
                 f"{self.name} needs a prompt name for each of {len(self.classes)} classes, got {len(self.prompt_names)}"
             )
         for part, split in self.splits().items():
-            self._check(part, split)
+            check_part(self.name, part, split.labels, self.classes)
 
     def splits(self) -> Mapping[Split, ClassificationSplit]:
         """The parts that are there, by name."""
@@ -95,20 +95,6 @@ class ClassificationData:
             raise ValueError(f"{self.name} has no {part} part here; it has {', '.join(there)}")
         return there[part]
 
-    def _check(self, part: Split, split: ClassificationSplit) -> None:
-        if not len(split):
-            raise ValueError(f"{self.name}: the {part} part holds no picture")
-        low, high = split.labels.min(), split.labels.max()
-        if low < 0 or high >= len(self.classes):
-            raise ValueError(f"{self.name}: {part} labels must lie in 0..{len(self.classes) - 1}, got {low}..{high}")
-        counts = np.bincount(split.labels, minlength=len(self.classes))
-        if part == "train" and not counts.all():
-            absent = [self.classes[label] for label in np.flatnonzero(counts == 0)]
-            raise ValueError(
-                f"{self.name}: {len(absent)} of {len(self.classes)} classes have no training picture, "
-                f"first: {absent[0]!r}"
-            )
-
 
 def check_splits(splits: Sequence[str]) -> tuple[Split, ...]:
     """The parts asked for, in the order train, val, test.
@@ -120,3 +106,26 @@ def check_splits(splits: Sequence[str]) -> tuple[Split, ...]:
     if unknown or not splits:
         raise ValueError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(splits) or 'none'}")
     return tuple(part for part in SPLITS if part in splits)
+
+
+def check_part(name: str, part: str, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse a part without images, with a label that is no class, or, for training, with a class that never occurs.
+
+    Args:
+        name: Of the data set, for the message.
+        part: ``train``, ``val`` or ``test``.
+        labels: int64 ``(N,)``.
+        classes: K names.
+
+    Raises:
+        ValueError: As above.
+    """
+    if not len(labels):
+        raise ValueError(f"{name}: the {part} part holds no picture")
+    check_label_range(labels, len(classes), f"{name}: {part} labels")
+    counts = np.bincount(labels, minlength=len(classes))
+    if part == "train" and not counts.all():
+        absent = [classes[label] for label in np.flatnonzero(counts == 0).tolist()]
+        raise ValueError(
+            f"{name}: {len(absent)} of {len(classes)} classes have no training picture, first: {absent[0]!r}"
+        )

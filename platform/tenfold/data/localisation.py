@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tenfold.data.classification import Split
+from tenfold.data.classification import Split, check_part
 from tenfold.types import ImageSource
 
 IGNORED = 255
@@ -181,7 +181,7 @@ class LocalisationData:
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"{self.name} names the class {twice!r} twice")
         for part, split in self.splits().items():
-            self._check_labels(part, split)
+            check_part(self.name, part, split.labels, self.classes)
         for part, split in (("val", self.val), ("test", self.test)):
             self._check_truth(part, split)
         if self.superclasses is not None:
@@ -191,20 +191,6 @@ class LocalisationData:
     def splits(self) -> Mapping[Split, LocalisationSplit]:
         """The three parts by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
-
-    def _check_labels(self, part: str, split: LocalisationSplit) -> None:
-        if not len(split):
-            raise ValueError(f"{self.name}: the {part} part holds no picture")
-        low, high = split.labels.min(), split.labels.max()
-        if low < 0 or high >= len(self.classes):
-            raise ValueError(f"{self.name}: {part} labels must lie in 0..{len(self.classes) - 1}, got {low}..{high}")
-        counts = np.bincount(split.labels, minlength=len(self.classes))
-        if part == "train" and not counts.all():
-            absent = [self.classes[label] for label in np.flatnonzero(counts == 0)]
-            raise ValueError(
-                f"{self.name}: {len(absent)} of {len(self.classes)} classes have no training picture, "
-                f"first: {absent[0]!r}"
-            )
 
     def _check_truth(self, part: str, split: LocalisationSplit) -> None:
         if split.boxes is None and split.masks is None:

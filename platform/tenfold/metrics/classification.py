@@ -2,8 +2,11 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
+
+from tenfold.types import check_label_range
 
 TOP = 5
 
@@ -28,8 +31,7 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
             f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     num_classes = logits.shape[1]
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+    check_label_range(labels, num_classes)
 
     def accuracy(average: Literal["micro", "none"], top: int = 1) -> Tensor:
         return 100 * multiclass_accuracy(logits, labels, num_classes, average=average, top_k=top)
@@ -39,3 +41,39 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
     if num_classes > TOP:
         metrics[f"{prefix}/top5"] = float(accuracy("micro", TOP))
     return metrics
+
+
+def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
+    """Percent of images whose class is among the k highest scores; of equal scores the lower class index comes first.
+
+    Args:
+        scores: Floating ``(N, C)``, logits or similarities.
+        labels: Whole numbers ``(N,)`` in 0..C - 1.
+        k: From 1 to C.
+
+    Raises:
+        ValueError: Shapes or dtypes that don't fit, no image, a score that is NaN, or k or a label out of range.
+    """
+    check_scored(scores, labels)
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k must lie in 1..{scores.shape[1]}, the number of classes, got {k}")
+    if scores.isnan().any():
+        raise ValueError("scores must be numbers, got NaN: check the embeddings")
+    labels = labels.long().unsqueeze(1)
+    own = scores.gather(1, labels)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < labels
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+    return 100 * int((rank < k).sum()) / len(rank)
+
+
+def check_scored(scores: Tensor, labels: Tensor) -> None:
+    """Refuse scores and labels that are not of the same images.
+
+    Raises:
+        ValueError: Not floating ``(N, C)`` and whole numbers ``(N,)`` in 0..C - 1, N and C at least 1.
+    """
+    if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
+        raise ValueError(f"scores must be floating and (N, C), not empty, got {scores.dtype} {tuple(scores.shape)}")
+    if labels.shape != scores.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integer ({len(scores)},), got {labels.dtype} {tuple(labels.shape)}")
+    check_label_range(labels, scores.shape[1])

@@ -12,6 +12,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from tenfold.types import check_label_range
+
 CALIBRATION_BINS = 15
 SCORES = ("predictive_entropy", "mutual_information", "variation_ratio")
 """The fields of ``PredictiveUncertainty`` that order inputs by how little is known of them."""
@@ -184,5 +186,4 @@ def _check_labelled(probs: Tensor, labels: Tensor) -> None:
             f"probs must be (N, C) and labels (N,) with N at least 1, "
             f"got {tuple(probs.shape)} and {tuple(labels.shape)}"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= probs.shape[1]:
-        raise ValueError(f"labels must lie in 0..{probs.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
+    check_label_range(labels, probs.shape[1])

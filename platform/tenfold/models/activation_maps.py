@@ -8,6 +8,8 @@ Shapes: B pictures, D channels, K classes, maps of H x W places.
 import torch
 from torch import Tensor
 
+from tenfold.types import check_label_range
+
 
 def class_activation_maps(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A[n, k, i, j] = sum over d of weight[k, d] features[n, d, i, j], plus bias[k].
@@ -68,11 +70,8 @@ def check_class_labels(labels: Tensor, batch: int, num_classes: int) -> None:
     """
     if labels.dtype != torch.int64 or labels.shape != (batch,):
         raise ValueError(f"labels must be int64 ({batch},), one for each picture, got {labels.dtype} {_shape(labels)}")
-    if not batch:
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, the model's classes; got {low}..{high}")
+    if batch:
+        check_label_range(labels, num_classes)
 
 
 def _matrix(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

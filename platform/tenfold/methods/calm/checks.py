@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tenfold.types import check_label_range
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -28,8 +30,7 @@ def check_labels(labels: Tensor, num_images: int, num_classes: int, name: str = 
         ValueError: Not int64 ``(B,)``, or outside 0..C - 1.
     """
     check_label_shape(labels, num_images, name)
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"{name} must lie in 0..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+    check_label_range(labels, num_classes, name)
 
 
 def check_label_shape(labels: Tensor, num_images: int, name: str = "labels") -> None:

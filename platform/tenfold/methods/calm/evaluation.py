@@ -19,7 +19,7 @@ from tenfold.methods.calm.sources import Source, View, view
 from tenfold.metrics.localisation.erasure import random_erase_masks, topk_erase_masks
 from tenfold.metrics.localisation.maps import resize_score_map
 from tenfold.models.image_classifier import ImageClassifier
-from tenfold.types import Batch
+from tenfold.types import Batch, check_label_range
 
 PIXELS_AT_ONCE = 1 << 20
 """Bounds the pictures of a batch: 256 of 64 pixels' side, 20 of 224."""
@@ -163,10 +163,7 @@ def _check_classes(labels: np.ndarray, model: ImageClassifier) -> None:
     num_classes = calm_head(model).conv_last.out_channels
     if not len(labels):
         raise ValueError("there is no picture to measure maps on")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, the model's classes; got {labels.min()}..{labels.max()}"
-        )
+    check_label_range(labels, num_classes)
 
 
 def _seed(seed: int, number: int) -> int:

@@ -6,13 +6,14 @@ A few real pictures of each class adapt a text-to-image diffusion model by LoRA 
 training set (generate); CLIP, adapted by LoRA on the drawn and the real pictures together, classifies (classify).
 """
 
-from tenfold.methods.datadream.accuracy import per_class_accuracy, topk_accuracy
+from tenfold.methods.datadream.accuracy import per_class_accuracy
 from tenfold.methods.datadream.losses import clip_logits, real_synth_cross_entropy, text_prototypes
 from tenfold.methods.datadream.mixing import cutmix, mix_by_domain, mixup
 from tenfold.methods.datadream.noise import add_noise, ddim_step, diffusion_loss, guided, velocity
 from tenfold.methods.datadream.prompts import class_prompts, generation_prompts, shard_range
 from tenfold.methods.datadream.schedules import diffusion_warmup_cosine, warmup_cosine
 from tenfold.methods.datadream.shots import natural_sort, pool_repeats, sample_k_shot
+from tenfold.metrics.classification import topk_accuracy
 from tenfold.models.lora import LoRALinear, LoRAMultiheadAttention, LoRAQKV
 
 __all__ = [

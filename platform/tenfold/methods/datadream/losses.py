@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tenfold.types import check_label_range
+
 
 def real_synth_cross_entropy(
     logits: Tensor, targets: Tensor, is_real: Tensor, real_weight: float, *, validate: bool = True
@@ -43,8 +45,8 @@ def real_synth_cross_entropy(
     else:
         if targets.shape != (batch,) or targets.dtype == torch.bool or targets.is_complex():
             raise ValueError(f"targets must be integer ({batch},), got {targets.dtype} {tuple(targets.shape)}")
-        if validate and ((targets < 0) | (targets >= num_classes)).any():
-            raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {targets.min()} to {targets.max()}")
+        if validate:
+            check_label_range(targets, num_classes)
         targets = targets.to(torch.int64)
     losses = functional.cross_entropy(logits, targets, reduction="none")  # (B,)
     sums, counts = [], []

@@ -11,8 +11,9 @@ language model is better asked once per data set, for the concept that its class
 from tenfold.methods.waffleclip.concepts import concept_prefix, concept_subset, parse_concept, parse_descriptors
 from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets
 from tenfold.methods.waffleclip.prompts import build_prompt, descriptor_phrase
-from tenfold.methods.waffleclip.scoring import class_scores, prototypes, summarise, topk_accuracy
+from tenfold.methods.waffleclip.scoring import class_scores, prototypes, summarise
 from tenfold.methods.waffleclip.vocabulary import DescriptorShape, build_vocabulary, character_pool, descriptor_shape
+from tenfold.metrics.classification import topk_accuracy
 
 __all__ = [
     "DescriptorShape",

@@ -76,35 +76,6 @@ def prototypes(prompt_embeddings: Tensor, prompt_counts: Sequence[int], aggregat
     return _prototypes(prompt_embeddings, counts, aggregate)
 
 
-def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Percent of images whose class is among the k highest scores; of equal scores the lower class index comes first.
-
-    Args:
-        scores: ``(B, C)``.
-        labels: Class indices, ``(B,)``.
-        k: From 1 to C.
-
-    Raises:
-        ValueError: If shapes do not fit, there are no images, a score is not a number, or k or a label is out of range.
-    """
-    if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
-        raise ValueError(
-            f"scores must be (B, C) and labels (B,) with B >= 1, got {tuple(scores.shape)} and {tuple(labels.shape)}"
-        )
-    num_classes = scores.shape[1]
-    if not 1 <= k <= num_classes:
-        raise ValueError(f"k must lie between 1 and the {num_classes} classes, got {k}")
-    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, got {_extremes(labels)}")
-    if scores.isnan().any():
-        raise ValueError("scores must be numbers, got NaN: check the embeddings")
-    labels = labels.long().unsqueeze(1)
-    own = scores.gather(1, labels)
-    earlier = torch.arange(num_classes, device=scores.device) < labels
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
-    return 100 * (rank < k).double().mean().item()
-
-
 def summarise(means: ArrayLike, stds: ArrayLike) -> NDArray[np.float64]:
     """Average over data sets, as the paper's tables give it: from numbers that were rounded to two decimals.
 
@@ -163,7 +134,3 @@ def _check_unit_rows(rows: Tensor, name: str) -> None:
             f"rows of {name} must be of unit length within {_UNIT_TOLERANCE}, row {worst} has "
             f"{float(lengths[worst]):.4g}: normalise in float32"
         )
-
-
-def _extremes(labels: Tensor) -> str:
-    return f"{labels.dtype} between {labels.min().item()} and {labels.max().item()}"
