@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tenfold.metrics.regression import calibration as module
 from tenfold.metrics.regression.calibration import (
+    calibration_bins,
     error_uncertainty_correlation,
     expected_normalized_calibration_error,
     quantile_calibration,
@@ -51,7 +52,7 @@ def test_uncertainty_calibration_error_matches_golden(options, name, tolerance):
 
 
 def test_bins_of_the_reference_match_golden():
-    bins = uncertainty_calibration_error(ERROR, VARIANCE, n_bins=BINS, include_min=False, return_bins=True)
+    bins = calibration_bins(ERROR, VARIANCE, n_bins=BINS, include_min=False)
     np.testing.assert_allclose(bins.error, GOLDEN["uce.reference.error_in_bin"], rtol=1e-5)
     np.testing.assert_allclose(bins.variance, GOLDEN["uce.reference.variance_in_bin"], rtol=1e-5)
     np.testing.assert_allclose(bins.proportion, GOLDEN["uce.reference.proportion"], atol=1e-5)
@@ -83,22 +84,22 @@ def test_quantile_calibration_matches_golden():
 def test_bins_by_hand():
     # Edges 0, 1, 2: closed at the right, so 1 is in the first; the first is closed at the left too.
     error, variance = torch.tensor([3.0, 1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 1.5, 2.0])
-    bins = uncertainty_calibration_error(error, variance, n_bins=2, return_bins=True)
+    bins = calibration_bins(error, variance, n_bins=2)
     assert bins.error.tolist() == [2, 3]
     assert bins.variance.tolist() == [0.5, 1.75]
     assert bins.proportion.tolist() == [0.5, 0.5]
     assert uncertainty_calibration_error(error, variance, n_bins=2) == pytest.approx((1.5 + 1.25) / 2)
-    left_out = uncertainty_calibration_error(error, variance, n_bins=2, include_min=False, return_bins=True)
+    left_out = calibration_bins(error, variance, n_bins=2, include_min=False)
     assert left_out.error.tolist() == [1, 3]
     assert left_out.proportion.tolist() == [0.25, 0.5]
 
 
 def test_empty_bins_have_no_mean():
     error, variance = torch.tensor([1.0, 2.0, 7.0]), torch.tensor([0.0, 0.1, 10.0])
-    bins = uncertainty_calibration_error(error, variance, n_bins=5, return_bins=True)
+    bins = calibration_bins(error, variance, n_bins=5)
     assert bins.error.tolist() == [1.5, 7]
     assert bins.proportion.tolist() == pytest.approx([2 / 3, 0, 0, 0, 1 / 3])
-    by_mass = uncertainty_calibration_error(error, variance, n_bins=5, strategy="mass", return_bins=True)
+    by_mass = calibration_bins(error, variance, n_bins=5, strategy="mass")
     assert by_mass.error.tolist() == [1, 2, 7]
     assert by_mass.proportion.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0])
 
@@ -107,10 +108,9 @@ def test_empty_bins_have_no_mean():
 @pytest.mark.parametrize("num", [1, 4])
 def test_equal_variances_are_one_bin(include_min, num):
     error, variance = torch.arange(1.0, num + 1), torch.full((num,), 0.25)
-    for calibration in (uncertainty_calibration_error, expected_normalized_calibration_error):
-        bins = calibration(error, variance, include_min=include_min, return_bins=True)
-        assert bins.proportion.tolist() == [1] + [0] * 14
-        assert bins.error.tolist() == [error.mean().item()]
+    bins = calibration_bins(error, variance, include_min=include_min)
+    assert bins.proportion.tolist() == [1] + [0] * 14
+    assert bins.error.tolist() == [error.mean().item()]
     assert uncertainty_calibration_error(error, variance, include_min=include_min) == pytest.approx(error.mean() - 0.25)
 
 
@@ -118,7 +118,7 @@ def test_equal_masses_are_those_of_array_split():
     error, variance = make_case(0, 107)
     order = np.argsort(variance, kind="stable")
     parts = np.array_split(order, 10)
-    bins = uncertainty_calibration_error(error, variance, n_bins=10, strategy="mass", return_bins=True)
+    bins = calibration_bins(error, variance, n_bins=10, strategy="mass")
     np.testing.assert_allclose(bins.error, [error[part].mean() for part in parts], rtol=1e-12)
     np.testing.assert_allclose(bins.variance, [variance[part].mean() for part in parts], rtol=1e-12)
     np.testing.assert_allclose(bins.proportion, [len(part) / 107 for part in parts], rtol=1e-12)
@@ -253,7 +253,7 @@ def test_streamed_is_exact_while_cells_are_single_numbers(options):
     calibration = streamed(error, variance, 37)
     assert calibration.exact
     assert calibration.count == len(error)
-    expected = uncertainty_calibration_error(error, variance, return_bins=True, **options)
+    expected = calibration_bins(error, variance, **options)
     actual = calibration.bins(**options)
     np.testing.assert_allclose(actual.proportion, expected.proportion, atol=1e-12)
     np.testing.assert_allclose(actual.error, expected.error, rtol=1e-9)
@@ -332,7 +332,7 @@ def test_equal_variances_are_shared_out_in_their_order(num_bins, dtype, monkeypa
     variance = torch.from_numpy(random.integers(0, 4, 1007) / 4).to(dtype)
     error = torch.from_numpy(random.random(1007))
     parts = np.array_split(np.argsort(variance.double().numpy(), kind="stable"), num_bins)
-    bins = uncertainty_calibration_error(error, variance, n_bins=num_bins, strategy="mass", return_bins=True)
+    bins = calibration_bins(error, variance, n_bins=num_bins, strategy="mass")
     np.testing.assert_allclose(bins.error, [error[part].mean() for part in parts], rtol=1e-12)
     np.testing.assert_allclose(bins.variance, [variance.double()[part].mean() for part in parts], rtol=1e-12)
 

@@ -16,7 +16,7 @@ from tenfold.figures.regression import (
     figure_error_scatter,
     figure_reliability,
 )
-from tenfold.metrics.regression.calibration import quantile_calibration, uncertainty_calibration_error
+from tenfold.metrics.regression.calibration import calibration_bins, quantile_calibration
 from tenfold.metrics.regression.convergence import first_at_most
 from tenfold.metrics.regression.image_quality import image_psnr, image_ssim
 from tenfold.metrics.regression.likelihoods import gaussian_nll
@@ -228,7 +228,7 @@ def test_figures_show_what_they_are_given():
     mean, std, target = golden_predictions()
     error = (mean - target).square()
     reliability = figure_reliability({"one": quantile_calibration(mean, std, target)})
-    diagram = figure_calibration({"one": uncertainty_calibration_error(error, std**2, return_bins=True)})
+    diagram = figure_calibration({"one": calibration_bins(error, std**2)})
     curves = figure_convergence({"one": [[3.0, 2.0, 1.0], [4.0, 2.0, 0.5]], "two": [[1.0]]}, threshold=1.5)
     scatter = figure_error_scatter(error, std**2)
     for figure in (reliability, diagram, curves, scatter):

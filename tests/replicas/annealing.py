@@ -30,6 +30,7 @@ from tenfold.methods.posterior_annealing.recipe import objective_loss
 from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.metrics.regression.calibration import (
+    calibration_bins,
     error_uncertainty_correlation,
     expected_normalized_calibration_error,
     quantile_calibration,
@@ -191,7 +192,7 @@ def _scores(
     if not has_std:
         return scores
     quantiles = quantile_calibration(mean, std, targets, nominal=nominal)
-    bins = uncertainty_calibration_error(squared_error, variance, n_bins=NUM_BINS, strategy="mass", return_bins=True)
+    bins = calibration_bins(squared_error, variance, n_bins=NUM_BINS, strategy="mass")
     return scores | {
         "nll": float(gaussian_nll(mean, variance.log(), targets)),
         "uce": uncertainty_calibration_error(squared_error, variance, n_bins=NUM_BINS),

@@ -13,6 +13,7 @@ from tenfold.methods.posterior_annealing.schedules import annealing_weight
 from tenfold.metrics.regression.calibration import (
     CalibrationBins,
     QuantileCalibration,
+    calibration_bins,
     error_uncertainty_correlation,
     expected_normalized_calibration_error,
     quantile_calibration,
@@ -41,6 +42,7 @@ __all__ = [
     "annealed_likelihood_loss",
     "annealed_likelihood_modes",
     "annealing_weight",
+    "calibration_bins",
     "error_uncertainty_correlation",
     "expected_normalized_calibration_error",
     "gaussian_crps",

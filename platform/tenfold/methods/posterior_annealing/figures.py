@@ -14,7 +14,7 @@ from tenfold.figures.regression import figure_calibration, figure_error_scatter,
 from tenfold.methods.posterior_annealing.evaluation import MAX_QUANTILES, Predictions
 from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
 from tenfold.methods.posterior_annealing.settings import Config
-from tenfold.metrics.regression.calibration import quantile_calibration, uncertainty_calibration_error
+from tenfold.metrics.regression.calibration import calibration_bins, quantile_calibration
 
 NUM_EXAMPLES = 4
 
@@ -32,7 +32,7 @@ def log_figures(
     mean, std, targets = predictions.flat
     step = -(-len(mean) // MAX_QUANTILES)
     squared_error, variance = (targets - mean).square(), std.square()
-    bins = uncertainty_calibration_error(squared_error, variance, n_bins=config.num_bins, return_bins=True)
+    bins = calibration_bins(squared_error, variance, n_bins=config.num_bins)
     run.log_figure("convergence.png", figure_history(history, ["train/loss", "val/mse", "val/nll"], title))
     curve = quantile_calibration(mean[::step], std[::step], targets[::step], nominal=predictor.nominal)
     run.log_figure("reliability.png", figure_reliability({config.objective: curve}, title))

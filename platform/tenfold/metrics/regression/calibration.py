@@ -8,7 +8,7 @@ All arithmetic is in float64, whatever comes in; tensors and numpy arrays of any
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args, overload
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -63,7 +63,6 @@ class QuantileCalibration(NamedTuple):
     """Area between the curve of the two, drawn in straight pieces, and the diagonal."""
 
 
-@overload
 def uncertainty_calibration_error(
     squared_error: Values,
     variance: Values,
@@ -71,27 +70,7 @@ def uncertainty_calibration_error(
     n_bins: int = 15,
     strategy: Strategy = "width",
     include_min: bool = True,
-    return_bins: Literal[False] = False,
-) -> float: ...
-@overload
-def uncertainty_calibration_error(
-    squared_error: Values,
-    variance: Values,
-    *,
-    n_bins: int = 15,
-    strategy: Strategy = "width",
-    include_min: bool = True,
-    return_bins: Literal[True],
-) -> CalibrationBins: ...
-def uncertainty_calibration_error(
-    squared_error: Values,
-    variance: Values,
-    *,
-    n_bins: int = 15,
-    strategy: Strategy = "width",
-    include_min: bool = True,
-    return_bins: bool = False,
-) -> float | CalibrationBins:
+) -> float:
     """sum_m |B_m| / N |mean of squared errors - mean of variances| over bins B_m of the variance.
 
     Args:
@@ -103,20 +82,18 @@ def uncertainty_calibration_error(
         include_min: Close the first bin at the left too. The authors' own code leaves the elements of smallest variance
             out of every bin, though N counts them: False does so. Without effect on ``mass``, and where all variances
             are equal: then one bin holds all.
-        return_bins: Return the bins instead; their ``calibration_error`` is the number.
 
     Returns:
-        The error in squared units of the target, or the bins.
+        The error in squared units of the target; ``calibration_bins`` gives the bins it is computed from.
 
     Raises:
         ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity, fewer than one bin, unknown
             strategy.
     """
     bins = calibration_bins(squared_error, variance, n_bins=n_bins, strategy=strategy, include_min=include_min)
-    return bins if return_bins else bins.calibration_error
+    return bins.calibration_error
 
 
-@overload
 def expected_normalized_calibration_error(
     squared_error: Values,
     variance: Values,
@@ -124,33 +101,13 @@ def expected_normalized_calibration_error(
     n_bins: int = 15,
     strategy: Strategy = "width",
     include_min: bool = True,
-    return_bins: Literal[False] = False,
-) -> float: ...
-@overload
-def expected_normalized_calibration_error(
-    squared_error: Values,
-    variance: Values,
-    *,
-    n_bins: int = 15,
-    strategy: Strategy = "width",
-    include_min: bool = True,
-    return_bins: Literal[True],
-) -> CalibrationBins: ...
-def expected_normalized_calibration_error(
-    squared_error: Values,
-    variance: Values,
-    *,
-    n_bins: int = 15,
-    strategy: Strategy = "width",
-    include_min: bool = True,
-    return_bins: bool = False,
-) -> float | CalibrationBins:
+) -> float:
     """Mean over the non-empty bins of |sqrt(mean variance) - sqrt(mean squared error)| / sqrt(mean variance).
 
     Arguments, bins and refusals are those of ``uncertainty_calibration_error``; the result has no unit.
     """
     bins = calibration_bins(squared_error, variance, n_bins=n_bins, strategy=strategy, include_min=include_min)
-    return bins if return_bins else bins.normalized_error
+    return bins.normalized_error
 
 
 def error_uncertainty_correlation(squared_error: Values, variance: Values, kind: CorrelationKind = "pearson") -> float:
@@ -222,7 +179,13 @@ def calibration_bins(
     strategy: Strategy = "width",
     include_min: bool = True,
 ) -> CalibrationBins:
-    """Group elements by their variance, as ``uncertainty_calibration_error`` says, which see."""
+    """Group elements by their predicted variance.
+
+    Arguments and refusals are those of ``uncertainty_calibration_error``.
+
+    Returns:
+        Means over the non-empty bins, and the share of all elements in every bin.
+    """
     check_binning(n_bins, strategy)
     errors, variances = checked_values(squared_error, variance)
     place_of = _mass_bins(variances, n_bins) if strategy == "mass" else _width_bins(variances, n_bins, include_min)
