@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tenfold.methods.gradient_uncertainty.ghost_norms import BatchGradients
-from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
 from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.models.digit_cnn import DigitCNN
 from tests.benchmarks import bench_members
 

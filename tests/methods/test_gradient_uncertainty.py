@@ -14,8 +14,8 @@ from torch.nn import functional
 import tenfold.methods.gradient_uncertainty as room
 from tenfold.methods.gradient_uncertainty import ghost_norms
 from tenfold.methods.gradient_uncertainty.ghost_norms import BatchGradients
-from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
 from tenfold.methods.gradient_uncertainty.per_example import flatten_examples, per_example_gradients
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.models.digit_cnn import DigitCNN
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")

@@ -15,8 +15,8 @@ from tenfold.config import ConfigError
 from tenfold.data.catalog import load_uncertainty
 from tenfold.engine.run import Interrupted, Outcome, PlainRun
 from tenfold.methods.gradient_uncertainty import figures, recipe
+from tenfold.methods.gradient_uncertainty.baselines import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
-from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.evaluation import member_probs
 from tenfold.methods.gradient_uncertainty.predictor import grey
 from tenfold.metrics.uncertainty import predictive_uncertainty

@@ -13,9 +13,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches, endless
-from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
+from tenfold.methods.gradient_uncertainty.members import posterior_predictive, stack_members
 from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
-from tenfold.methods.gradient_uncertainty.predict import posterior_predictive, stack_members
 from tenfold.methods.gradient_uncertainty.sampler import GradientUncertaintySampler, SamplerConfig
 from tenfold.methods.gradient_uncertainty.steps import (
     draw_noise,
@@ -23,6 +22,7 @@ from tenfold.methods.gradient_uncertainty.steps import (
     potential_gradient_variance,
     triggered_langevin_step,
 )
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.metrics.uncertainty import predictive_uncertainty
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.nn import functional
 
-from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
 from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
 from tenfold.methods.gradient_uncertainty.steps import (
     draw_noise,
@@ -37,6 +36,7 @@ from tenfold.methods.gradient_uncertainty.toy_chain import (
     share_below,
     triggered_chain,
 )
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.models.digit_cnn import DigitCNN
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")

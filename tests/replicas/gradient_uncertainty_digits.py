@@ -29,9 +29,9 @@ from torch.nn import functional
 from tenfold.data.embedded.handwriting.fonts import CHARACTERS, glyphs
 from tenfold.data.embedded.handwriting.vocabulary import LETTERS
 from tenfold.figures.uncertainty import figure_reliability, figure_scores
+from tenfold.methods.gradient_uncertainty.baselines import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches, endless
-from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
-from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
+from tenfold.methods.gradient_uncertainty.members import posterior_predictive
 from tenfold.methods.gradient_uncertainty.sampler import (
     GradientUncertaintySampler,
     PosteriorSamples,

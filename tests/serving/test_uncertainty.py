@@ -8,7 +8,7 @@ import torch
 
 from serve import v2
 from tenfold.bundle import save_trained
-from tenfold.methods.gradient_uncertainty.predict import stack_members
+from tenfold.methods.gradient_uncertainty.members import stack_members
 from tenfold.methods.gradient_uncertainty.predictor import MEMBER, THRESHOLD, predictor_of
 from tenfold.methods.gradient_uncertainty.settings import Config
 from tenfold.models.digit_cnn import DigitCnnConfig, build_digit_cnn

@@ -6,9 +6,8 @@ Where the gradients of a minibatch's examples cancel, gradient descent has arriv
 and kick them on to the next. The members that are kept disagree about what the data do not tell.
 """
 
-from tenfold.methods.gradient_uncertainty.measure import GradientUncertainty, gradient_uncertainty
+from tenfold.methods.gradient_uncertainty.members import posterior_predictive
 from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
-from tenfold.methods.gradient_uncertainty.predict import posterior_predictive
 from tenfold.methods.gradient_uncertainty.sampler import GradientUncertaintySampler, PosteriorSamples, SamplerConfig
 from tenfold.methods.gradient_uncertainty.steps import (
     langevin_step,
@@ -17,6 +16,7 @@ from tenfold.methods.gradient_uncertainty.steps import (
 )
 from tenfold.methods.gradient_uncertainty.theory import stationary_variance
 from tenfold.methods.gradient_uncertainty.toy import toy_potential
+from tenfold.methods.gradient_uncertainty.uncertainty import GradientUncertainty, gradient_uncertainty
 from tenfold.metrics.uncertainty import PredictiveUncertainty, predictive_uncertainty
 from tenfold.models.digit_cnn import DigitCNN
 

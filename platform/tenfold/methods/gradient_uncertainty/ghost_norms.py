@@ -16,7 +16,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 from torch.nn import functional
 
-from tenfold.methods.gradient_uncertainty.measure import GradientUncertainty, uncertainty_from_sums
 from tenfold.methods.gradient_uncertainty.per_example import (
     Loss,
     check_independent,
@@ -24,6 +23,7 @@ from tenfold.methods.gradient_uncertainty.per_example import (
     gradients_of,
     trained_names,
 )
+from tenfold.methods.gradient_uncertainty.uncertainty import GradientUncertainty, uncertainty_from_sums
 
 CHUNK_BYTES = 8 * 2**20
 """Largest intermediate of a layer; more examples than fit are taken in turn."""

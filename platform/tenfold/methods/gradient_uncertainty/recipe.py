@@ -24,11 +24,11 @@ from tenfold.engine.run import Interrupted, Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.files import write_atomically
+from tenfold.methods.gradient_uncertainty.baselines import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.batches import ShuffledBatches
-from tenfold.methods.gradient_uncertainty.chains import SghmcChain, SwagChain, laplace_members
 from tenfold.methods.gradient_uncertainty.evaluation import measure, member_probs
 from tenfold.methods.gradient_uncertainty.figures import log_figures
-from tenfold.methods.gradient_uncertainty.predict import stack_members
+from tenfold.methods.gradient_uncertainty.members import stack_members
 from tenfold.methods.gradient_uncertainty.predictor import (
     MEMBER,
     THRESHOLD,

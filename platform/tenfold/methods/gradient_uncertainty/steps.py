@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tenfold.methods.gradient_uncertainty.measure import Tree, check_batch, leaves
+from tenfold.methods.gradient_uncertainty.uncertainty import Tree, check_batch, leaves
 
 Params = Tensor | dict[str, Tensor]
 

@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tenfold.methods.gradient_uncertainty.measure import gradient_uncertainty
 from tenfold.methods.gradient_uncertainty.steps import draw_noise, langevin_step, triggered_langevin_step
 from tenfold.methods.gradient_uncertainty.toy import GridPosterior, toy_gradients
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 
 
 class ToyChain(NamedTuple):
