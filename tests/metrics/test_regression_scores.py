@@ -12,12 +12,10 @@ from torch.autograd import gradcheck
 
 from tenfold.figures.regression import (
     figure_calibration,
-    figure_convergence,
     figure_error_scatter,
     figure_reliability,
 )
 from tenfold.metrics.regression.calibration import calibration_bins, quantile_calibration
-from tenfold.metrics.regression.convergence import first_at_most
 from tenfold.metrics.regression.image_quality import image_psnr, image_ssim
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.moments import predictive_moments
@@ -218,26 +216,16 @@ def test_moments_refuse(means, variances, message):
         predictive_moments(means, variances)
 
 
-def test_first_value_at_most():
-    assert first_at_most([0.5, 0.2, 0.3, 0.1], 0.25) == 2
-    assert first_at_most([0.5], 0.5) == 1
-    assert first_at_most([0.5, 0.4], 0.1) is None
-
-
 def test_figures_show_what_they_are_given():
     mean, std, target = golden_predictions()
     error = (mean - target).square()
     reliability = figure_reliability({"one": quantile_calibration(mean, std, target)})
     diagram = figure_calibration({"one": calibration_bins(error, std**2)})
-    curves = figure_convergence({"one": [[3.0, 2.0, 1.0], [4.0, 2.0, 0.5]], "two": [[1.0]]}, threshold=1.5)
     scatter = figure_error_scatter(error, std**2)
-    for figure in (reliability, diagram, curves, scatter):
+    for figure in (reliability, diagram, scatter):
         assert isinstance(figure, Figure)
         figure.canvas.draw()
     assert "MACE 0.014" in reliability.axes[0].get_legend().get_texts()[0].get_text()
-    assert curves.axes[0].lines[0].get_ydata().tolist() == [3.5, 2, 0.75]
     assert len(scatter.axes[0].collections[0].get_offsets()) == 400
     with pytest.raises(ValueError, match="at least one thing to draw"):
         figure_reliability({})
-    with pytest.raises(ValueError, match="as many epochs, got \\[1, 2\\]"):
-        figure_convergence({"one": [[1.0], [1.0, 2.0]]})

@@ -36,7 +36,6 @@ from tenfold.metrics.regression.calibration import (
     quantile_calibration,
     uncertainty_calibration_error,
 )
-from tenfold.metrics.regression.convergence import first_at_most
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
 from tenfold.metrics.regression.scores import gaussian_crps, sharpness
@@ -182,6 +181,11 @@ def _predict(predictor: RegressionEnsemble, examples: Examples) -> tuple[Tensor,
     """Mean and std, float64, like the targets."""
     answers = predictor({f"input {index}": each for index, each in enumerate(examples.inputs)})
     return answers["mean"].double(), answers["std"].expand_as(examples.targets).double()
+
+
+def first_at_most(values: Sequence[float], threshold: float) -> int | None:
+    """Number, from 1, of the first value that is at most the threshold; None if there is none."""
+    return next((number for number, value in enumerate(values, 1) if value <= threshold), None)
 
 
 def _scores(

@@ -1,6 +1,6 @@
 """Pictures of how well predicted uncertainties fit the errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,38 +52,6 @@ def figure_calibration(bins: Mapping[str, CalibrationBins], title: str = "Uncert
         panel.scatter(variance, error, s=10 + 200 * share, color=line.get_color(), alpha=0.6, linewidths=0)
     end = max(float(each.variance.max()) for each in bins.values())
     panel.plot([0, end], [0, end], color="0.6", linestyle="--", linewidth=1)
-    panel.legend(fontsize=8)
-    return figure
-
-
-def figure_convergence(
-    histories: Mapping[str, Sequence[Sequence[float]]],
-    threshold: float | None = None,
-    title: str = "Convergence",
-    label: str = "validation MSE",
-) -> Figure:
-    """Validation error over epochs: the median over seeds, and a band from the smallest to the largest.
-
-    Args:
-        histories: For each name one list of errors, an epoch each, for every seed, all of one length.
-        threshold: Drawn as a line: the error whose epoch is compared.
-        title, label: Above the panel and at its vertical axis, which is logarithmic.
-
-    Raises:
-        ValueError: No history, or seeds of unlike lengths.
-    """
-    _check_any(histories)
-    figure, panel = _panel("epoch", label, title)
-    for name, runs in histories.items():
-        if len({len(run) for run in runs}) != 1:
-            raise ValueError(f"{name} must have at least one seed, all with as many epochs, got {[*map(len, runs)]}")
-        values = np.asarray(runs, dtype=np.float64)
-        epochs = np.arange(1, values.shape[1] + 1)
-        line = panel.plot(epochs, np.median(values, axis=0), label=name)[0]
-        panel.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
-    if threshold is not None:
-        panel.axhline(threshold, color="0.6", linestyle="--", linewidth=1)
-    panel.set_yscale("log")
     panel.legend(fontsize=8)
     return figure
 
