@@ -22,22 +22,19 @@ from tenfold.methods.gradient_uncertainty.steps import (
     triggered_langevin_step,
 )
 from tenfold.methods.gradient_uncertainty.theory import stationary_variance
-from tenfold.methods.gradient_uncertainty.toy import (
-    PRIOR_VARIANCES,
-    toy_data,
-    toy_gradients,
-    toy_grid_posterior,
-    toy_potential,
-)
-from tenfold.methods.gradient_uncertainty.toy_chain import (
+from tenfold.methods.gradient_uncertainty.toy import PRIOR_VARIANCES, toy_potential
+from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
+from tenfold.models.digit_cnn import DigitCNN
+from tests.replicas.gradient_uncertainty_toy import (
     figure_toy,
     langevin_chain,
     mode_switches,
     share_below,
+    toy_data,
+    toy_gradients,
+    toy_grid_posterior,
     triggered_chain,
 )
-from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
-from tenfold.models.digit_cnn import DigitCNN
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")
 META = json.loads(str(GOLDEN["meta"]))
