@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.limits import RefusedError
+from serve.limits import RefusedError, invalid
 from serve.settings import ServeSettings
 
 EXPLAIN = "explain"
@@ -44,9 +44,11 @@ def read_explain(parameters: Mapping[str, Any], is_named: bool, num_images: int)
     if wanted is None:
         wanted = is_named
     elif not isinstance(wanted, bool):
-        raise invalid(f"{EXPLAIN!r} must be true or false, got {_shown(wanted)}")
+        raise invalid(f"{EXPLAIN!r} must be true or false, got {_shown(wanted)}", "explain")
     elif is_named and not wanted:
-        raise invalid(f"{EXPLAIN!r} is false, but the outputs {ATTRIBUTIONS!r} or {EXPLAINED!r} are asked for")
+        raise invalid(
+            f"{EXPLAIN!r} is false, but the outputs {ATTRIBUTIONS!r} or {EXPLAINED!r} are asked for", "explain"
+        )
     return choose(wanted, parameters.get(EXPLAIN_CLASS), num_images)
 
 
@@ -59,16 +61,18 @@ def choose(wanted: bool, classes: Any, num_images: int) -> Explain | None:
     if classes is None:
         return Explain() if wanted else None
     if not wanted:
-        raise invalid(f"{EXPLAIN_CLASS!r} says which class to explain, so {EXPLAIN!r} must be true with it")
+        raise invalid(f"{EXPLAIN_CLASS!r} says which class to explain, so {EXPLAIN!r} must be true with it", "explain")
     each = classes if isinstance(classes, list) else [classes]
     if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in each):
         raise invalid(
             f"{EXPLAIN_CLASS!r} must be a class name or an index, or a list with one for each picture, "
-            f"got {_shown(classes)}"
+            f"got {_shown(classes)}",
+            "explain",
         )
     if len(each) not in (1, num_images):
         raise invalid(
-            f"{EXPLAIN_CLASS!r} must hold one class, or one for each of the pictures ({num_images}), got {len(each)}"
+            f"{EXPLAIN_CLASS!r} must hold one class, or one for each of the pictures ({num_images}), got {len(each)}",
+            "explain",
         )
     return Explain(tuple(each))
 
@@ -131,10 +135,6 @@ class ClassIndex:
                 f"model {self._model} has no class {_shown(given)} to explain; its classes are 0 to {num_classes - 1}"
             )
         return column
-
-
-def invalid(message: str) -> RefusedError:
-    return RefusedError(422, message, "explain")
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,11 @@ class RefusedError(Exception):
         self.headers = dict(headers or {})
 
 
+def invalid(message: str, reason: str = "tensor") -> RefusedError:
+    """A refusal (422) of content that the model does not take."""
+    return RefusedError(422, message, reason)
+
+
 def too_large(limit: int) -> RefusedError:
     return RefusedError(413, f"the request body may have at most {limit} bytes", "body_size")
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from serve.contract import Answer
-from serve.explanation import ATTRIBUTIONS, EXPLAIN, EXPLAIN_CLASS, EXPLAINED, Explain, choose, invalid
+from serve.explanation import ATTRIBUTIONS, EXPLAIN, EXPLAIN_CLASS, EXPLAINED, Explain, choose
+from serve.limits import invalid
 from tenfold.figures.overlays import overlay
 
 OVERLAY = "overlay"
@@ -38,7 +39,7 @@ def read_asked(given: Mapping[str, Any]) -> Asked:
     value = given.get(EXPLAIN)
     word = _WORDS.get(value.lower()) if isinstance(value, str) else value
     if value is not None and not isinstance(word, bool) and word != OVERLAY:
-        raise invalid(f"{EXPLAIN!r} must be true, false or {OVERLAY}, got {repr(value)[:80]}")
+        raise invalid(f"{EXPLAIN!r} must be true, false or {OVERLAY}, got {repr(value)[:80]}", "explain")
     return Asked(word, given.get(EXPLAIN_CLASS))
 
 
@@ -49,7 +50,7 @@ def merge(query: Asked, body: Asked) -> Asked:
         (EXPLAIN_CLASS, query.classes, body.classes),
     ):
         if one is not None and other is not None:
-            raise invalid(f"{name!r} is given in the query and in the body; give it once")
+            raise invalid(f"{name!r} is given in the query and in the body; give it once", "explain")
     return Asked(
         query.explain if query.explain is not None else body.explain,
         query.classes if query.classes is not None else body.classes,

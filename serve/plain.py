@@ -11,8 +11,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from serve.contract import LABEL_TASKS, Answer, Description
-from serve.explanation import EXPLAIN, EXPLAIN_CLASS, invalid
-from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, parse_json, parse_json_value
+from serve.explanation import EXPLAIN, EXPLAIN_CLASS
+from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, invalid, parse_json, parse_json_value
 from serve.picture_explanation import Asked, read_asked
 from serve.settings import ServeSettings
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, read_vocabulary
@@ -116,7 +116,7 @@ def text_field(form: FormData, name: str) -> str | None:
     """What stands in a form's text field; None where it is not there, and where its name is the picture's."""
     texts = [text for text in form.getlist(name) if isinstance(text, str)]
     if len(texts) > 1:
-        raise invalid(f"the form needs {name!r} once, got it {len(texts)} times")
+        raise invalid(f"the form needs {name!r} once, got it {len(texts)} times", "explain")
     return texts[0] if texts else None
 
 

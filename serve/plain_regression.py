@@ -14,9 +14,9 @@ from PIL import Image
 from starlette.requests import Request
 
 from serve.contract import Answer, Description
-from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, parse_json
+from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, invalid, parse_json
 from serve.plain import content_type_of, picture_in_json, read_form, text_field, unaccepted
-from serve.regression import LEVEL, LOWER, Regression, check_reply, check_request, invalid, numbers, read_level
+from serve.regression import LEVEL, LOWER, Regression, check_reply, check_request, numbers, read_level
 from serve.settings import ServeSettings
 from tenfold.data.images import decode_image
 from tenfold.types import TensorSchema

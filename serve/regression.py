@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.limits import RefusedError
+from serve.limits import invalid
 from serve.settings import ServeSettings
 from tenfold.types import TensorSchema
 
@@ -34,10 +34,6 @@ class Regression:
     def num_values(self) -> int:
         """Numbers in all inputs."""
         return sum(values.size for values in self.inputs.values())
-
-
-def invalid(message: str, reason: str = "tensor") -> RefusedError:
-    return RefusedError(422, message, reason)
 
 
 def read_level(value: Any) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from serve.contract import Description
 from serve.explanation import ATTRIBUTIONS, EXPLAINED, Explain, check_size, read_explain
-from serve.limits import RefusedError, parse_json
+from serve.limits import RefusedError, invalid, parse_json
 from serve.settings import ServeSettings
 from serve.vocabulary import CLASSES, PROMPTS, Vocabulary, check_count, read_vocabulary
 
@@ -51,10 +51,6 @@ class InferRequest(ReplyForm):
     """Classes that the request brought along; None: the model's own."""
     explain: Explain | None = None
     """The maps asked for; None: none."""
-
-
-def invalid(message: str, reason: str = "tensor") -> RefusedError:
-    return RefusedError(422, message, reason)
 
 
 def decode_request(body: bytes, json_length: str | None, image_size: int, settings: ServeSettings) -> InferRequest:

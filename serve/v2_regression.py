@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from serve.contract import Answer, Description
-from serve.limits import RefusedError
-from serve.regression import LEVEL, LOWER, UPPER, Regression, check_reply, check_request, invalid, numbers, read_level
+from serve.limits import RefusedError, invalid
+from serve.regression import LEVEL, LOWER, UPPER, Regression, check_reply, check_request, numbers, read_level
 from serve.settings import ServeSettings
 from serve.v2 import (
     ReplyForm,

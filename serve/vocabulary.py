@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve.limits import RefusedError
+from serve.limits import invalid
 from serve.settings import ServeSettings
 
 CLASSES = "classes"
@@ -43,13 +43,18 @@ def read_vocabulary(classes: Any, prompts: Any, settings: ServeSettings) -> Voca
     if classes is None and prompts is None:
         return None
     if classes is not None and prompts is not None:
-        raise invalid(f"a request brings either {CLASSES!r} or {PROMPTS!r}, not both: the prompts name their classes")
+        raise invalid(
+            f"a request brings either {CLASSES!r} or {PROMPTS!r}, not both: the prompts name their classes",
+            "vocabulary",
+        )
     if prompts is None:
         if not isinstance(classes, list):
-            raise invalid(f"{CLASSES!r} must be a list of class names, got {_kind(classes)}")
+            raise invalid(f"{CLASSES!r} must be a list of class names, got {_kind(classes)}", "vocabulary")
         return Vocabulary(_class_names(classes, CLASSES, settings))
     if not isinstance(prompts, Mapping):
-        raise invalid(f"{PROMPTS!r} must be an object of class name to a list of texts, got {_kind(prompts)}")
+        raise invalid(
+            f"{PROMPTS!r} must be an object of class name to a list of texts, got {_kind(prompts)}", "vocabulary"
+        )
     names = _class_names(list(prompts), PROMPTS, settings)
     check_count("prompts in all", sum(len(texts) for texts in prompts.values() if isinstance(texts, list)), settings)
     return Vocabulary(names, tuple(_prompts_of(name, prompts[name], settings) for name in names))
@@ -59,22 +64,18 @@ def check_count(what: str, count: int, settings: ServeSettings) -> None:
     """Raise ``RefusedError`` (422) for more classes (``what`` is ``classes``) or prompts than a request may bring."""
     limit = settings.max_classes if what == CLASSES else settings.max_prompts
     if count > limit:
-        raise invalid(f"a request may bring at most {limit} {what}, got {count}")
-
-
-def invalid(message: str) -> RefusedError:
-    return RefusedError(422, message, "vocabulary")
+        raise invalid(f"a request may bring at most {limit} {what}, got {count}", "vocabulary")
 
 
 def _class_names(names: list[Any], field: str, settings: ServeSettings) -> tuple[str, ...]:
     if not names:
-        raise invalid(f"{field!r} must name at least one class")
+        raise invalid(f"{field!r} must name at least one class", "vocabulary")
     check_count(CLASSES, len(names), settings)
     checked = tuple(_text(name, "a class name", settings) for name in names)
     seen: set[str] = set()
     for name in checked:
         if name in seen:
-            raise invalid(f"{field!r} names the class {name!r} twice")
+            raise invalid(f"{field!r} names the class {name!r} twice", "vocabulary")
         seen.add(name)
     return checked
 
@@ -82,21 +83,23 @@ def _class_names(names: list[Any], field: str, settings: ServeSettings) -> tuple
 def _prompts_of(name: str, texts: Any, settings: ServeSettings) -> tuple[str, ...]:
     if not isinstance(texts, list) or not texts:
         got = "an empty list" if isinstance(texts, list) else _kind(texts)
-        raise invalid(f"the prompts of {name!r} must be a list of at least one text, got {got}")
+        raise invalid(f"the prompts of {name!r} must be a list of at least one text, got {got}", "vocabulary")
     return tuple(_text(text, f"a prompt of {name!r}", settings) for text in texts)
 
 
 def _text(value: Any, what: str, settings: ServeSettings) -> str:
     if not isinstance(value, str):
-        raise invalid(f"{what} must be a text, got {_kind(value)}")
+        raise invalid(f"{what} must be a text, got {_kind(value)}", "vocabulary")
     if not value.strip():
-        raise invalid(f"{what} must not be empty, got {value[:20]!r}")
+        raise invalid(f"{what} must not be empty, got {value[:20]!r}", "vocabulary")
     if len(value) > settings.max_text_characters:
-        raise invalid(f"{what} may have at most {settings.max_text_characters} characters, got {len(value)}")
+        raise invalid(
+            f"{what} may have at most {settings.max_text_characters} characters, got {len(value)}", "vocabulary"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write as an escape
-        raise invalid(f"{what} must be Unicode text: {error.reason}") from error
+        raise invalid(f"{what} must be Unicode text: {error.reason}", "vocabulary") from error
     return value
 
 
