@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, not even after a power cut."""
+"""Atomic and durable file writes: no reader sees a partial file, not even after a power failure."""
 
 import os
 import uuid
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> None:
-    """Write a file under another name, bring it to the disk, rename it.
+    """Write a file atomically: write to a temporary file, sync it to disk, rename it.
 
     Args:
-        path: The file; missing folders are made, an older file is replaced.
-        content: Its bytes, or a function that writes them to the path it is given.
+        path: Target; missing folders are created, an existing file is replaced.
+        content: Bytes of the file, or a function that writes them to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A leading dot: readers of data sets pass over such files.
+    # A leading dot: data set readers skip such files.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         if isinstance(content, bytes):
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Names made from content."""
+"""Content hashes."""
 
 import hashlib
 import json
@@ -6,6 +6,6 @@ from typing import Any
 
 
 def content_hash(content: Any) -> str:
-    """SHA-256 of JSON-like content, independent of the order of its keys."""
+    """Return the SHA-256 of JSON-like content, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

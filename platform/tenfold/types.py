@@ -1,4 +1,4 @@
-"""The few words that every floor of the house shares: tensors by name, tasks, what an image looks like."""
+"""Types that all packages share: batches, tasks, preprocessing, and the protocols of data sources and predictors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 Batch = dict[str, Tensor]
-"""Tensors by name, the first axis of each is the example; always holds ``index (B,)``, the rows of the data set."""
+"""Tensors by name, with the example as first axis; always holds ``index (B,)``, the row numbers in the data set."""
 
 
 class Task(StrEnum):
-    """What a model does; fixes the schema of its inputs and outputs (``TASK_OUTPUTS``)."""
+    """Task of a model; fixes the schema of its inputs and outputs."""
 
     CLASSIFICATION = "classification"
     MULTI_LABEL = "multi_label"
@@ -25,25 +25,25 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a decoded picture becomes the network's input: resize, scale to [0, 1], normalise."""
+    """Conversion of a decoded image to the network's input: resize, scale to [0, 1], normalise."""
 
     image_size: int
-    """Height and width in pixels that the network takes."""
+    """Height and width of the network's input, in pixels."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Per RGB channel, subtracted after scaling to [0, 1]."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Per RGB channel, divided by after the mean is subtracted."""
     resize: Literal["stretch", "crop"] = "stretch"
-    """How pictures of another size get there: ``stretch`` does not keep the aspect; ``crop`` brings the shorter side
-    to ``image_size`` and cuts out the centre."""
+    """Resizing of images of another size: ``stretch`` ignores the aspect ratio; ``crop`` scales the shorter side to
+    ``image_size`` and takes the centre crop."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of the resizing; both with antialiasing."""
+    """Interpolation of the resizing; both kinds with antialiasing."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std need 3 values, std positive; got {self.mean} and {self.std}")
+            raise ValueError(f"mean and std must be 3 numbers each, std positive, got {self.mean} and {self.std}")
         if self.resize not in ("stretch", "crop") or self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"resize must be stretch or crop and interpolation bilinear or bicubic, "
@@ -52,31 +52,31 @@ class Preprocessing:
 
 
 class ImageSource(Protocol):
-    """Pictures by row, decoded and at one size."""
+    """Images by row, decoded and resized to one size."""
 
     in_memory: bool
-    """True where reading is a gather (array or memory map), False where it decodes files: then it pays to prefetch."""
+    """True where reading is a gather (array or memory map); False where it decodes files, so that prefetching pays."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray | Sequence[int]) -> Tensor:
-        """uint8 ``(B, S, S, 3)`` RGB for the rows asked for, in their order."""
+        """Return uint8 ``(B, S, S, 3)`` RGB for the requested rows, in their order."""
         ...
 
     def read_raw(self, indices: np.ndarray | Sequence[int]) -> list[np.ndarray]:
-        """The same pictures before any resizing, uint8 ``(H, W, 3)`` RGB each."""
+        """Return the same images before any resizing, uint8 ``(H, W, 3)`` RGB each."""
         ...
 
 
 class Predictor(Protocol):
-    """A bundle brought to life: the same numbers in training, in MLflow and behind an endpoint."""
+    """Model loaded from a bundle: the same numbers in training, in MLflow and behind an endpoint."""
 
     task: Task
     classes: tuple[str, ...]
     preprocessing: Preprocessing
 
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Named outputs, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` with S = ``preprocessing.image_size``.
+        """Return named outputs, first axis B, for ``images`` uint8 ``(B, S, S, 3)``, S = ``preprocessing.image_size``.
 
         Multi-label and classification: ``probs (B, K)`` float32 and ``logits (B, K)`` float32.
         """
@@ -85,32 +85,34 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSchema:
-    """One input of a model that takes something else than pictures; the batch axis is left out."""
+    """Schema of one named input of a model without uint8 image input; the batch axis is left out."""
 
     name: str
     dtype: Literal["uint8", "float32", "int64"]
     shape: tuple[int, ...]
-    """-1 where any length will do."""
+    """-1 for an axis of any length."""
     max_value: float | None = None
-    """Of a picture, ``(1 or 3, H, W)``: what is white, 0 being black. None: it is no picture."""
+    """Value of white where the input is an image ``(1 or 3, H, W)``, with 0 as black; None: it is not an image."""
 
     def __post_init__(self) -> None:
         if not self.name or self.dtype not in ("uint8", "float32", "int64"):
-            raise ValueError(f"an input needs a name and uint8, float32 or int64, got {self.name!r} and {self.dtype!r}")
-        if any(length < 1 and length != -1 for length in self.shape):
-            raise ValueError(f"lengths must be at least 1, or -1 for any, got {self.shape}")
-        is_picture = self.dtype == "float32" and len(self.shape) == 3 and self.shape[0] in (1, 3)
-        if self.max_value is not None and not (is_picture and self.max_value > 0):
             raise ValueError(
-                f"a picture is float32 (1 or 3, H, W) with a positive max_value, "
-                f"got {self.dtype} {self.shape} with {self.max_value}"
+                f"name must not be empty, dtype must be uint8, float32 or int64, got {self.name!r} and {self.dtype!r}"
+            )
+        if any(length < 1 and length != -1 for length in self.shape):
+            raise ValueError(f"shape must hold lengths of at least 1, or -1 for any, got {self.shape}")
+        is_image = self.dtype == "float32" and len(self.shape) == 3 and self.shape[0] in (1, 3)
+        if self.max_value is not None and not (is_image and self.max_value > 0):
+            raise ValueError(
+                f"max_value must be positive, and None unless the input is a float32 image (1 or 3, H, W), "
+                f"got {self.max_value} for {self.dtype} {self.shape}"
             )
 
     def check(self, tensor: Tensor) -> None:
-        """Refuse a batch that is not what the model takes.
+        """Raise if a batch does not match the schema.
 
         Raises:
-            ValueError: Another dtype, number of axes or length.
+            ValueError: The dtype, the number of axes or a length differs.
         """
         fits = tensor.ndim == len(self.shape) + 1 and all(
             wanted in (-1, length) for wanted, length in zip(self.shape, tensor.shape[1:], strict=True)
@@ -122,110 +124,117 @@ class TensorSchema:
 
 
 def output_shape(shape: Sequence[int], inputs: Sequence[TensorSchema]) -> tuple[int, ...]:
-    """Of an output that came as ``shape``, the batch axis left out: -1 where another input might give another length.
+    """Return the shape of an output, without the batch axis, with -1 for each axis whose length may vary.
 
-    The first axis holds the target's channels and is always the same; the others may follow inputs of any length.
+    The first axis holds the target's channels and is fixed; the others may follow inputs of any length.
+
+    Args:
+        shape: Shape of one observed output, without the batch axis.
+        inputs: Schemas of the model's inputs.
     """
     is_open = any(-1 in schema.shape for schema in inputs)
     return (*shape[:1], *(-1 if is_open else length for length in shape[1:]))
 
 
 class RegressionPredictor(Protocol):
-    """A bundle that answers with numbers and how sure it is of them."""
+    """Regression model loaded from a bundle: predictions with their uncertainty."""
 
     task: Task
     classes: tuple[str, ...]
-    """What the target's channels are called, with units."""
+    """Names of the target's channels, with units."""
     inputs: tuple[TensorSchema, ...]
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """``mean`` and ``std`` float32 ``(B, ...)`` on the CPU, in the target's unit, for a batch of each input.
+        """Return ``mean`` and ``std`` float32 ``(B, ...)`` on the CPU, in the target's unit, for a batch of each input.
 
         Raises:
-            ValueError: An input is missing, unknown, or of another dtype or shape.
+            ValueError: An input is missing or unknown, or does not match its schema.
         """
         ...
 
     def interval(self, outputs: Mapping[str, Tensor], level: float) -> tuple[Tensor, Tensor]:
-        """Lower and upper end, each like ``mean``, between which the target should be with probability ``level``.
+        """Return the lower and upper ends, each shaped like ``mean``, of the prediction interval at ``level``.
 
         Args:
-            outputs: What a call gave.
-            level: In (0, 1).
+            outputs: Outputs of a call.
+            level: Nominal coverage, in (0, 1).
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideFlag:
-    """When a classifier says of an input that it belongs to none of its classes: its output ``outside`` is then 1."""
+    """Rule that flags an input as out-of-distribution: the classifier's output ``outside`` is then 1."""
 
     score: str
-    """The output that is compared."""
+    """Name of the output that is compared with the threshold."""
     threshold: float
-    """Above it an input is flagged."""
+    """Inputs with a score above it are flagged."""
     false_positive_rate: float
-    """Share of held-out inputs of the known classes that the threshold was set to flag."""
+    """Share of held-out in-distribution inputs that the threshold was chosen to flag."""
 
 
 class OpenVocabularyPredictor(Predictor, Protocol):
-    """A predictor that can also name classes which the caller brings along, by what is written about them."""
+    """Predictor that also classifies into classes given by the caller as text prompts (zero-shot)."""
 
     prompt_template: str
-    """One sentence with ``{}`` for the name: what a class is called when only its name is given."""
+    """One sentence with ``{}`` for the class name: the prompt of a class given by name only."""
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit vectors float32 ``(B, D)`` on the CPU for uint8 ``(B, S, S, 3)``."""
+        """Return unit vectors float32 ``(B, D)`` on the CPU for uint8 ``(B, S, S, 3)``."""
         ...
 
     def prototypes_of(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-        """Class prototypes float32 ``(K, D)`` on the CPU, in the order of the mapping of name to at least one prompt.
+        """Return class prototypes float32 ``(K, D)`` on the CPU, in the order of ``prompts``.
 
-        What was asked before is remembered.
+        Text embeddings are cached between calls.
+
+        Args:
+            prompts: At least one prompt for each class name.
         """
         ...
 
     def classify(self, embeddings: Tensor, prototypes: Tensor) -> Mapping[str, Tensor]:
-        """``probs`` and ``logits``, float32 ``(B, K)``; with its own prototypes this is what a call gives."""
+        """Return ``probs`` and ``logits``, float32 ``(B, K)``; with the model's own prototypes the same as a call."""
         ...
 
 
 class ExplainingPredictor(Predictor, Protocol):
-    """A predictor that can say where in a picture it saw what it answers."""
+    """Predictor that also returns attribution maps of its answers."""
 
     def explain(self, images: Tensor, labels: Tensor | None = None) -> Mapping[str, Tensor]:
-        """What a call gives, and where it comes from, in one forward pass.
+        """Return the outputs of a call and their attributions, in one forward pass.
 
         Args:
             images: uint8 ``(B, S, S, 3)``.
-            labels: Class to explain for each picture, int64 ``(B,)``; None: the one with the highest logit.
+            labels: Class to explain for each image, int64 ``(B,)``; None: the one with the highest logit.
 
         Returns:
-            The outputs of a call, and ``attributions`` float32 ``(B, S, S)`` in [0, 1] (each map by itself: 1 is its
-            strongest place) and ``explained`` int64 ``(B,)``, all on the CPU.
+            The outputs of a call, ``attributions`` float32 ``(B, S, S)`` in [0, 1] (each map scaled by its own maximum)
+            and ``explained``, the explained classes, int64 ``(B,)``, all on the CPU.
 
         Raises:
-            ValueError: A label that is no class.
+            ValueError: A label is not a class.
         """
         ...
 
 
 def load_name(name: str) -> Any:
-    """The object at ``module:name``; only ever called with names of the tables of this project."""
+    """Return the object at ``module:name``; called only with names from the tables of this project."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def check_label_range(labels: np.ndarray | Tensor, num_classes: int, name: str = "labels") -> None:
-    """Refuse labels that are no class.
+    """Raise if a label is outside the K classes.
 
     Args:
-        labels: Whole numbers, at least one, of any shape.
+        labels: Integers of any shape, at least one.
         num_classes: K.
-        name: What the message calls them.
+        name: Name of the labels in the message.
 
     Raises:
-        ValueError: A label outside 0..K - 1.
+        ValueError: A label is outside 0..K - 1.
     """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
