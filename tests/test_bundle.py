@@ -1,4 +1,4 @@
-"""A bundle comes back as it was saved, or not at all."""
+"""Bundles: a round trip returns what was saved, and any change is refused."""
 
 import json
 import math
@@ -31,7 +31,7 @@ WEIGHT = torch.arange(6, dtype=torch.float32).reshape(2, 3) / 7
 
 
 class LinearPredictor:
-    """Mean colour of a picture times a weight (K, 3): small enough to work out by hand."""
+    """Mean colour of an image times a weight (K, 3): small enough to check by hand."""
 
     task = Task.MULTI_LABEL
     classes = ("one", "two")
@@ -90,7 +90,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert metadata.versions == package_versions()
     assert metadata.created.endswith("+00:00")
     assert loaded.digest == saved.digest
-    # Strict JSON, which knows no NaN: readers in other languages must get through it.
+    # Strict JSON has no NaN: readers in other languages must be able to parse it.
     json.loads((loaded.folder / "metadata.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -115,7 +115,7 @@ def test_all_files_are_readable_by_the_same_people(tmp_path: Path) -> None:
 def test_any_changed_byte_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / "b").folder / name
     content = path.read_bytes()
-    # Every byte of the small files; the big ones at a stride that reaches header and payload.
+    # Every byte of small files; large ones at a stride that covers header and payload.
     for position in range(0, len(content), max(1, len(content) // 97)):
         changed = bytearray(content)
         changed[position] ^= 1
@@ -257,7 +257,7 @@ def test_probe_tells_the_trained_model_from_another(tmp_path: Path) -> None:
         check_probe(bundle, LinearPredictor(WEIGHT + 1e-2))
     with pytest.raises(BundleError, match="differ by nan"):
         check_probe(bundle, LinearPredictor(WEIGHT * math.nan))
-    with pytest.raises(BundleError, match=r"probe logits are \(5, 2\), the predictor's \(5, 1\)"):
+    with pytest.raises(BundleError, match=r"logits must be \(5, 2\) as in the probe set, got \(5, 1\)"):
         check_probe(bundle, LinearPredictor(WEIGHT[:1]))
 
 
@@ -270,7 +270,7 @@ def test_probe_that_is_absent_or_incomplete_is_refused(tmp_path: Path) -> None:
 
 
 class Oscillator:
-    """Takes no pictures: a series and a count."""
+    """Model with named inputs: a series and a count."""
 
     task = Task.REGRESSION
     classes = ("height [m]",)
@@ -299,14 +299,14 @@ def save_oscillator(folder: Path, predictor: Oscillator) -> Bundle:
     )  # fmt: skip
 
 
-def test_a_model_without_pictures_keeps_its_inputs_and_proves_itself_on_them(tmp_path: Path) -> None:
+def test_a_model_with_named_inputs_stores_them_and_is_checked_on_them(tmp_path: Path) -> None:
     bundle = save_oscillator(tmp_path / "b", Oscillator())
     assert bundle == load_bundle(tmp_path / "b")
     assert bundle.metadata.inputs == Oscillator.inputs
     assert check_probe(bundle, Oscillator()) == 0.0
     with pytest.raises(BundleError, match=r"outputs\.mean differ by"):
         check_probe(bundle, Oscillator(1.001))
-    with pytest.raises(BundleError, match="takes no pictures but series, count"):
+    with pytest.raises(BundleError, match="must take images, got method 'annealing' with inputs series, count"):
         _ = bundle.preprocessing
 
 

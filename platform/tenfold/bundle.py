@@ -1,9 +1,9 @@
-"""A trained model on disk: a folder that is either whole and unchanged, or refused.
+"""Bundles: a trained model as a folder that loads only if it is complete and unchanged.
 
-A bundle holds ``config.yaml`` (how to build the network), ``model.safetensors`` (its weights), ``metadata.json``
-(where it came from and the SHA-256 of every other file) and extra files by name. Nothing in it is a pickle, so
-reading one runs no code. ``metadata.json`` closes with a digest of itself; as it lists the checksums of all other
-files, that one digest names the whole bundle.
+A bundle holds ``config.yaml`` (settings to rebuild the network), ``model.safetensors`` (its weights),
+``metadata.json`` (its origin and the SHA-256 of every other file) and extra files by name. Nothing in it is a pickle,
+so loading one runs no code. ``metadata.json`` ends with a digest of itself; because it lists the checksums of all
+other files, that one digest identifies the whole bundle.
 """
 
 import hashlib
@@ -35,50 +35,53 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
 METADATA_FILE = "metadata.json"
 PROBE_FILE = "probe.safetensors"
-"""Stored probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them; or
-``inputs.NAME`` and ``outputs.NAME`` of a model that takes no pictures."""
+"""Probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them; or
+``inputs.NAME`` and ``outputs.NAME`` of a model with named inputs."""
 
 _INPUT, _OUTPUT = "inputs.", "outputs."
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OWN_FILES = (CONFIG_FILE, MODEL_FILE, METADATA_FILE)
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray")
-_WAY_OUT = "restore the folder from where it was copied, or train again"
+_WAY_OUT = "restore the folder from its source, or train again"
 
 
 class BundleError(ValueError):
-    """A bundle that can't be written as asked, or that is not what was written."""
+    """A bundle can't be written as requested, or is not what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """Where a bundle comes from; all that is known of a model without reading its weights."""
+    """Origin and interface of a model, known without reading its weights."""
 
     method: str
     task: Task
     classes: tuple[str, ...]
     """Names of the K outputs, in the order of the network's columns."""
     preprocessing: Preprocessing | None
-    """How pictures become the network's input; None where it takes none (then ``inputs`` says what)."""
+    """Conversion of images to the network's input; None for a model with named ``inputs``."""
     metrics: dict[str, float]
-    """Measured at the end of training; may hold NaN and infinities (stored as the texts ``nan``, ``inf``, ``-inf``)."""
+    """Metrics at the end of training; NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``."""
     data_name: str
     data_fingerprint: str
-    """Digest of the data that the metrics were measured on; metrics compare only where it is equal."""
+    """Digest of the data behind the metrics; metrics are comparable only where it is equal."""
     versions: dict[str, str]
     """Package name to version, as installed where the bundle was written."""
     git_revision: str | None
-    """Commit of the source, with ``-dirty`` where tracked files had changed; None outside git."""
+    """Commit of the source, with ``-dirty`` if tracked files had changed; None outside git."""
     created: str
-    """ISO 8601 in UTC."""
+    """Creation time, ISO 8601 in UTC."""
     files: dict[str, str]
-    """File name to SHA-256 (hex), every file but ``metadata.json`` itself."""
+    """File name to SHA-256 (hex) of every file except ``metadata.json``."""
     inputs: tuple[TensorSchema, ...] = ()
-    """What the model takes; empty where that is pictures."""
+    """Named inputs of the model; empty for a model that takes images."""
 
     def __post_init__(self) -> None:
         if (self.preprocessing is None) != bool(self.inputs):
-            raise ValueError("a model takes either pictures, with their preprocessing, or named inputs")
+            raise ValueError(
+                "a model must have either preprocessing, for images, or named inputs, "
+                f"got {self.preprocessing} and {self.inputs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,26 +92,28 @@ class Bundle:
     config: dict[str, Any]
     metadata: Metadata
     digest: str
-    """SHA-256 (hex) that names the whole content: equal digests, equal files."""
+    """SHA-256 (hex) of the whole content: equal digests mean equal files."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures become the network's input.
+        """Conversion of images to the network's input.
 
         Raises:
-            BundleError: If the model takes none.
+            BundleError: If the model does not take images.
         """
         if self.metadata.preprocessing is None:
             inputs = ", ".join(each.name for each in self.metadata.inputs)
-            raise BundleError(f"{self.folder} is of method {self.metadata.method!r} and takes no pictures but {inputs}")
+            raise BundleError(
+                f"{self.folder} must take images, got method {self.metadata.method!r} with inputs {inputs}"
+            )
         return self.metadata.preprocessing
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of ``model.safetensors``, by name, on the CPU."""
+        """Return all tensors of ``model.safetensors``, by name, on the CPU."""
         return load_file(self.folder / MODEL_FILE)
 
     def file(self, name: str) -> Path:
-        """Path of one file of the bundle.
+        """Return the path of one file of the bundle.
 
         Raises:
             BundleError: If the bundle has no file of that name.
@@ -133,29 +138,29 @@ def save_bundle(
     files: Mapping[str, bytes | Path] | None = None,
     inputs: tuple[TensorSchema, ...] = (),
 ) -> Bundle:
-    """Write a bundle in one step: ``folder`` appears whole, or not at all.
+    """Write a bundle atomically: ``folder`` appears complete, or not at all.
 
     Args:
-        folder: Where the bundle is to be; must not exist. Missing parents are created.
-        config: Plain data (texts, numbers, booleans, None, lists, mappings), enough to rebuild the network.
-        tensors: Weights by name, on any device; tensors that share memory are stored each on its own.
-        method: Name of the method that made it.
-        task: What the model does.
+        folder: Folder of the bundle; must not exist. Missing parents are created.
+        config: Plain data (strings, numbers, booleans, None, lists, mappings), enough to rebuild the network.
+        tensors: Weights by name, on any device; tensors that share memory are stored separately.
+        method: Name of the method that trained it.
+        task: Task of the model.
         classes: Names of its outputs.
-        preprocessing: How pictures become the network's input; None where it takes none.
-        metrics: Figures measured at the end of training, NaN and infinities allowed.
+        preprocessing: Conversion of images to the network's input; None for a model with named inputs.
+        metrics: Metrics at the end of training, NaN and infinities allowed.
         data_name: Name of the data set.
         data_fingerprint: Digest of its content.
         files: Extra files by name: their bytes, or the path of a file to copy.
-        inputs: What a model takes that takes no pictures.
+        inputs: Named inputs of a model that does not take images.
 
     Returns:
         The bundle, read back from its final place.
 
     Raises:
-        BundleError: If the folder exists or a file name isn't a plain name.
+        BundleError: If the folder exists or a file name has path parts or unusual characters.
         ValueError: If there is neither preprocessing nor inputs, or both.
-        TypeError: If the config isn't plain data or a tensor isn't a tensor.
+        TypeError: If the config isn't plain data or a value of ``tensors`` isn't a tensor.
     """
     folder = Path(folder).absolute()
     files = files or {}
@@ -168,7 +173,7 @@ def save_bundle(
         config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     except yaml.representer.RepresenterError as error:
         raise TypeError(
-            f"config must be plain data (texts, numbers, booleans, None, lists, mappings): {error}"
+            f"config must be plain data (strings, numbers, booleans, None, lists, mappings): {error}"
         ) from error
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +183,7 @@ def save_bundle(
     try:
         (partial / CONFIG_FILE).write_text(config_text, encoding="utf-8")
         save_file(_storable(tensors), partial / MODEL_FILE, metadata={"format": "pt"})
-        # The library writes with mode 0600; another user's server must be able to read the weights too.
+        # safetensors writes with mode 0600; another user's server must be able to read the weights too.
         (partial / MODEL_FILE).chmod((partial / CONFIG_FILE).stat().st_mode)
         for name, content in files.items():
             if isinstance(content, bytes):
@@ -206,11 +211,11 @@ def save_bundle(
         try:
             partial.rename(folder)
         except OSError as error:
-            # Somebody else's bundle took the place since the check above; theirs stays.
+            # Another process put a bundle there since the check above; it stays.
             raise BundleError(f"{folder} could not be put in place: {error}") from error
         sync(folder.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
+        shutil.rmtree(partial, ignore_errors=True)  # already gone after the rename
     return load_bundle(folder)
 
 
@@ -227,13 +232,13 @@ def save_trained(
     data_fingerprint: str,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
-    """The bundle of a finished training, with its probe set; what a killed attempt left in the folder is replaced.
+    """Write the bundle of a finished training with its probe set, replacing the leftovers of an interrupted attempt.
 
     Args:
-        folder: Where it goes.
-        predictor: The trained model on the CPU: the probes are compared where it is served, which may have no GPU.
-        probes: Pictures to keep with their logits, uint8 ``(P, S, S, 3)``; or inputs by name, to keep with all outputs.
-            They are computed as one batch.
+        folder: Folder of the bundle.
+        predictor: The trained model on the CPU: the machine that serves it and compares the probes may have no GPU.
+        probes: Images to store with their logits, uint8 ``(P, S, S, 3)``; or inputs by name, to store with all outputs.
+            The answers are computed as one batch.
         config, tensors, method, metrics, data_name, data_fingerprint, files: As in ``save_bundle``.
 
     Raises:
@@ -259,19 +264,19 @@ def save_trained(
 
 
 def load_bundle(folder: Path | str) -> Bundle:
-    """Open a bundle after checking every byte of it against the checksums it was written with.
+    """Open a bundle after verifying every file against the checksums written with it.
 
-    The checksums tell damage and edits; they are no signature, and a forger who rewrites all of them goes unnoticed.
+    The checksums detect damage and edits; they are not a signature: a forger who rewrites all of them goes undetected.
 
     Raises:
-        BundleError: If a file is missing, surplus, truncated or changed, or the folder is no bundle.
+        BundleError: If a file is missing, surplus, truncated or changed, or the folder is not a bundle.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise BundleError(f"{folder} is no folder; a bundle is a folder with {', '.join(_OWN_FILES)}")
+        raise BundleError(f"{folder} must be a folder with {', '.join(_OWN_FILES)}; there is none")
     path = folder / METADATA_FILE
     if not path.is_file():
-        raise BundleError(f"{folder} is no bundle: {METADATA_FILE} is missing; {_WAY_OUT}")
+        raise BundleError(f"{folder} is not a bundle: {METADATA_FILE} is missing; {_WAY_OUT}")
     metadata, digest = _decode(path)
 
     present = {entry.name for entry in folder.iterdir()} - {METADATA_FILE}
@@ -290,17 +295,16 @@ def load_bundle(folder: Path | str) -> Bundle:
 
 
 def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tolerance: float = 1e-5) -> float:
-    """Show that a predictor is the model that was trained: compare its answers with those stored in training.
+    """Check that a predictor is the trained model: compare its outputs on the probes with those stored in training.
 
     Args:
-        bundle: A bundle with the extra file ``probe.safetensors``: what ``save_trained`` keeps.
-        predictor: Must answer with ``logits`` ``(P, K)``, or, where it takes no pictures, with all outputs stored; on
-            any device.
-        tolerance: Largest difference allowed, as a share of the largest number stored (of logits at least 1, of outputs
-            over all of them): rounding grows with the numbers. The default is that of float32 on another batch size.
+        bundle: A bundle with the extra file ``probe.safetensors``, as ``save_trained`` writes it.
+        predictor: Must return ``logits`` ``(P, K)`` for images, or all stored outputs for named inputs; on any device.
+        tolerance: Largest allowed difference, relative to the largest stored magnitude over all outputs (for logits at
+            least 1), because rounding grows with magnitude. The default suits float32 at another batch size.
 
     Returns:
-        The largest difference found, absolute.
+        The largest absolute difference.
 
     Raises:
         BundleError: If there is no probe set, a shape differs, or a difference exceeds the tolerance.
@@ -317,27 +321,26 @@ def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tole
     for name, stored in expected.items():
         if name not in answers:
             raise BundleError(
-                f"a predictor compared with a probe set must answer with {name.removeprefix(_OUTPUT)}, "
-                f"got {sorted(answers)}"
+                f"a predictor compared with a probe set must return {name.removeprefix(_OUTPUT)}, got {sorted(answers)}"
             )
         value, wanted = answers[name].detach().cpu().double(), stored.double()
         if value.shape != wanted.shape:
-            raise BundleError(f"probe {name} are {tuple(wanted.shape)}, the predictor's {tuple(value.shape)}")
+            raise BundleError(f"{name} must be {tuple(wanted.shape)} as in the probe set, got {tuple(value.shape)}")
         difference = (value - wanted).abs().max().item() if wanted.numel() else 0.0
         if not difference <= allowed:  # also true for NaN
             raise BundleError(
                 f"{bundle.folder}: the predictor's {name} differ by {difference:.3g} from those stored in training, "
-                f"{allowed:.3g} is allowed; check that package versions are those of {METADATA_FILE}"
+                f"{allowed:.3g} is allowed; check that the package versions match those in {METADATA_FILE}"
             )
         largest = max(largest, difference)
     return largest
 
 
 def load_probes(bundle: Bundle) -> Tensor | dict[str, Tensor]:
-    """The stored probes as a predictor takes them: pictures, or inputs by name.
+    """Return the stored probes as a predictor takes them: images, or inputs by name.
 
     Raises:
-        BundleError: If there is no probe set, or no inputs in it.
+        BundleError: If there is no probe set, or it holds no inputs.
     """
     probe = load_file(bundle.file(PROBE_FILE))
     inputs = {name.removeprefix(_INPUT): value for name, value in probe.items() if name.startswith(_INPUT)}
@@ -346,29 +349,9 @@ def load_probes(bundle: Bundle) -> Tensor | dict[str, Tensor]:
     return inputs or probe["images"]
 
 
-def _tensors_of_probes(probes: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if isinstance(probes, Tensor):
-        return {"images": probes}
-    return {f"{_INPUT}{name}": value for name, value in probes.items()}
-
-
-def _outputs_of_probes(
-    predictor: Predictor | RegressionPredictor, probes: Tensor | Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """What of a predictor's answers is stored and compared."""
-    predict: Any = predictor
-    with torch.inference_mode():
-        outputs = predict(probes)
-    if isinstance(probes, Tensor):
-        if "logits" not in outputs:
-            raise BundleError(f"a predictor compared with a probe set must answer with logits, got {sorted(outputs)}")
-        return {"logits": outputs["logits"].float()}
-    return {f"{_OUTPUT}{name}": value for name, value in outputs.items()}
-
-
 def package_versions() -> dict[str, str]:
-    """Versions of this package and of those that decide its numbers, without importing them; absent ones left out."""
-    # Not importlib.metadata: a job that brings its own source may run beside an older installed copy.
+    """Return the versions of this package and of those that affect its numbers, as far as they are installed."""
+    # Not importlib.metadata: a job that ships its own source may run beside an older installed copy.
     versions = {"tenfold": tenfold.__version__}
     for package in _PACKAGES:
         try:
@@ -379,13 +362,13 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision(folder: Path | str) -> str | None:
-    """Commit that the tracked files of a folder are at, 40 hex digits.
+    """Return the commit of the tracked files of a folder, 40 hex digits.
 
     Returns:
-        The commit, with ``-dirty`` if a tracked file of the repository has changed; None outside git, where the
-        folder holds no tracked file (an installed copy inside somebody's project), or without a git command.
+        The commit, with ``-dirty`` if a tracked file of the repository has changed; None outside git, if the folder
+        holds no tracked file (an installed copy inside another project), or without a git command.
     """
-    # Set inside git hooks, where they would point at another repository than the folder's.
+    # Git hooks set these variables, which would point to another repository than the folder's.
     environment = {name: value for name, value in os.environ.items() if name not in {"GIT_DIR", "GIT_WORK_TREE"}}
 
     def git(*arguments: str) -> str | None:
@@ -403,11 +386,11 @@ def git_revision(folder: Path | str) -> str | None:
 
 def _refuse_existing(folder: Path) -> None:
     if folder.is_symlink() or folder.exists():
-        raise BundleError(f"{folder} exists already; a bundle is never overwritten, so choose another folder")
+        raise BundleError(f"{folder} exists already and a bundle is never overwritten; choose another folder")
 
 
 def _check_extra_names(files: Mapping[str, bytes | Path]) -> None:
-    # Compared in lower case: two names that differ in case only are one file on some file systems.
+    # Compared in lower case: names that differ only in case are one file on some file systems.
     taken = {name.lower() for name in _OWN_FILES}
     for name in files:
         if not _NAME.fullmatch(name):
@@ -417,8 +400,28 @@ def _check_extra_names(files: Mapping[str, bytes | Path]) -> None:
         taken.add(name.lower())
 
 
+def _tensors_of_probes(probes: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if isinstance(probes, Tensor):
+        return {"images": probes}
+    return {f"{_INPUT}{name}": value for name, value in probes.items()}
+
+
+def _outputs_of_probes(
+    predictor: Predictor | RegressionPredictor, probes: Tensor | Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the outputs of a predictor that are stored and compared: the logits for images, else all of them."""
+    predict: Any = predictor
+    with torch.inference_mode():
+        outputs = predict(probes)
+    if isinstance(probes, Tensor):
+        if "logits" not in outputs:
+            raise BundleError(f"a predictor compared with a probe set must return logits, got {sorted(outputs)}")
+        return {"logits": outputs["logits"].float()}
+    return {f"{_OUTPUT}{name}": value for name, value in outputs.items()}
+
+
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in one storage: what the safetensors format can express."""
+    """Return the tensors on the CPU, contiguous and without shared storage, as the safetensors format requires."""
     seen: set[int] = set()
     storable = {}
     for name, tensor in tensors.items():
@@ -446,7 +449,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 def _encode(metadata: Metadata) -> bytes:
     document = {"format": _FORMAT, **asdict(metadata)}
-    # JSON has no NaN and no infinity; as texts they survive, and Python's float() reads them back.
+    # JSON has no NaN or infinity; stored as strings they survive, and Python's float() reads them back.
     document["metrics"] = {
         name: value if math.isfinite(value) else str(value) for name, value in metadata.metrics.items()
     }
@@ -454,21 +457,21 @@ def _encode(metadata: Metadata) -> bytes:
 
 
 def _decode(path: Path) -> tuple[Metadata, str]:
-    """Metadata and digest of a ``metadata.json``, which must be byte for byte what ``_encode`` gave."""
+    """Read metadata and digest of a ``metadata.json``, which must be byte for byte what ``_encode`` returned."""
     content = path.read_bytes()
     changed = BundleError(f"{path} is not the file that was saved (its own digest differs); {_WAY_OUT}")
     try:
         document = json.loads(content)
         digest = document.pop("digest")
-        # Rendered again and compared as bytes: white space and the order of keys count too.
+        # Rendered again and compared as bytes: white space and key order count too.
         unchanged = digest == _digest(document) and _render({**document, "digest": digest}).encode() == content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise changed from error
     if not unchanged:
         raise changed
-    if document.pop("format", None) != _FORMAT:
+    if (found := document.pop("format", None)) != _FORMAT:
         raise BundleError(
-            f"{path} has another format than {_FORMAT}: read it with the version of tenfold that wrote it"
+            f"{path} must have format {_FORMAT}, got {found}; read it with the version of tenfold that wrote it"
         )
     try:
         preprocessing = document["preprocessing"]
@@ -480,19 +483,19 @@ def _decode(path: Path) -> tuple[Metadata, str]:
                 "preprocessing": None if preprocessing is None else _preprocessing(preprocessing),
                 "inputs": tuple(
                     TensorSchema(**{**each, "shape": tuple(each["shape"])})
-                    for each in document.get("inputs", ())  # bundles of before took pictures
+                    for each in document.get("inputs", ())  # absent from older bundles, which take images
                 ),
                 "metrics": {name: float(value) for name, value in document["metrics"].items()},
                 "files": dict(document["files"]),
             }
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path} is well formed but describes no bundle: {error!r}") from error
+        raise BundleError(f"{path} is well-formed but does not describe a bundle: {error!r}") from error
     if not {CONFIG_FILE, MODEL_FILE} <= metadata.files.keys():
         raise BundleError(f"{path} must list {CONFIG_FILE} and {MODEL_FILE}, got {sorted(metadata.files)}")
     for name in metadata.files:
         if not _NAME.fullmatch(name):
-            raise BundleError(f"{path} lists the file name {name!r}, which is no plain name; {_WAY_OUT}")
+            raise BundleError(f"file names in {path} must match {_NAME.pattern}, got {name!r}; {_WAY_OUT}")
     return metadata, digest
 
 
@@ -501,6 +504,6 @@ def _preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
         image_size=stored["image_size"],
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
-        resize=stored.get("resize", "stretch"),  # bundles of before did not say
+        resize=stored.get("resize", "stretch"),  # absent from older bundles
         interpolation=stored.get("interpolation", "bilinear"),
     )
