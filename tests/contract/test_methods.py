@@ -72,18 +72,18 @@ def datadream(job: JobConfig, run: PlainRun) -> Learner:
     from tenfold.methods.datadream.augment import TrainingPool
     from tenfold.methods.datadream.classifiers import build_network
     from tenfold.methods.datadream.classify import ClassifierLoss
-    from tenfold.methods.datadream.problem import draw_problem
+    from tenfold.methods.datadream.few_shot import draw_few_shot
     from tenfold.models.clip import load_clip
 
     clip = load_clip(job.model)
     data = load_classification(job.data, clip.preprocessing)
-    problem = draw_problem(data, job.method.num_shots, job.method.num_templates, run.seed)
-    network = build_network(job.method, clip, problem.prompts)
-    pool = TrainingPool(problem, None, 1, network.preprocessing, "none")
+    few_shot = draw_few_shot(data, job.method.num_shots, job.method.num_templates, run.seed)
+    network = build_network(job.method, clip, few_shot.prompts)
+    pool = TrainingPool(few_shot, None, 1, network.preprocessing, "none")
     rows = np.arange(len(pool))
     return Learner(
         model=network,
-        objective=Objective(loss=ClassifierLoss(job.method, network, len(problem.classes), run)),
+        objective=Objective(loss=ClassifierLoss(job.method, network, len(few_shot.classes), run)),
         batch=lambda: {**pool.read(rows, 0), "index": torch.from_numpy(rows)},
         clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
     )
@@ -92,8 +92,8 @@ def datadream(job: JobConfig, run: PlainRun) -> Learner:
 def calm(job: JobConfig, run: PlainRun) -> Learner:
     import numpy as np
 
+    from tenfold.methods.calm.data import read_batch
     from tenfold.methods.calm.network import TrainedClassifier, calm_classifier
-    from tenfold.methods.calm.pictures import read_batch
     from tenfold.methods.calm.recipe import training_loss
     from tenfold.types import Preprocessing
 
@@ -157,16 +157,6 @@ ROWS = {
     "waffleclip": Row(settings=("method=waffleclip", "method.num_pairs=2", "method.repetitions=1"), learner=None),
 }  # fmt: skip
 LEARNERS = sorted(name for name, row in ROWS.items() if row.learner)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENFOLD_CACHE", str(cache))
 
 
 @pytest.fixture(params=sorted(ROWS))

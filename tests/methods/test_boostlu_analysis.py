@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tenfold.methods.boostlu.detection import false_negative_detection
+from tenfold.methods.boostlu.evaluation import false_negative_detection
 from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/boostlu.npz")

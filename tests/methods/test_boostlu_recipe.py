@@ -25,7 +25,7 @@ from tenfold.engine.run import Interrupted, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu import recipe
 from tenfold.methods.boostlu.predictor import boosted_classifier
-from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss import map_evaluation
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor, plain_classifier
 from tenfold.models.activation_maps import cam_logits
 from tenfold.models.image_classifier import ModelConfig
@@ -308,7 +308,7 @@ class Shelf:
 
 def test_a_model_agrees_with_itself(predictor, job, run):
     split = load_multilabel(job.data).test
-    pairs = explanations.measure(predictor, predictor, split, run)
+    pairs = map_evaluation.measure(predictor, predictor, split, run)
     assert len(pairs) == split.full.size  # ten classes: no negative is left out
     assert int(pairs.positive.sum()) == int((split.full == 1).sum())
     correlation = pairs.loc[pairs.positive, "correlation"]
@@ -324,7 +324,7 @@ def test_a_model_agrees_with_itself(predictor, job, run):
 
 def test_what_is_measured_is_what_the_maps_say(predictor, full, job, run):
     split = load_multilabel(job.data).test
-    pairs = explanations.measure(predictor, loaded(full), split, run)
+    pairs = map_evaluation.measure(predictor, loaded(full), split, run)
     pair = pairs[pairs.positive].iloc[7]
     row, label = int(pair["row"]), int(pair["label"])
     image = split.images.read([row])
@@ -342,7 +342,7 @@ def test_what_is_measured_is_what_the_maps_say(predictor, full, job, run):
 def test_few_of_many_negatives_are_drawn_and_none_of_the_positives_is_lost():
     truth = np.zeros((3, 100), np.int8)
     truth[0, 5], truth[1, :90], truth[2, 7] = 1, 1, -1
-    pictures, labels = explanations._known_pairs(truth, np.random.default_rng(0))
+    pictures, labels = map_evaluation._known_pairs(truth, np.random.default_rng(0))
     drawn = truth[pictures, labels]
     assert (drawn >= 0).all()  # what nobody looked at is left out
     for picture, (positives, negatives) in enumerate([(1, 20), (90, 10), (0, 20)]):
@@ -361,7 +361,7 @@ def test_a_comparison_reports_and_draws(predictor, full, job, tmp_path):
     assert set(shelf.figures) == {f"{stem}.png", f"{stem}_maps.png"}
     for figure in shelf.figures.values():
         figure.canvas.draw()
-    assert len(shelf.figures[f"{stem}_maps.png"].axes) == 3 * explanations.NUM_EXAMPLES
+    assert len(shelf.figures[f"{stem}_maps.png"].axes) == 3 * map_evaluation.NUM_EXAMPLES
 
 
 def test_a_plain_model_is_compared_too(predictor, full, job, run):

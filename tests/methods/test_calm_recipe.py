@@ -24,7 +24,8 @@ from tenfold.data.localisation import ArrayMasks, CueTruth, LocalisationData, Lo
 from tenfold.engine.fit import Clock
 from tenfold.engine.run import Interrupted, Outcome, PlainRun
 from tenfold.engine.settings import JobConfig
-from tenfold.methods.calm import cue_evaluation, pictures, recipe, sources
+from tenfold.methods.calm import cue_evaluation, recipe, sources
+from tenfold.methods.calm import data as calm_data
 from tenfold.methods.calm.attribution import MODES, attribution_map, counterfactual_map
 from tenfold.methods.calm.cues import cue_mask, differing_parts, merge_parts
 from tenfold.methods.calm.evaluation import measure_maps, usable_measures
@@ -35,7 +36,7 @@ from tenfold.methods.calm.figures import (
     figure_precision_recall,
     figure_remove_and_classify,
 )
-from tenfold.methods.calm.measures import Measured, mass_in_cue
+from tenfold.methods.calm.map_metrics import Measured, mass_in_cue
 from tenfold.methods.calm.network import TrainedClassifier, calm_classifier, calm_head
 from tenfold.methods.calm.predictor import CalmPredictor
 from tenfold.methods.calm.settings import Config
@@ -81,7 +82,7 @@ class Trained:
 def scenes() -> Iterator[None]:
     """A few pictures in memory wherever the recipe reads scenes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "load_localisation", lambda data, preprocessing, train_size: make_data())
+        patch.setattr(calm_data, "load_localisation", lambda data, preprocessing, train_size: make_data())
         yield
 
 
@@ -246,7 +247,7 @@ def test_every_picture_is_cut_and_mirrored_on_its_own():
     numbered = torch.arange(40 * 6 * 6, dtype=torch.int32).view(40, 6, 6)
     images = torch.stack([numbered % 251, numbered // 251, numbered * 0], -1).byte()  # a pixel's name in two channels
     torch.manual_seed(0)
-    cut = pictures.augment(images, 4, mirror=True).int()
+    cut = calm_data.augment(images, 4, mirror=True).int()
     names = cut[..., 0] + 251 * cut[..., 1] - 36 * torch.arange(40)[:, None, None]
     down, across = names // 6, names % 6
     assert (down.diff(dim=1) == 1).all()
@@ -261,26 +262,26 @@ def test_moved_pictures_go_on_as_if_reflected():
     row = torch.arange(5, dtype=torch.uint8)
     images = row.view(1, 1, 5, 1).expand(60, 5, 5, 3)
     torch.manual_seed(0)
-    moved = {tuple(each.tolist()) for each in pictures.augment(images, 5, mirror=False, shift=2)[:, 0, :, 0]}
+    moved = {tuple(each.tolist()) for each in calm_data.augment(images, 5, mirror=False, shift=2)[:, 0, :, 0]}
     assert moved == {(2, 1, 0, 1, 2), (1, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 3), (2, 3, 4, 3, 2)}
 
 
 def test_pictures_without_augmentation_are_left_alone():
     images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     before = torch.get_rng_state()
-    assert pictures.augment(images, 4, mirror=False) is images
+    assert calm_data.augment(images, 4, mirror=False) is images
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="training pictures must be at least 5 pixels"):
-        pictures.augment(images, 5, mirror=False)
+        calm_data.augment(images, 5, mirror=False)
 
 
 def test_a_share_of_every_class_is_held_out():
     labels = np.repeat(np.arange(3), (20, 10, 1))
-    kept, held = pictures.holdout(labels, 0.2)
+    kept, held = calm_data.holdout(labels, 0.2)
     assert np.bincount(labels[held], minlength=3).tolist() == [4, 2, 0]
     assert sorted([*kept, *held]) == list(range(31))
     with pytest.raises(ValueError, match="leaves no picture to validate on"):
-        pictures.holdout(labels, 0.01)
+        calm_data.holdout(labels, 0.01)
 
 
 # -- one training, and what it leaves
@@ -378,7 +379,7 @@ def test_plain_classification_data_train_without_truth(run, tmp_path):
 def test_every_trained_weight_takes_part_in_a_distributed_step(mode, tmp_path):
     """A weight without a gradient would stop the second step of a job with several workers."""
     config = settings(mode=mode)
-    batch = pictures.read_batch(make_split(6), np.arange(6))
+    batch = calm_data.read_batch(make_split(6), np.arange(6))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model = DistributedDataParallel(TrainedClassifier(network(config).train()))

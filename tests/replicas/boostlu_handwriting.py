@@ -27,7 +27,7 @@ from tenfold.engine.predict import predict_images
 from tenfold.engine.run import PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu.predictor import boosted_classifier
-from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss import map_evaluation
 from tenfold.methods.large_loss.evaluation import multilabel_metrics
 from tenfold.methods.large_loss.observatory import detection_curve
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor
@@ -149,7 +149,7 @@ def _explanations(
 ) -> dict[str, float]:
     run = PlainRun(folder=folder / "scratch", progress=False, recorder=_Shelf(folder / "figures" / f"seed{seed}"))
     names = [name.replace("large_loss ", "plain ").replace("boostlu ", "boosted "), "full labels"]
-    found = explanations.compare(load_predictor(bundle), load_predictor(reference), job.data, run, names)
+    found = map_evaluation.compare(load_predictor(bundle), load_predictor(reference), job.data, run, names)
     run.close()
     return found
 

@@ -32,9 +32,9 @@ from tenfold.engine.storage import Storage
 from tenfold.figures.overlays import figure_overlays
 from tenfold.methods.boostlu.head import BoostedCAMHead
 from tenfold.methods.boostlu.settings import Config
-from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss import map_evaluation
 from tenfold.methods.large_loss.evaluation import model_metrics, multilabel_metrics
-from tenfold.methods.large_loss.explanation_figures import figure_agreement
+from tenfold.methods.large_loss.figures import figure_agreement
 from tenfold.methods.large_loss.objective import TrainingLabels
 from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection_curve
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor
@@ -239,11 +239,11 @@ def compare_maps(seed: int, folder: Path, epoch: Epoch = "best", figures: Path |
     model = trained(setting("an", seed), folder, epoch, BOOST)
     reference = trained(setting("full", seed), folder, epoch)
     with _one_run(seed) as run:
-        pairs = explanations.measure(model, reference, test, run)
+        pairs = map_evaluation.measure(model, reference, test, run)
     if figures is not None:
         figure_agreement(pairs, ("boosted AN", "full labels")).savefig(figures / f"maps_seed{seed}.png", dpi=110)
         figure_heatmaps(seed, folder, test).savefig(figures / f"heatmaps_seed{seed}.png", dpi=110)
-    return explanations.summarise(pairs)
+    return map_evaluation.summarise(pairs)
 
 
 def figure_heatmaps(seed: int, folder: Path, test: MultiLabelSplit, num_scenes: int = 6) -> Figure:

@@ -36,11 +36,11 @@ from tenfold.engine.storage import Storage
 from tenfold.figures.overlays import figure_overlays
 from tenfold.files import write_atomically
 from tenfold.methods.calm import recipe
+from tenfold.methods.calm.data import spread_rows
 from tenfold.methods.calm.evaluation import measure_maps
 from tenfold.methods.calm.figures import figure_remove_and_classify
 from tenfold.methods.calm.head import Objective
-from tenfold.methods.calm.measures import Measured
-from tenfold.methods.calm.pictures import spread_rows
+from tenfold.methods.calm.map_metrics import Measured
 from tenfold.methods.calm.predictor import load
 from tenfold.methods.calm.settings import GradientBaseline
 from tenfold.methods.calm.sources import Source, gradient_source, own_source, view

@@ -8,7 +8,7 @@ factor inside the network, before they are averaged to logits. A training step t
 """
 
 from tenfold.methods.boostlu.boost import boostlu, class_activation_maps
-from tenfold.methods.boostlu.detection import false_negative_detection
+from tenfold.methods.boostlu.evaluation import false_negative_detection
 from tenfold.methods.boostlu.head import BoostedCAMHead
 from tenfold.methods.large_loss.loss import large_loss_bce, large_loss_rate
 from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian

@@ -16,9 +16,9 @@ from tenfold.data.localisation import CueTruth, LocalisationSplit
 from tenfold.engine.run import Run
 from tenfold.methods.calm.attribution import counterfactual_map
 from tenfold.methods.calm.cues import PRESENT_PERCENT, attribute_parts, merge_parts, nearest_parts
-from tenfold.methods.calm.measures import SHARED_PRECISION, Kind, precision_kinds
+from tenfold.methods.calm.data import read_batch
+from tenfold.methods.calm.map_metrics import SHARED_PRECISION, Kind, precision_kinds
 from tenfold.methods.calm.network import calm_head
-from tenfold.methods.calm.pictures import read_batch
 from tenfold.methods.calm.settings import Config
 from tenfold.methods.calm.sources import view
 from tenfold.metrics.localisation.maps import normalize_score_map, resize_score_map, score_thresholds

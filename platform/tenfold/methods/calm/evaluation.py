@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tenfold.data.localisation import LocalisationSplit
 from tenfold.engine.run import Run
-from tenfold.methods.calm.measures import Measured, Tally
+from tenfold.methods.calm.data import read_batch
+from tenfold.methods.calm.map_metrics import Measured, Tally
 from tenfold.methods.calm.network import calm_head
-from tenfold.methods.calm.pictures import read_batch
 from tenfold.methods.calm.settings import Config, Measure
 from tenfold.methods.calm.sources import Source, View, view
 from tenfold.metrics.localisation.erasure import random_erase_masks, topk_erase_masks

@@ -11,8 +11,8 @@ from torch import Tensor
 from tenfold.data.localisation import LocalisationSplit
 from tenfold.engine.run import Run
 from tenfold.figures.overlays import figure_overlays
-from tenfold.methods.calm.measures import Measured
-from tenfold.methods.calm.pictures import spread_rows
+from tenfold.methods.calm.data import spread_rows
+from tenfold.methods.calm.map_metrics import Measured
 from tenfold.methods.calm.predictor import CalmPredictor
 from tenfold.methods.calm.sources import further_sources, own_source, view
 from tenfold.metrics.localisation.maps import Normalization, normalize_score_map, resize_score_map

@@ -21,11 +21,11 @@ from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
 from tenfold.methods.calm.cue_evaluation import measure_cues
+from tenfold.methods.calm.data import Pictures, augment, load_pictures, read_batch, spread_rows
 from tenfold.methods.calm.evaluation import check_cues, measure_maps, usable_measures
 from tenfold.methods.calm.figures import log_figures
-from tenfold.methods.calm.measures import Measured
+from tenfold.methods.calm.map_metrics import Measured
 from tenfold.methods.calm.network import TrainedClassifier, calm_classifier
-from tenfold.methods.calm.pictures import Pictures, augment, load_pictures, read_batch, spread_rows
 from tenfold.methods.calm.predictor import SUPERCLASSES_FILE, CalmPredictor, check_superclasses_known, load
 from tenfold.methods.calm.settings import Config
 from tenfold.methods.calm.sources import Source, further_sources, gradient_source, own_source

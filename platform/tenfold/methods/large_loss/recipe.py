@@ -19,7 +19,7 @@ from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
 from tenfold.figures.labels import figure_predictions
-from tenfold.methods.large_loss import explanations
+from tenfold.methods.large_loss import map_evaluation
 from tenfold.methods.large_loss.evaluation import annotation_counts, model_metrics, multilabel_metrics
 from tenfold.methods.large_loss.noise_record import write_manifest
 from tenfold.methods.large_loss.objective import (
@@ -46,7 +46,7 @@ METRIC = "val/mAP"
 NUM_PROBES = 8
 NUM_PICTURES = 18
 
-compare = explanations.compare
+compare = map_evaluation.compare
 
 
 def train(job: JobConfig, run: Run, build: BuildClassifier = plain_classifier) -> Outcome:

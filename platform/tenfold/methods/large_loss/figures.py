@@ -13,7 +13,7 @@ def figure_agreement(pairs: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Three panels: rank correlations with their control, highest scores, lowest scores.
 
     Args:
-        pairs: What ``explanations.measure`` gives.
+        pairs: What ``map_evaluation.measure`` gives.
         names: What the model and the reference are called.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")

@@ -21,7 +21,7 @@ from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Run
 from tenfold.figures.overlays import figure_overlays
-from tenfold.methods.large_loss.explanation_figures import figure_agreement
+from tenfold.methods.large_loss.figures import figure_agreement
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor, head_maps
 from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian
 from tenfold.models.activation_maps import cam_logits
