@@ -3,7 +3,6 @@
 Training and serving share ``decode_image`` and ``resize_image``, so a picture becomes the same bytes on both sides.
 """
 
-import hashlib
 import mmap
 import os
 import struct
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tenfold.data.array_cache import cached_array
+from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource
 
 ImageFormat = Literal["jpeg", "png", "webp"]
@@ -424,11 +424,10 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
         OSError: The disk is full, said before anything is decoded.
     """
     sizes, times = file_table(files.paths)
-    digest = hashlib.sha256(f"{_RESIZE_RULES[files.resize, files.interpolation]}\0{files.image_size}\0".encode())
-    digest.update("\0".join(files.paths).encode())
-    digest.update(sizes.tobytes() + times.tobytes())
+    way = f"{_RESIZE_RULES[files.resize, files.interpolation]}\0{files.image_size}\0"
+    digest = bytes_sha256(((way + "\0".join(files.paths)).encode(), sizes.tobytes(), times.tobytes()))
     array = cached_array(
-        Path(folder) / f"images-{files.image_size}-{digest.hexdigest()[:24]}.npy",
+        Path(folder) / f"images-{files.image_size}-{digest[:24]}.npy",
         (len(files), files.image_size, files.image_size, 3),
         np.uint8,
         lambda out, start, stop: files.read_into(out, range(start, stop)),

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tenfold.hashing import bytes_sha256
 from tenfold.types import Batch, TensorSchema
 
 TARGETS = "targets"
@@ -169,11 +169,9 @@ def check_finite(values: np.ndarray, name: str) -> None:
 
 def digest_of(*parts: object) -> str:
     """Hex digest of texts, numbers and arrays, in their order."""
-    digest = sha256()
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-        digest.update(b"/")
-    return digest.hexdigest()
+    return bytes_sha256(
+        (part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()) + b"/" for part in parts
+    )
 
 
 def digest_of_files(paths: Sequence[Path], *parts: object) -> str:

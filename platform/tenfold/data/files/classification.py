@@ -1,8 +1,7 @@
 """Real data sets with one class for each picture, from disk: reader, parts, pictures and fingerprint in one call."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tenfold.data.files.readers.imagenet import read_imagenet, read_imagenet_100
 from tenfold.data.files.readers.split_files import read_split_file, read_text_lists
 from tenfold.data.files.readers.stl10 import read_stl10
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_images, file_table
+from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource, Preprocessing
 
 _Reader = Callable[[Path, Sequence[Split]], PictureLists]
@@ -205,13 +205,16 @@ def _split(
 
 def _fingerprint(name: str, root: Path, lists: PictureLists, sizes: dict[Split, np.ndarray]) -> str:
     """SHA-256 of classes, names and sizes of the picture files, and labels; not of where things lie."""
-    digest = hashlib.sha256(json.dumps([name, lists.classes]).encode())
     prefix = f"{root}/"
-    for part, listed in lists.parts.items():
-        digest.update(f"\0{part}\0".encode())
-        if isinstance(listed.pictures, np.ndarray):
-            digest.update(hashlib.sha256(np.ascontiguousarray(listed.pictures).data).digest())
-        else:
-            digest.update("\0".join(path.removeprefix(prefix) for path in listed.pictures).encode())
-        digest.update(sizes[part].tobytes() + listed.labels.tobytes())
-    return digest.hexdigest()
+
+    def chunks() -> Iterator[bytes]:
+        yield json.dumps([name, lists.classes]).encode()
+        for part, listed in lists.parts.items():
+            yield f"\0{part}\0".encode()
+            if isinstance(listed.pictures, np.ndarray):
+                yield bytes.fromhex(bytes_sha256([np.ascontiguousarray(listed.pictures).data]))
+            else:
+                yield "\0".join(path.removeprefix(prefix) for path in listed.pictures).encode()
+            yield sizes[part].tobytes() + listed.labels.tobytes()
+
+    return bytes_sha256(chunks())

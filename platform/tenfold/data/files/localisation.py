@@ -5,9 +5,8 @@ al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020
 and Improve Visual Feature Attribution", ICCV 2021.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tenfold.data.files.readers.wsol_lists import (
 )
 from tenfold.data.images import FileImages, cache_images, file_table
 from tenfold.data.localisation import CueTruth, LocalisationData, LocalisationSplit, scale_boxes
+from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource, Preprocessing
 
 
@@ -290,15 +290,16 @@ def _fingerprint(
 ) -> str:
     """SHA-256 of lists, labels, truth and the sizes of all files; not of where things lie."""
     groups = None if superclasses is None else [superclasses[label] for label in range(len(classes))]
-    digest = hashlib.sha256(json.dumps([name, classes, groups]).encode())
-    for part, listed in parts.items():
-        digest.update(f"\0{part}\0".encode() + "\0".join(listed.names).encode())
-        digest.update(file_table(listed.paths)[0].tobytes() + listed.labels.tobytes())
-        for boxes in listed.boxes or ():
-            digest.update(boxes.tobytes())
-        digest.update(json.dumps(listed.masks).encode() + file_table(listed.mask_paths())[0].tobytes())
-    if cues is not None:
-        digest.update("\0".join(cues.attribute_names).encode() + cues.class_attribute_percent.tobytes())
-        for array in (*cues.part_ids, *cues.part_xy):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+
+    def chunks() -> Iterator[bytes]:
+        yield json.dumps([name, classes, groups]).encode()
+        for part, listed in parts.items():
+            yield f"\0{part}\0".encode() + "\0".join(listed.names).encode()
+            yield file_table(listed.paths)[0].tobytes() + listed.labels.tobytes()
+            yield from (boxes.tobytes() for boxes in listed.boxes or ())
+            yield json.dumps(listed.masks).encode() + file_table(listed.mask_paths())[0].tobytes()
+        if cues is not None:
+            yield "\0".join(cues.attribute_names).encode() + cues.class_attribute_percent.tobytes()
+            yield from (array.tobytes() for array in (*cues.part_ids, *cues.part_xy))
+
+    return bytes_sha256(chunks())

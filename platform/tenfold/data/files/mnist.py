@@ -1,6 +1,5 @@
 """MNIST in torchvision's layout, with notMNIST and FashionMNIST as what does not belong."""
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tenfold.data.domains import DOMAINS
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.data.images import ArrayImages, ResizedImages, decode_image
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
+from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource, Preprocessing
 
 SIDE = 28
@@ -59,9 +59,7 @@ def load_mnist(
         raise ValueError(f"num_val must be less than the {len(labels)} training digits, got {config.num_val}")
     rows = {"val": order[: config.num_val], "train": order[config.num_val :]}
     test_pixels, test_labels = _read(Path(config.root), datasets.MNIST, train=False)
-    digest = hashlib.sha256(f"{config.seed}/{config.num_val}".encode())
-    for array in (pixels, labels, test_pixels, test_labels):
-        digest.update(array.tobytes())
+    arrays = (pixels, labels, test_pixels, test_labels)
 
     def part(grey: np.ndarray, classes: np.ndarray) -> ClassificationSplit:
         return ClassificationSplit(images=_pictures(grey, preprocessing), labels=classes)
@@ -73,7 +71,7 @@ def load_mnist(
         val=part(pixels[rows["val"]], labels[rows["val"]]) if "val" in parts else None,
         test=part(test_pixels, test_labels),
         image_size=preprocessing.image_size,
-        fingerprint=digest.hexdigest(),
+        fingerprint=bytes_sha256([f"{config.seed}/{config.num_val}".encode(), *(each.tobytes() for each in arrays)]),
         domain_word=DOMAINS[config.name].word,
         concept=DOMAINS[config.name].concept,
     )

@@ -4,10 +4,9 @@ The order is that of the published experiments: labels are drawn on the whole of
 list, each from the same seed; then a validation part is split off the training list; then a share is kept.
 """
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from tenfold.data.files.readers.openimages import read_openimages, read_openimag
 from tenfold.data.images import FileImages, SubsetImages, cache_images, file_table
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.data.partial_labels import observe_labels, subsample, train_val_split
+from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource
 
 _LOG = logging.getLogger(__name__)
@@ -258,10 +258,8 @@ def _dense(config: MultiLabelFilesConfig, labels: csr_array) -> tuple[np.ndarray
         raise ValueError(
             f"dense labels {labels.shape} take {size:.1f} GB: set cache to a folder that has room for them"
         )
-    digest = hashlib.sha256(repr(labels.shape).encode())
-    for array in (labels.indptr, labels.indices, labels.data):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    stem = Path(config.cache) / f"labels-{digest.hexdigest()[:24]}"
+    arrays = (np.ascontiguousarray(array).tobytes() for array in (labels.indptr, labels.indices, labels.data))
+    stem = Path(config.cache) / f"labels-{bytes_sha256([repr(labels.shape).encode(), *arrays])[:24]}"
 
     def write(coding: Callable[[np.ndarray], np.ndarray], name: str) -> np.ndarray:
         def fill(out: np.ndarray, start: int, stop: int) -> None:
@@ -283,18 +281,21 @@ def _fingerprint(config: MultiLabelFilesConfig, classes: tuple[str, ...], parts:
     """SHA-256 of lists, labels, sizes of the picture files and of what the config changes; not of where things lie."""
     where = ("root", "image_folder", "classes_file", "cache", "cache_images", "num_workers", "progress")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
-    digest = hashlib.sha256(json.dumps([settings, classes], sort_keys=True).encode())
-    for name, part in parts.items():
-        digest.update(f"\0{name}\0".encode())
-        digest.update("\0".join(part.listing.names[row] for row in part.rows).encode())
-        full, observed = _labels(part)
-        sparse = csr_array(observed)
-        for array in (
-            part.sizes[part.rows],
-            sparse.indptr,
-            sparse.indices,
-            sparse.data,
-            *(() if full is None else (full,)),
-        ):
-            digest.update(np.asarray(array, dtype=np.int64).tobytes())  # scipy's index type depends on the size
-    return digest.hexdigest()
+
+    def chunks() -> Iterator[bytes]:
+        yield json.dumps([settings, classes], sort_keys=True).encode()
+        for name, part in parts.items():
+            yield f"\0{name}\0".encode()
+            yield "\0".join(part.listing.names[row] for row in part.rows).encode()
+            full, observed = _labels(part)
+            sparse = csr_array(observed)
+            for array in (
+                part.sizes[part.rows],
+                sparse.indptr,
+                sparse.indices,
+                sparse.data,
+                *(() if full is None else (full,)),
+            ):
+                yield np.asarray(array, dtype=np.int64).tobytes()  # scipy's index type depends on the size
+
+    return bytes_sha256(chunks())

@@ -1,7 +1,5 @@
 """Scenes as a multi-label data set."""
 
-import hashlib
-
 from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
 from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
 from tenfold.data.embedded.handwriting.splits import CANVAS
@@ -9,6 +7,7 @@ from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.data.multilabel import MultiLabelData, MultiLabelSplit
 from tenfold.data.partial_labels import observe_labels
+from tenfold.hashing import text_sha256
 
 
 def load_scenes(config: HandwritingConfig) -> MultiLabelData:
@@ -28,7 +27,7 @@ def load_scenes(config: HandwritingConfig) -> MultiLabelData:
         val=_split(folder, config, "val"),
         test=_split(folder, config, "test"),
         image_size=CANVAS,
-        fingerprint=hashlib.sha256(draw.encode()).hexdigest(),
+        fingerprint=text_sha256(draw),
     )
 
 

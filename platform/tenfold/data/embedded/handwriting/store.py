@@ -1,6 +1,5 @@
 """A cache of folders of ``.npy`` files: written whole or not at all, checked before use, read memory-mapped."""
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.files import sync, write_atomically
+from tenfold.hashing import file_sha256, text_sha256
 
 _LOG = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
@@ -57,8 +57,7 @@ def stored(root: Path, name: str, settings: Mapping[str, Any], fill: Callable[[P
     Raises:
         OSError: If the cache folder cannot be written.
     """
-    text = json.dumps(settings, sort_keys=True)
-    folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    folder = root / f"{name}-{text_sha256(json.dumps(settings, sort_keys=True))[:16]}"
     ready = _open(folder)
     if ready is not None:
         return ready
@@ -116,7 +115,7 @@ def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
     for path in sorted(folder.rglob("*.npy")):
         sync(path)
         status = path.stat()
-        digest = _sha256(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+        digest = _checksum(str(path), status.st_size, status.st_mtime_ns, status.st_ino)
         files[path.relative_to(folder).as_posix()] = {"bytes": status.st_size, "sha256": digest}
     write_atomically(folder / _MANIFEST, json.dumps({"settings": dict(settings), "files": files}, indent=1).encode())
 
@@ -154,7 +153,7 @@ def _open(folder: Path) -> StoredFolder | None:
         return None
     files = json.loads((folder / _MANIFEST).read_text())["files"]
     joined = json.dumps({name: entry["sha256"] for name, entry in files.items()}, sort_keys=True)
-    return StoredFolder(folder, hashlib.sha256(joined.encode()).hexdigest())
+    return StoredFolder(folder, text_sha256(joined))
 
 
 def _damage(folder: Path) -> str | None:
@@ -165,7 +164,7 @@ def _damage(folder: Path) -> str | None:
             status = path.stat()
             if status.st_size != entry["bytes"]:
                 return f"{name} must have {entry['bytes']} bytes, has {status.st_size}"
-            if _sha256(str(path), status.st_size, status.st_mtime_ns, status.st_ino) != entry["sha256"]:
+            if _checksum(str(path), status.st_size, status.st_mtime_ns, status.st_ino) != entry["sha256"]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -173,11 +172,10 @@ def _damage(folder: Path) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _checksum(path: str, size: int, mtime_ns: int, inode: int) -> str:
     """Checksum of a file; once in a process while the file's status stays the same."""
     del size, mtime_ns, inode  # part of the key only
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -1,8 +1,8 @@
 """Random integers that are the same on every machine and under every numpy version."""
 
-import hashlib
-
 import numpy as np
+
+from tenfold.hashing import text_sha256
 
 
 class Stream:
@@ -14,7 +14,7 @@ class Stream:
 
     def __init__(self, *key: str | int) -> None:
         """Streams of different keys are independent; the key names what is drawn (task, split, block, seed)."""
-        digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+        digest = bytes.fromhex(text_sha256("/".join(map(str, key))))
         self._bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
     def integers(self, low: int | np.ndarray, high: int | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Handwritten digits beside printed letters and blends of two digits: 28x28, as MNIST and notMNIST."""
 
-import hashlib
-
 import numpy as np
 
 from tenfold.data.classification import ClassificationData, ClassificationSplit
@@ -12,6 +10,7 @@ from tenfold.data.embedded.handwriting.splits import PICTURE
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
+from tenfold.hashing import text_sha256
 
 _BORDER = (PICTURE - SOURCE_SIZE) // 2
 
@@ -36,7 +35,7 @@ def load_uncertain_digits(config: HandwritingConfig) -> UncertaintyData:
             val=parts["val"],
             test=parts["test"],
             image_size=SOURCE_SIZE,
-            fingerprint=hashlib.sha256(together.encode()).hexdigest(),
+            fingerprint=text_sha256(together),
         ),
         outside={"letters": ArrayImages(_uncovered(letters.split("test")["images"]))},
         ambiguous={
