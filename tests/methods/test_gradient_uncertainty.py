@@ -1,9 +1,5 @@
 """The maths of gradient uncertainty: published values, laws, the fast way against loops, refusals."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,37 +10,23 @@ from torch.nn import functional
 import tenfold.methods.gradient_uncertainty as room
 from tenfold.methods.gradient_uncertainty import ghost_norms
 from tenfold.methods.gradient_uncertainty.ghost_norms import BatchGradients
-from tenfold.methods.gradient_uncertainty.per_example import flatten_examples, per_example_gradients
+from tenfold.methods.gradient_uncertainty.per_example import per_example_gradients
 from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.models.digit_cnn import DigitCNN
+from tests.methods.gradient_uncertainty_golden import META, assert_matches, golden, golden_network
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")
-META = json.loads(str(GOLDEN["meta"]))
 SEEDS = st.integers(0, 2**32 - 1)
 CASES = ("random", "biased", "identical", "orthogonal", "cancelling", "single")
-
-
-def golden(name):
-    return torch.from_numpy(np.asarray(GOLDEN[name]))
-
-
-def assert_matches(actual, name, tolerance=1e-9):
-    """Relative to the largest magnitude of the array."""
-    expected = golden(name)
-    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=tolerance * max(float(expected.abs().max()), 1))
-
-
-def golden_network():
-    first, *_ = META["cnn_channels"]
-    assert first == 1
-    network = DigitCNN(channels=tuple(META["cnn_channels"][1:]), hidden=META["cnn_fc"]).double()
-    network.load_state_dict({name: golden(f"cnn.param.{name}") for name in META["param_names"]})
-    return network
 
 
 def make_grads(seed, batch, size=6, *, mean=0.0):
     generator = torch.Generator().manual_seed(seed)
     return mean + torch.randn(batch, size, generator=generator, dtype=torch.float64)
+
+
+def flatten_examples(grads):
+    """``(B, P)``: the gradients of all parameters, concatenated."""
+    return torch.cat([value.flatten(1) for value in grads.values()], dim=1)
 
 
 def loop_gradients(network, loss_fn, inputs, targets):

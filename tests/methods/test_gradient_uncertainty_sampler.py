@@ -3,9 +3,7 @@
 import io
 import math
 import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,12 +22,7 @@ from tenfold.methods.gradient_uncertainty.steps import (
 )
 from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
 from tenfold.metrics.uncertainty import predictive_uncertainty
-
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")
-
-
-def golden(name):
-    return torch.from_numpy(np.asarray(GOLDEN[name]))
+from tests.methods.gradient_uncertainty_golden import assert_matches, golden
 
 
 def make_network(seed=0):
@@ -340,4 +333,4 @@ def test_predictions_that_are_refused(members, inputs, message):
 def test_scores_match_golden():
     scores = predictive_uncertainty(golden("score.probs"))
     for name in ("predictive_entropy", "mutual_information", "variation_ratio"):
-        torch.testing.assert_close(getattr(scores, name), golden(f"score.{name}"), rtol=0, atol=1e-9)
+        assert_matches(getattr(scores, name), f"score.{name}")

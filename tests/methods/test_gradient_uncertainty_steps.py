@@ -1,8 +1,6 @@
 """Steps of the chains, their theory and the toy posterior: published values, closed forms, laws, refusals."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import posteriors
@@ -24,7 +22,7 @@ from tenfold.methods.gradient_uncertainty.steps import (
 from tenfold.methods.gradient_uncertainty.theory import stationary_variance
 from tenfold.methods.gradient_uncertainty.toy import PRIOR_VARIANCES, toy_potential
 from tenfold.methods.gradient_uncertainty.uncertainty import gradient_uncertainty
-from tenfold.models.digit_cnn import DigitCNN
+from tests.methods.gradient_uncertainty_golden import META, assert_matches, golden, golden_network
 from tests.replicas.gradient_uncertainty_toy import (
     figure_toy,
     langevin_chain,
@@ -36,28 +34,14 @@ from tests.replicas.gradient_uncertainty_toy import (
     triggered_chain,
 )
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/gradient_uncertainty.npz")
-META = json.loads(str(GOLDEN["meta"]))
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-def golden(name):
-    return torch.from_numpy(np.asarray(GOLDEN[name]))
-
-
-def assert_matches(actual, name, tolerance=1e-9):
-    """Relative to the largest magnitude of the array."""
-    expected = golden(name)
-    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=tolerance * max(float(expected.abs().max()), 1))
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_triggered_step_matches_golden(case):
     names = META["param_names"]
     params = {name: golden(f"cnn.param.{name}") for name in names}
-    network = DigitCNN(channels=tuple(META["cnn_channels"][1:]), hidden=META["cnn_fc"]).double()
-    network.load_state_dict(params)
-    grads = per_example_gradients(network, functional.cross_entropy, golden("cnn.x"), golden("cnn.y"))
+    grads = per_example_gradients(golden_network(), functional.cross_entropy, golden("cnn.x"), golden("cnn.y"))
     after, triggered = triggered_langevin_step(
         params,
         {name: value.mean(0) for name, value in grads.items()},

@@ -6,7 +6,7 @@ Both are advanced, stopped and continued as ``GradientUncertaintySampler`` is.
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,6 @@ from tenfold.methods.gradient_uncertainty.batches import EpochBatches, ShuffledB
 from tenfold.methods.gradient_uncertainty.sampler import ChainError
 
 Params = dict[str, Tensor]
-
-
-class Chain(Protocol):
-    """Something that walks through parameters and keeps some."""
-
-    def advance(self, loader: Any, max_steps: int) -> Iterator[Any]:
-        """One step at a time, until ``max_steps`` are taken in all, or all members are kept."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class _Walk:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -103,8 +102,3 @@ def _drop_rate(part: nn.Module) -> float:
         if isinstance(rate, (int, float)) and not isinstance(rate, bool):
             return float(rate)
     return 0.0
-
-
-def flatten_examples(grads: dict[str, Tensor]) -> Tensor:
-    """``(B, P)``: the gradients of all parameters one after the other."""
-    return torch.cat([value.flatten(1) for value in grads.values()], dim=1)
