@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.data.partial_labels import observe_labels, observe_labels_fast, subsample, train_val_split
+from tenfold.data.partial_labels import observe_labels, subsample, train_val_split
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/large_loss.npz")
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
-DRAWS = pytest.mark.parametrize("draw", [observe_labels, observe_labels_fast])
 
 
 @pytest.mark.parametrize("case", ["p1n0", "p2n3", "palln1"])
@@ -36,7 +35,6 @@ def test_draw_does_not_depend_on_the_dtype(dtype):
     np.testing.assert_array_equal(observe_labels(full.astype(dtype)), GOLDEN["obs_p1n0"])
 
 
-@DRAWS
 @UNHURRIED
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -44,10 +42,10 @@ def test_draw_does_not_depend_on_the_dtype(dtype):
     num_neg=st.integers(-1, 7),
     share=st.sampled_from([0.1, 0.5, 0.9]),
 )
-def test_shown_labels_are_true_and_as_many_as_asked(draw, seed, num_pos, num_neg, share):
+def test_shown_labels_are_true_and_as_many_as_asked(seed, num_pos, num_neg, share):
     full = (np.random.default_rng(seed).random((12, 6)) < share).astype(np.int8)
     full[0, :2] = 0, 1
-    observed = draw(full, num_pos, num_neg, seed)
+    observed = observe_labels(full, num_pos, num_neg, seed)
     assert np.all(full[observed == 1] == 1)
     assert np.all(full[observed == -1] == 0)
     for value, wanted, available in ((1, num_pos, full.sum(1)), (-1, num_neg, (1 - full).sum(1))):
@@ -55,10 +53,9 @@ def test_shown_labels_are_true_and_as_many_as_asked(draw, seed, num_pos, num_neg
         np.testing.assert_array_equal((observed == value).sum(1), expected)
 
 
-@DRAWS
-def test_every_positive_is_as_likely(draw):
+def test_every_positive_is_as_likely():
     full = np.tile(np.array([[1, 0, 1, 1, 0]]), (6000, 1))
-    shares = (draw(full, 1, 1) != 0).mean(0)
+    shares = (observe_labels(full, 1, 1) != 0).mean(0)
     # Standard deviation of a share: sqrt(1/3 * 2/3 / 6000) = 0.006.
     np.testing.assert_allclose(shares, [1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 2], atol=0.03)
 
@@ -78,7 +75,6 @@ def test_the_draw_leaves_its_input_and_numpys_global_state_alone():
     assert np.random.random_sample() == expected
 
 
-@DRAWS
 @pytest.mark.parametrize(
     ("full", "counts", "message"),
     [
@@ -93,9 +89,9 @@ def test_the_draw_leaves_its_input_and_numpys_global_state_alone():
         (np.eye(3), (1, -3), "num_neg must be .* got -3"),
     ],
 )
-def test_draw_refuses(draw, full, counts, message):
+def test_draw_refuses(full, counts, message):
     with pytest.raises(ValueError, match=message):
-        draw(full, *counts)
+        observe_labels(full, *counts)
 
 
 @UNHURRIED

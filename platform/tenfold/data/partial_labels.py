@@ -40,28 +40,6 @@ def observe_labels(full: np.ndarray, num_pos: int = 1, num_neg: int = 0, seed: i
     return observed
 
 
-def observe_labels_fast(full: np.ndarray, num_pos: int = 1, num_neg: int = 0, seed: int = 1200) -> np.ndarray:
-    """The same distribution as ``observe_labels`` without its loop over images; other numbers for the same seed.
-
-    For label matrices too large for the published draw (some 15 microseconds an image). Arguments, result and errors as
-    there.
-    """
-    positive = _positives(full)
-    _check_counts(num_pos, num_neg)
-    observed = np.zeros(positive.shape, dtype=np.int8)
-    keys = np.random.default_rng(seed).random(positive.shape, dtype=np.float32)
-    for value, count, candidate in ((1, num_pos, positive), (-1, num_neg, ~positive)):
-        if count == -1 or count >= positive.shape[1]:
-            observed[candidate] = value
-        elif count > 0:
-            # The entries with the smallest of independent uniform keys are a uniform draw without replacement.
-            columns = np.argpartition(np.where(candidate, keys, 2.0), count - 1, axis=1)[:, :count]
-            chosen = np.take_along_axis(candidate, columns, axis=1)  # False where an image has fewer than asked for
-            rows = np.broadcast_to(np.arange(len(positive))[:, None], columns.shape)
-            observed[rows[chosen], columns[chosen]] = value
-    return observed
-
-
 def train_val_split(n: int, val_frac: float = 0.2, seed: int = 1200) -> tuple[np.ndarray, np.ndarray]:
     """Split a validation part off the training images; exactly the published draw.
 
@@ -118,7 +96,7 @@ def subsample(
 
 
 def _positives(full: np.ndarray) -> np.ndarray:
-    """Boolean ``(N, K)``, after the checks that both draws share."""
+    """Return ``full == 1``, bool ``(N, K)``, after checking the matrix."""
     full = np.asarray(full)
     if full.ndim != 2:
         raise ValueError(f"full labels must be (N, K), got shape {full.shape}")
