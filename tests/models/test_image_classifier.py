@@ -1,4 +1,4 @@
-"""The shared classifiers: what goes in, what comes out, and which networks and weights are taken."""
+"""Image classifiers: preprocessing, feature maps and heads, networks of the libraries, checkpoints, refusals."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tenfold.models import efficientnet
 from tenfold.models.image_classifier import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,11 +19,12 @@ from tenfold.models.image_classifier import (
     parameter_groups,
 )
 from tenfold.types import Preprocessing
+from tests.replicas.attribution_photographs import class_names, load_network
 
 K = 5
 
 
-def pictures(num: int = 3, size: int = 64) -> torch.Tensor:
+def make_images(num: int = 3, size: int = 64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (num, size, size, 3), dtype=torch.uint8, generator=generator)
 
@@ -33,18 +33,18 @@ def small(**settings: object) -> ImageClassifier:
     return build_classifier(ModelConfig(**settings), K, 64).eval()
 
 
-def test_pictures_are_scaled_and_normalised_per_channel():
+def test_images_are_scaled_and_normalised_per_channel():
     preprocessing = Preprocessing(image_size=2, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     model = ImageClassifier(nn.Identity(), 3, K, preprocessing)
-    picture = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 2, 2, 3)
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 2, 2, 3)
     expected = torch.tensor([(0 - 0.5) / 0.5, (0.2 - 0.25) / 0.25, (1 - 0.0) / 2.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    torch.testing.assert_close(model.normalise(picture), expected)
+    torch.testing.assert_close(model.normalise(image), expected)
 
 
 @pytest.mark.parametrize(
     "images", [torch.zeros(2, 8, 8, 3), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()]
 )
-def test_other_pictures_are_refused(images):
+def test_images_of_another_form_are_refused(images):
     with pytest.raises(ValueError, match=r"images must be uint8 \(B, H, W, 3\), got"):
         small()(images)
 
@@ -52,10 +52,12 @@ def test_other_pictures_are_refused(images):
 def test_logits_are_the_head_of_the_mean_of_the_feature_map():
     model = small()
     with torch.no_grad():
-        feature_map = model.feature_map(pictures())
+        feature_map = model.feature_map(make_images())
         assert feature_map.shape == (3, SMALL_CNN_WIDTHS[-1], 8, 8)
-        torch.testing.assert_close(model.features(pictures()), feature_map.mean((2, 3)))
-        torch.testing.assert_close(model(pictures()), feature_map.mean((2, 3)) @ model.head.weight.T + model.head.bias)
+        torch.testing.assert_close(model.features(make_images()), feature_map.mean((2, 3)))
+        torch.testing.assert_close(
+            model(make_images()), feature_map.mean((2, 3)) @ model.head.weight.T + model.head.bias
+        )
 
 
 def test_only_weights_are_kept_and_they_bring_the_same_logits_back():
@@ -64,7 +66,7 @@ def test_only_weights_are_kept_and_they_bring_the_same_logits_back():
     other = small()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(other(pictures()), model(pictures()), rtol=0, atol=0)
+        torch.testing.assert_close(other(make_images()), model(make_images()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "timm:resnet10t"])
@@ -86,8 +88,8 @@ def test_networks_of_the_libraries_give_feature_maps(name, dim):
     assert model.feature_dim == dim
     assert model.preprocessing == Preprocessing(image_size=64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     with torch.no_grad():
-        assert model.feature_map(pictures(1)).shape == (1, dim, 2, 2)
-        assert model(pictures(1)).shape == (1, K)
+        assert model.feature_map(make_images(1)).shape == (1, dim, 2, 2)
+        assert model(make_images(1)).shape == (1, K)
 
 
 def test_a_network_is_fed_what_it_was_trained_on():
@@ -96,9 +98,9 @@ def test_a_network_is_fed_what_it_was_trained_on():
     assert model.preprocessing.std == (0.5, 0.5, 0.5)
 
 
-def test_every_place_of_the_dilated_network_sees_the_whole_picture():
+def test_every_location_of_the_dilated_network_sees_the_whole_image():
     model = build_classifier(ModelConfig(name="dilated_cnn"), K, 64).eval()
-    images = pictures(1).float().requires_grad_()
+    images = make_images(1).float().requires_grad_()
     feature_map = model.backbone(images.permute(0, 3, 1, 2))
     assert feature_map.shape == (1, model.feature_dim, 8, 8)
     feature_map[0, :, 0, 0].sum().backward()
@@ -113,7 +115,7 @@ def test_the_feature_map_can_be_made_finer_without_other_weights(name, stride, s
     model = build_classifier(ModelConfig(name=name, output_stride=stride), K, 64).eval()
     model.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        assert model.feature_map(pictures(1)).shape == (1, model.feature_dim, side, side)
+        assert model.feature_map(make_images(1)).shape == (1, model.feature_dim, side, side)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +137,16 @@ def test_a_finer_map_is_refused_where_the_library_has_none():
 def test_the_packaged_network_knows_espresso_and_cats():
     from skimage import data
 
-    model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), 1000, 224).eval()
-    model.head.load_state_dict(efficientnet.head_weights())
+    model = load_network()
     coffee, cat = (
         functional.interpolate(
-            torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (224, 224), antialias=True, mode="bilinear"
+            torch.from_numpy(image).permute(2, 0, 1)[None].float(), (224, 224), antialias=True, mode="bilinear"
         )
-        for picture in (data.coffee(), data.chelsea())
+        for image in (data.coffee(), data.chelsea())
     )
     with torch.inference_mode():
         probs = model(torch.cat([coffee, cat]).round().byte().permute(0, 2, 3, 1)).softmax(1)
-    names = efficientnet.class_names()
+    names = class_names()
     assert names[int(probs[0].argmax())] == "espresso"
     assert probs[0].max() > 0.85
     assert "cat" in names[int(probs[1].argmax())]
@@ -210,7 +211,7 @@ def test_a_published_checkpoint_of_the_whole_network_fits(tmp_path, name):
 
 
 class Malicious:
-    """What unpickling would run."""
+    """Object whose unpickling runs code."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

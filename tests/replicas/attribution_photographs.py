@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from skimage import data as photographs
+from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,14 +28,14 @@ from tenfold.methods.calm.attribution import attribution_map, counterfactual_map
 from tenfold.methods.calm.gradients import input_gradient, integrated_gradient, smooth_gradient, variance_gradient
 from tenfold.metrics.localisation.erasure import random_erase_mask, topk_erase_mask
 from tenfold.metrics.localisation.maps import normalize_score_map, resize_score_map
-from tenfold.models import efficientnet
 from tenfold.models.activation_maps import class_activation_maps
+from tenfold.models.efficientnet import imagenet_weights
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
 
 NAMES = ("chelsea", "coffee", "rocket", "motorcycle", "camera", "astronaut")
 FRACTIONS = (0.1, 0.3, 0.5)
 NUM_RANDOM = 8
-SIZE = efficientnet.IMAGE_SIZE
+SIZE, NUM_CLASSES = 224, 1000
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,16 @@ class Explained:
 
 def load_network() -> ImageClassifier:
     """The packaged network with its ImageNet head, in evaluation mode."""
-    model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), efficientnet.NUM_CLASSES, SIZE)
-    model.head.load_state_dict(efficientnet.head_weights())
+    model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), NUM_CLASSES, SIZE)
+    weights = imagenet_weights()
+    model.head.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
     return model.eval().requires_grad_(False)
+
+
+def class_names() -> tuple[str, ...]:
+    """Return the names of the ImageNet classes, in the order of the logits."""
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(index) for index in range(NUM_CLASSES))
 
 
 def load_photographs() -> Tensor:
@@ -128,8 +136,8 @@ def probability_left(model: ImageClassifier, explained: Explained) -> dict[str, 
 
 
 def draw(explained: Explained, out: Path) -> None:
-    """The pictures that a person looks at."""
-    names = efficientnet.class_names()
+    """The images that a person looks at."""
+    names = class_names()
     guesses, probs = explained.guesses, explained.probs
     said = [
         f"{names[int(a)].split(',')[0]} {probs[row, a]:.2f}\nthen {names[int(b)].split(',')[0]} {probs[row, b]:.2f}"
@@ -152,14 +160,14 @@ def draw(explained: Explained, out: Path) -> None:
 def _photograph(name: str) -> np.ndarray:
     if name == "motorcycle":
         return photographs.stereo_motorcycle()[0]
-    picture = getattr(photographs, name)()
-    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+    image = getattr(photographs, name)()
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
-def _square(picture: np.ndarray) -> Tensor:
-    side = min(picture.shape[:2])
-    top, left = ((length - side) // 2 for length in picture.shape[:2])
-    square = torch.from_numpy(picture[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None].float()
+def _square(image: np.ndarray) -> Tensor:
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    square = torch.from_numpy(image[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None].float()
     resized = functional.interpolate(square, (SIZE, SIZE), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).round().clamp(0, 255).byte()
 
