@@ -418,7 +418,7 @@ def test_the_head_refuses_what_is_no_map(shape, mode):
 
 def test_maps_without_places_have_no_logits():
     for shape in ((2, 3, 4), (2, 3, 0, 4)):
-        with pytest.raises(ValueError, match="at least one place"):
+        with pytest.raises(ValueError, match="H and W at least 1"):
             cam_logits(torch.zeros(shape))
 
 

@@ -1,4 +1,4 @@
-"""Class activation maps against the plain head, by hand, and what is refused."""
+"""Class activation maps: equality with the plain head, a value by hand, refusals."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_by_hand():
     assert maps.tolist() == [[[[14.0, 25.0]]]]
 
 
-def test_a_convolution_gives_the_same():
+def test_a_1x1_convolution_gives_the_same():
     expected = torch.nn.functional.conv2d(FEATURES, WEIGHT[..., None, None], BIAS)
     torch.testing.assert_close(class_activation_maps(FEATURES, WEIGHT[..., None, None], BIAS), expected)
 
@@ -43,14 +43,14 @@ def test_gradients():
 
 def test_half_precision_is_pooled_in_float32():
     maps = torch.full((1, 1, 64, 64), 1000.0, dtype=torch.float16)
-    assert cam_logits(maps).item() == 1000.0  # the sum, 4096000, is no float16
+    assert cam_logits(maps).item() == 1000.0  # the sum, 4096000, overflows float16
 
 
 @pytest.mark.parametrize(
     ("features", "weight", "bias", "message"),
     [
         (FEATURES[0], WEIGHT, BIAS, r"features must be a map \(B, D, H, W\)"),
-        (FEATURES[..., :0], WEIGHT, BIAS, "at least one place"),
+        (FEATURES[..., :0], WEIGHT, BIAS, "H and W at least 1"),
         (FEATURES, WEIGHT[:, :3], BIAS, r"weight must be \(K, 4\) .*, got \(5, 3\)"),
         (FEATURES, WEIGHT, BIAS[:3], r"bias must be \(5,\)"),
     ],
@@ -69,11 +69,11 @@ def test_shapes_that_do_not_fit_are_refused(features, weight, bias, message):
         (torch.tensor([0.0, 1.0, 2.0]), "got torch.float32"),
     ],
 )
-def test_labels_that_are_no_class_are_refused(labels, message):
+def test_labels_that_are_not_classes_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         class_map_at(FEATURES, WEIGHT, BIAS, labels)
 
 
-def test_maps_without_places_are_refused():
-    with pytest.raises(ValueError, match="at least one place"):
+def test_empty_maps_are_refused():
+    with pytest.raises(ValueError, match="H and W at least 1"):
         cam_logits(torch.zeros(1, 2, 0, 3))

@@ -1,4 +1,4 @@
-"""Dropout that goes on: one mask for a whole batch."""
+"""MC dropout: one mask per batch, and the network unchanged afterwards."""
 
 import pytest
 import torch
@@ -17,30 +17,30 @@ def test_all_examples_of_a_batch_drop_the_same_units():
     with shared_dropout(layer):
         first, second = layer(torch.ones(3, 5, 40)), layer(torch.ones(3, 5, 40))
     assert torch.equal(first, first[:1].expand_as(first))
-    assert set(first.unique().tolist()) == {0.0, 2.0}  # what is kept makes up for what is not
+    assert set(first.unique().tolist()) == {0.0, 2.0}  # kept units are scaled up
     assert not torch.equal(first, second)
     assert float(first[0].mean()) == pytest.approx(1, abs=0.25)  # 200 units
 
 
-def test_an_answer_does_not_depend_on_its_neighbours():
-    dropping, inputs = network(), torch.randn(6, 4)
+def test_an_output_does_not_depend_on_the_rest_of_the_batch():
+    dropout_network, inputs = network(), torch.randn(6, 4)
 
     def answers(rows):
         torch.manual_seed(3)
-        with torch.no_grad(), shared_dropout(dropping):
-            return dropping(rows)
+        with torch.no_grad(), shared_dropout(dropout_network):
+            return dropout_network(rows)
 
     torch.testing.assert_close(answers(inputs)[2:4], answers(inputs[2:4]))
-    assert not torch.allclose(answers(inputs), dropping(inputs))
+    assert not torch.allclose(answers(inputs), dropout_network(inputs))
 
 
-def test_afterwards_the_network_answers_as_before():
-    dropping, inputs = network(), torch.randn(2, 4)
-    before = dropping(inputs)
-    with pytest.raises(KeyboardInterrupt), shared_dropout(dropping):
+def test_the_network_is_restored_afterwards():
+    dropout_network, inputs = network(), torch.randn(2, 4)
+    before = dropout_network(inputs)
+    with pytest.raises(KeyboardInterrupt), shared_dropout(dropout_network):
         raise KeyboardInterrupt
-    assert torch.equal(dropping(inputs), before)
-    assert not any(module.training for module in dropping.modules())
+    assert torch.equal(dropout_network(inputs), before)
+    assert not any(module.training for module in dropout_network.modules())
 
 
 @pytest.mark.parametrize("without", [nn.Linear(2, 2), network(0.0)])

@@ -1,1 +1,1 @@
-"""Networks that methods share."""
+"""Networks shared by the methods."""

@@ -1,8 +1,8 @@
-"""Class activation maps: the scores of a linear head before they are averaged over space.
+"""Class activation maps: the scores of a linear head before spatial averaging.
 
-Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. A head that is linear on the mean of
-a feature map gives the mean of these maps, so they say from where a logit comes.
-Shapes: B pictures, D channels, K classes, maps of H x W places.
+Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. A head that is linear in the mean of a
+feature map returns the mean of these maps, so they show where in the image a logit comes from.
+Shapes: B images, D channels, K classes, maps of H x W locations.
 """
 
 import torch
@@ -12,18 +12,18 @@ from tenfold.types import check_label_range
 
 
 def class_activation_maps(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A[n, k, i, j] = sum over d of weight[k, d] features[n, d, i, j], plus bias[k].
+    """Return A[n, k, i, j] = sum over d of weight[k, d] features[n, d, i, j], plus bias[k].
 
     Args:
         features: Last feature map, ``(B, D, H, W)``.
-        weight: Of the linear head ``(K, D)``, or of the 1x1 convolution ``(K, D, 1, 1)``.
-        bias: ``(K,)``; None leaves it out.
+        weight: Weight of the linear head ``(K, D)``, or of a 1x1 convolution ``(K, D, 1, 1)``.
+        bias: ``(K,)``, or None.
 
     Returns:
-        ``(B, K, H, W)``; its mean over space is the logits of the plain head.
+        ``(B, K, H, W)``; the spatial means are the logits of the plain head.
 
     Raises:
-        ValueError: Shapes that don't fit together, or a map without places.
+        ValueError: The shapes do not match, or the map is empty.
     """
     matrix = _matrix(features, weight, bias)
     batch, _, height, width = features.shape
@@ -33,17 +33,17 @@ def class_activation_maps(features: Tensor, weight: Tensor, bias: Tensor | None 
 
 
 def class_map_at(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """The map of one class for each picture, without the maps of the others.
+    """Return the map of one class per image, without computing the other maps.
 
     Args:
         features, weight, bias: As in ``class_activation_maps``.
-        labels: Class of each picture, int64 ``(B,)``.
+        labels: Class of each image, int64 ``(B,)``.
 
     Returns:
         ``(B, H, W)``.
 
     Raises:
-        ValueError: As in ``class_activation_maps``; labels of another shape or dtype, or that are no class.
+        ValueError: As in ``class_activation_maps``; or ``labels`` have another shape or dtype or are not classes.
     """
     matrix = _matrix(features, weight, bias)
     check_class_labels(labels, len(features), len(matrix))
@@ -52,31 +52,31 @@ def class_map_at(features: Tensor, weight: Tensor, bias: Tensor | None, labels: 
 
 
 def cam_logits(maps: Tensor) -> Tensor:
-    """Mean over space: ``(B, K, H, W)`` to ``(B, K)``, in at least float32 (boosted maps reach thousands).
+    """Return the spatial mean, ``(B, K, H, W)`` to ``(B, K)``, in at least float32 (boosted maps reach thousands).
 
     Raises:
-        ValueError: Not 4-D, or without places.
+        ValueError: The maps are not 4-D, or empty.
     """
     if maps.ndim != 4 or 0 in maps.shape[2:]:
-        raise ValueError(f"maps must be (B, K, H, W) with at least one place, got {tuple(maps.shape)}")
+        raise ValueError(f"maps must be (B, K, H, W) with H and W at least 1, got {tuple(maps.shape)}")
     return maps.mean((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 def check_class_labels(labels: Tensor, batch: int, num_classes: int) -> None:
-    """Refuse labels that are not one class for each picture.
+    """Raise if labels are not one class per image.
 
     Raises:
-        ValueError: Another dtype or shape, or a value outside 0..K-1.
+        ValueError: The dtype or shape differs, or a value is outside 0..K-1.
     """
     if labels.dtype != torch.int64 or labels.shape != (batch,):
-        raise ValueError(f"labels must be int64 ({batch},), one for each picture, got {labels.dtype} {_shape(labels)}")
+        raise ValueError(f"labels must be int64 ({batch},), one for each image, got {labels.dtype} {_shape(labels)}")
     if batch:
         check_label_range(labels, num_classes)
 
 
 def _matrix(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if features.ndim != 4 or 0 in features.shape[2:]:
-        raise ValueError(f"features must be a map (B, D, H, W) with at least one place, got {_shape(features)}")
+        raise ValueError(f"features must be a map (B, D, H, W) with H and W at least 1, got {_shape(features)}")
     matrix = weight.flatten(1) if weight.ndim == 4 and weight.shape[2:] == (1, 1) else weight
     if matrix.ndim != 2 or matrix.shape[1] != features.shape[1]:
         raise ValueError(

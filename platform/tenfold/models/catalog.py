@@ -1,4 +1,4 @@
-"""The one table of networks: a family's name to its settings. Imported lazily."""
+"""Table of networks: name of a family to its settings class, imported lazily."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,13 @@ from tenfold.types import load_name
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A family of networks that one settings class describes."""
+    """Family of networks configured by one settings class."""
 
     config: str
-    """``module:class`` of its settings."""
+    """Settings class as ``module:class``."""
 
     def config_class(self) -> type:
+        """Import and return the settings class."""
         return load_name(self.config)
 
 

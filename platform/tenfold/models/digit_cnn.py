@@ -1,4 +1,4 @@
-"""The small convolutional network for pictures of one digit on which gradient uncertainty was published."""
+"""Small convolutional network for single-digit images, as published with gradient uncertainty."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ _PADDING = 2
 
 
 class DigitCNN(nn.Module):
-    """Three convolutions, each with ReLU and max-pooling, then two linear layers; nothing normalises or drops.
+    """Three convolutions, each with ReLU and max-pooling, then two linear layers; no normalisation, no dropout.
 
-    Pictures are padded with two zeros on every side, so that three poolings leave 4 x 4.
+    Images are zero-padded by two pixels on every side, so that three poolings leave 4 x 4.
 
     Args:
-        channels: Outputs of the three 5 x 5 convolutions.
-        hidden: Units between the two linear layers.
-        num_classes: Outputs.
+        channels: Output channels of the three 5 x 5 convolutions.
+        hidden: Hidden units between the two linear layers.
+        num_classes: Number of logits.
 
     Raises:
-        ValueError: Not three widths, or a width below 1.
+        ValueError: There are not three channels, or a size is below 1.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class DigitCNN(nn.Module):
         super().__init__()
         if len(channels) != 3 or min(*channels, hidden, num_classes) < 1:
             raise ValueError(
-                f"three channels, hidden and num_classes must all be at least 1, "
+                f"channels must be three numbers, and these, hidden and num_classes at least 1, "
                 f"got channels={tuple(channels)}, hidden={hidden}, num_classes={num_classes}"
             )
         first, second, third = channels
@@ -40,7 +40,7 @@ class DigitCNN(nn.Module):
         self.fc2: nn.Module = nn.Linear(hidden, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, num_classes)`` of grey pictures in [0, 1], ``(B, 1, 28, 28)``."""
+        """Return logits ``(B, num_classes)`` of grey images in [0, 1], ``(B, 1, 28, 28)``."""
         if images.ndim != 4 or images.shape[1:] != (1, DIGIT_SIZE, DIGIT_SIZE):
             raise ValueError(f"images must be (B, 1, {DIGIT_SIZE}, {DIGIT_SIZE}), got {tuple(images.shape)}")
         features = functional.pad(images, (_PADDING,) * 4)
@@ -51,27 +51,27 @@ class DigitCNN(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitCnnConfig:
-    """How wide the network is."""
+    """Settings of the network."""
 
     name: str = "digit_cnn"
-    """Fixed; what selects this network among the others."""
+    """Fixed; selects this network."""
     channels: tuple[int, int, int] = (32, 64, 64)
-    """Of the three convolutions."""
+    """Output channels of the three convolutions."""
     hidden: int = 512
-    """Units between the linear layers."""
+    """Hidden units between the linear layers."""
 
     def __post_init__(self) -> None:
         if self.name != "digit_cnn":
             raise ValueError(f"name must be 'digit_cnn', got {self.name!r}")
         if len(self.channels) != 3 or min(*self.channels, self.hidden) < 1:
             raise ValueError(
-                f"channels must be three numbers of at least 1, and hidden at least 1; got {tuple(self.channels)} "
+                f"channels must be three numbers of at least 1, and hidden at least 1, got {tuple(self.channels)} "
                 f"and {self.hidden}"
             )
 
 
 def build_digit_cnn(config: DigitCnnConfig, num_classes: int, dropout: float = 0.0) -> DigitCNN:
-    """The network with fresh weights; with dropout before both linear layers where that is asked for."""
+    """Build the network with random weights, with dropout before both linear layers if ``dropout`` is positive."""
     first, second, third = config.channels
     network = DigitCNN(channels=(first, second, third), hidden=config.hidden, num_classes=num_classes)
     if dropout:

@@ -1,4 +1,4 @@
-"""Dropout that goes on dropping when a network answers (Gal and Ghahramani, ICML 2016), one mask for a whole batch."""
+"""MC dropout with one mask per batch (Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 @contextmanager
 def shared_dropout(network: nn.Module) -> Iterator[None]:
-    """Within it every ``nn.Dropout`` of a network drops units, the same ones for all examples of a batch.
+    """Enable MC dropout within the context: every ``nn.Dropout`` drops the same units for all examples of a batch.
 
-    So a pass is one draw of the network's weights, and what an example is answered does not depend on its neighbours.
-    Masks come from torch's global generator, a new one at every call of a layer. Nothing else is in training mode.
+    A forward pass is then one sample of the network's weights, and the output of an example does not depend on the rest
+    of its batch. Masks come from torch's global generator, a new one at every call of a layer. All other modules stay
+    in evaluation mode.
 
     Args:
-        network: In ``eval()``; the first axis of what its dropout layers see is the example.
+        network: Network in ``eval()``; the first axis of its dropout layers' inputs is the example.
 
     Raises:
-        ValueError: The network has no dropout layer that drops anything.
+        ValueError: The network has no dropout layer with a positive probability.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p > 0]
     if not layers:
@@ -30,7 +31,7 @@ def shared_dropout(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # what the class has
+            del layer.forward  # back to the method of the class
 
 
 def _drop(probability: float, inputs: Tensor) -> Tensor:

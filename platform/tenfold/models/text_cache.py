@@ -1,4 +1,4 @@
-"""A memory of text embeddings that forgets what was used least lately."""
+"""LRU cache of text embeddings."""
 
 import threading
 from collections import OrderedDict
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class TextCache:
-    """Rows by text, valid for one state of the model that made them.
+    """Thread-safe LRU cache of embeddings by text, valid for one state of the model that computed them.
 
-    May be used from several threads. A copy of it (``copy.deepcopy``, pickling) starts empty.
+    A copy of it (``copy.deepcopy``, pickling) starts empty.
 
     Args:
-        capacity: Most texts that are kept, at least 1; at 512 numbers a text, 65,536 texts take 134 MB.
+        capacity: Maximum number of cached texts, at least 1; at 512 numbers per text, 65,536 texts take 134 MB.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
@@ -29,14 +29,14 @@ class TextCache:
         return len(self._rows)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
             self._rows.clear()
 
     def find(self, texts: Sequence[str], state: Hashable) -> dict[str, Tensor]:
-        """The rows ``(D,)`` that are known among ``texts``; a new state of the model forgets all older rows."""
+        """Return the cached rows ``(D,)`` among ``texts``; a new state of the model clears the cache first."""
         with self._lock:
-            self._become(state)
+            self._set_state(state)
             found = {}
             for text in texts:
                 if text in self._rows:
@@ -45,17 +45,17 @@ class TextCache:
             return found
 
     def add(self, rows: Mapping[str, Tensor], state: Hashable) -> None:
-        """Keep rows ``(D,)`` by their text, and drop the oldest beyond the capacity."""
+        """Store rows ``(D,)`` by their text, and evict the least recently used beyond the capacity."""
         with self._lock:
-            self._become(state)
+            self._set_state(state)
             self._rows.update(rows)
             while len(self._rows) > self.capacity:
                 self._rows.popitem(last=False)
 
-    def _become(self, state: Hashable) -> None:
+    def _set_state(self, state: Hashable) -> None:
         if state != self._state:
             self._rows.clear()
             self._state = state
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TextCache, (self.capacity,)  # a lock cannot be copied, and rows are quickly made again
+        return TextCache, (self.capacity,)  # a lock cannot be copied, and rows are cheap to recompute
