@@ -35,9 +35,9 @@ from tenfold.methods.datadream.adapt import Adapters, adapt
 from tenfold.methods.datadream.augment import lightly, photo_transform
 from tenfold.methods.datadream.classify import ClassifierLoss
 from tenfold.methods.datadream.comparators import captioner
+from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot, square
 from tenfold.methods.datadream.generate import generate, picture_seed
 from tenfold.methods.datadream.predictor import DataDreamPredictor, load
-from tenfold.methods.datadream.problem import Problem, draw_problem, square
 from tenfold.methods.datadream.source import SeededSource
 from tenfold.models.clip import ClipConfig, load_clip
 from tenfold.models.diffusion_lora import ADAPTER_FILE, load_adapter
@@ -122,9 +122,9 @@ def new_run(folder: Path, name: str = "run", **options: Any) -> PlainRun:
     return PlainRun(folder=folder / name, shared=folder / "shared", progress=False, **options)
 
 
-def problem_of(job: JobConfig) -> Problem:
+def few_shot_of(job: JobConfig) -> FewShotData:
     data = load_classification(job.data, Preprocessing(image_size=32, resize="crop"))
-    return draw_problem(data, job.method.num_shots, job.method.num_templates, seed=0)
+    return draw_few_shot(data, job.method.num_shots, job.method.num_templates, seed=0)
 
 
 def in_run(folder: Path, work: Callable[[PlainRun], Any], **options: Any) -> Any:
@@ -281,14 +281,14 @@ def test_peft_and_open_clip_load_the_bundle_folder(trained, place):
 
 def test_a_killed_generation_goes_on_to_the_same_bytes(place, tmp_path, monkeypatch):
     settings = job(place, scheme="unadapted")
-    problem = problem_of(settings)
+    few_shot = few_shot_of(settings)
 
     def work(run: PlainRun) -> Any:
-        return generate(settings, run, problem, Adapters(digest=None), count=4)
+        return generate(settings, run, few_shot, Adapters(digest=None), count=4)
 
     whole = in_run(tmp_path / "whole", work)
     drawn: list[str] = []
-    atomically = generating.PicturePool.write.__globals__["write_atomically"]
+    atomically = generating.ImageStore.write.__globals__["write_atomically"]
 
     def dying(path: Path, content: bytes) -> None:
         drawn.append(path.name)
@@ -296,7 +296,7 @@ def test_a_killed_generation_goes_on_to_the_same_bytes(place, tmp_path, monkeypa
             raise KeyboardInterrupt
         atomically(path, content)
 
-    monkeypatch.setitem(generating.PicturePool.write.__globals__, "write_atomically", dying)
+    monkeypatch.setitem(generating.ImageStore.write.__globals__, "write_atomically", dying)
     with pytest.raises(KeyboardInterrupt):
         in_run(tmp_path / "killed", work)
     monkeypatch.undo()
@@ -312,20 +312,20 @@ def test_a_killed_generation_goes_on_to_the_same_bytes(place, tmp_path, monkeypa
 
 def test_a_stop_between_blocks_keeps_whole_blocks(place, tmp_path):
     settings = job(place, scheme="unadapted")
-    problem = problem_of(settings)
+    few_shot = few_shot_of(settings)
 
     def work(run: PlainRun) -> Any:
-        return generate(settings, run, problem, Adapters(digest=None), count=4)
+        return generate(settings, run, few_shot, Adapters(digest=None), count=4)
 
     stopped(tmp_path, 2, work)
     assert len(pictures_in(tmp_path)) == 2 * 2
-    pool = in_run(tmp_path, work)
-    assert len(pictures_in(pool.folder)) == 12
+    store = in_run(tmp_path, work)
+    assert len(pictures_in(store.folder)) == 12
 
 
-def test_a_pool_grows_by_what_is_missing(place, tmp_path, monkeypatch):
+def test_a_store_grows_by_what_is_missing(place, tmp_path, monkeypatch):
     settings = job(place, scheme="unadapted")
-    problem = problem_of(settings)
+    few_shot = few_shot_of(settings)
     calls: list[int] = []
     draw = generating.draw_pictures
     monkeypatch.setattr(
@@ -333,8 +333,8 @@ def test_a_pool_grows_by_what_is_missing(place, tmp_path, monkeypatch):
     )
 
     def filled(count: int) -> dict[str, bytes]:
-        pool = in_run(tmp_path, lambda run: generate(settings, run, problem, Adapters(digest=None), count=count))
-        return pictures_in(pool.folder)
+        store = in_run(tmp_path, lambda run: generate(settings, run, few_shot, Adapters(digest=None), count=count))
+        return pictures_in(store.folder)
 
     three = filled(3)  # two blocks of two in each class
     assert calls == [2] * 6
@@ -348,11 +348,11 @@ def test_a_pool_grows_by_what_is_missing(place, tmp_path, monkeypatch):
 
 def test_pictures_do_not_depend_on_the_classes_drawn_with_them(place, tmp_path):
     settings = job(place, scheme="unadapted")
-    problem = problem_of(settings)
+    few_shot = few_shot_of(settings)
     options: dict[str, Any] = {"count": 2}
-    every = in_run(tmp_path / "a", lambda run: generate(settings, run, problem, Adapters(digest=None), **options))
+    every = in_run(tmp_path / "a", lambda run: generate(settings, run, few_shot, Adapters(digest=None), **options))
     one = in_run(
-        tmp_path / "b", lambda run: generate(settings, run, problem, Adapters(digest=None), labels=[2], **options)
+        tmp_path / "b", lambda run: generate(settings, run, few_shot, Adapters(digest=None), labels=[2], **options)
     )
     assert one.digest == every.digest
     assert pictures_in(one.folder).items() <= pictures_in(every.folder).items()
@@ -362,8 +362,8 @@ def test_pictures_do_not_depend_on_the_classes_drawn_with_them(place, tmp_path):
 
 def test_a_killed_adaptation_goes_on_with_the_classes_that_are_missing(place, tmp_path, monkeypatch):
     settings = job(place)
-    problem = problem_of(settings)
-    whole = in_run(tmp_path / "whole", lambda run: adapt(settings, run, problem))
+    few_shot = few_shot_of(settings)
+    whole = in_run(tmp_path / "whole", lambda run: adapt(settings, run, few_shot))
     saved: list[Path] = []
     save = adapting.save_adapter
 
@@ -375,9 +375,9 @@ def test_a_killed_adaptation_goes_on_with_the_classes_that_are_missing(place, tm
 
     monkeypatch.setattr(adapting, "save_adapter", dying)
     with pytest.raises(KeyboardInterrupt):
-        in_run(tmp_path / "cut", lambda run: adapt(settings, run, problem))
+        in_run(tmp_path / "cut", lambda run: adapt(settings, run, few_shot))
     assert len(list((tmp_path / "cut").rglob(ADAPTER_FILE))) == 1
-    again = in_run(tmp_path / "cut", lambda run: adapt(settings, run, problem))
+    again = in_run(tmp_path / "cut", lambda run: adapt(settings, run, few_shot))
     assert len(saved) == 4  # one, the one that died, and the two that were missing
     assert again.digest == whole.digest
     same_adapters(again, whole)
@@ -388,11 +388,11 @@ def test_a_killed_adaptation_goes_on_with_the_classes_that_are_missing(place, tm
 def test_a_stopped_adaptation_ends_where_it_would_have(place, tmp_path, scheme, looks):
     """In mid-class, and in mid-training of the common adapter; latents are drawn anew in each step."""
     settings = job(place, scheme=scheme, adapt_batch_size=1)
-    problem = problem_of(settings)
-    whole = in_run(tmp_path / "whole", lambda run: adapt(settings, run, problem))
-    stopped(tmp_path / "cut", looks, lambda run: adapt(settings, run, problem))
+    few_shot = few_shot_of(settings)
+    whole = in_run(tmp_path / "whole", lambda run: adapt(settings, run, few_shot))
+    stopped(tmp_path / "cut", looks, lambda run: adapt(settings, run, few_shot))
     assert list((tmp_path / "cut/run").rglob("state.pt"))
-    again = in_run(tmp_path / "cut", lambda run: adapt(settings, run, problem))
+    again = in_run(tmp_path / "cut", lambda run: adapt(settings, run, few_shot))
     same_adapters(again, whole)
 
 
@@ -461,7 +461,7 @@ def test_captions_can_come_from_a_model_of_transformers(place, tmp_path):
     BlipForConditionalGeneration(config).save_pretrained(tmp_path)
     BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(tmp_path)
     caption = captioner(str(tmp_path), load_clip(job(place).model), torch.device("cpu"))
-    texts = caption(problem_of(job(place)), 2)
+    texts = caption(few_shot_of(job(place)), 2)
     assert len(texts) == NUM_SHOTS
     assert all(text.startswith("a photo of a red") for shot in texts for text in shot)
     with pytest.raises(

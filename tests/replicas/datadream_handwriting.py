@@ -30,6 +30,7 @@ from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.methods.datadream import recipe
 from tenfold.methods.datadream.adapt import adapt
+from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot
 from tenfold.methods.datadream.figures import (
     class_means,
     feature_distances,
@@ -39,8 +40,7 @@ from tenfold.methods.datadream.figures import (
     read_pictures,
 )
 from tenfold.methods.datadream.generate import generate
-from tenfold.methods.datadream.pool import PicturePool
-from tenfold.methods.datadream.problem import Problem, draw_problem
+from tenfold.methods.datadream.image_store import ImageStore
 from tenfold.models.clip import Clip, load_clip
 
 SHOTS = (1, 4, 16)
@@ -140,30 +140,30 @@ def sweep_settings(seeds: Iterable[int]) -> list[Setting]:
 class Scene:
     """What the figures of one seed and number of shots are drawn from."""
 
-    problem: Problem
-    pools: Mapping[str, PicturePool]
+    few_shot: FewShotData
+    stores: Mapping[str, ImageStore]
     distances: Mapping[str, np.ndarray]
     """Of each generator: distance of class means to the test digits ``(C,)``."""
 
 
 def look(seed: int, num_shots: int, folder: Path, clip: Clip) -> Scene:
     """Pools of a seed, and how far their class means are from those of the test digits, in CLIP's features."""
-    pools, distances = {}, {}
-    problem = None
+    stores, distances = {}, {}
+    few_shot = None
     for scheme, name in GENERATORS.items():
         setting = Setting(scheme=scheme, num_shots=num_shots, seed=seed)
         job, run = setting.job(), _run(setting, folder)
         data = load_classification(job.data, clip.preprocessing)
-        problem = draw_problem(data, num_shots, 1, seed)
-        pools[name] = generate(job, run, problem, adapt(job, run, problem), count=IMAGES)
+        few_shot = draw_few_shot(data, num_shots, 1, seed)
+        stores[name] = generate(job, run, few_shot, adapt(job, run, few_shot), count=IMAGES)
         labels = range(len(data.classes))
-        files = [path for label in labels for path in pools[name].paths(label, IMAGES)]
+        files = [path for label in labels for path in stores[name].paths(label, IMAGES)]
         means = class_means(run, clip, file_source(clip, files), np.repeat(labels, IMAGES), len(labels))
         real = class_means(run, clip, data.test.images, data.test.labels, len(labels))
         distances[name] = feature_distances(means, real)
         run.close()
-    assert problem is not None
-    return Scene(problem, pools, distances)
+    assert few_shot is not None
+    return Scene(few_shot, stores, distances)
 
 
 def _run(setting: Setting, folder: Path) -> PlainRun:
@@ -253,16 +253,16 @@ def draw(records: pd.DataFrame, scenes: Mapping[tuple[int, int], Scene], folder:
     for (seed, num_shots), scene in scenes.items():
         if seed != min(each for each, _ in scenes):
             continue
-        labels = range(len(scene.problem.classes))
+        labels = range(len(scene.few_shot.classes))
         rows: dict[str, Any] = {
-            "real shots": [scene.problem.images.read_raw(scene.problem.rows(label)[:8]) for label in labels]
+            "real shots": [scene.few_shot.images.read_raw(scene.few_shot.rows(label)[:8]) for label in labels]
         }
-        for name, pool in scene.pools.items():
-            rows[name] = [read_pictures(pool.paths(label, 8)) for label in labels]
+        for name, store in scene.stores.items():
+            rows[name] = [read_pictures(store.paths(label, 8)) for label in labels]
         title = f"{num_shots} shots a class; the same noise in each column of the synthetic blocks"
-        figure_samples(rows, scene.problem.classes, title).savefig(folder / f"samples_{num_shots}_shots.png", dpi=110)
+        figure_samples(rows, scene.few_shot.classes, title).savefig(folder / f"samples_{num_shots}_shots.png", dpi=110)
         title = f"Distance of class means to test digits, CLIP's features, {num_shots} shots"
-        figure_distances(scene.distances, scene.problem.classes, title).savefig(
+        figure_distances(scene.distances, scene.few_shot.classes, title).savefig(
             folder / f"distances_{num_shots}_shots.png", dpi=110
         )
 

@@ -26,8 +26,8 @@ from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig
 from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
+from tenfold.methods.datadream.few_shot import FewShotData, square, squares
 from tenfold.methods.datadream.noise import add_noise, diffusion_loss
-from tenfold.methods.datadream.problem import Problem, square, squares
 from tenfold.methods.datadream.schedules import diffusion_warmup_cosine
 from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.source import SeededSource, divide, largest_divisor
@@ -102,7 +102,7 @@ def adapter_name(label: int) -> str:
     return f"{label:05d}"
 
 
-def adapt(job: JobConfig, run: Run, problem: Problem) -> Adapters:
+def adapt(job: JobConfig, run: Run, few_shot: FewShotData) -> Adapters:
     """The adapters for these shots, trained unless a run with the same inputs has done so.
 
     Raises:
@@ -119,8 +119,8 @@ def adapt(job: JobConfig, run: Run, problem: Problem) -> Adapters:
     )  # fmt: skip
     key = {
         "generator": generator_key(config, run),
-        "shots": problem.fingerprint,
-        "prompts": problem.prompts,
+        "shots": few_shot.fingerprint,
+        "prompts": few_shot.prompts,
         "seed": run.seed,
         "precision": job.run.precision,
         # One training shared by several workers sums in another order; independent ones don't notice.
@@ -131,12 +131,12 @@ def adapt(job: JobConfig, run: Run, problem: Problem) -> Adapters:
     digest = content_hash(key)
 
     def work(folder: Path) -> None:
-        problem.check()
+        few_shot.check()
         pipeline = load_pipeline(generator_config(config), run.device)
         if common:
-            _adapt_common(job, run, problem, pipeline, folder / COMMON)
+            _adapt_common(job, run, few_shot, pipeline, folder / COMMON)
         else:
-            _adapt_classes(job, run, problem, pipeline, folder, digest)
+            _adapt_classes(job, run, few_shot, pipeline, folder, digest)
 
     with alone(run, f"datadream_adapt-{digest[:16]}"):
         folder = run.stage("datadream_adapt", key, work)
@@ -144,7 +144,7 @@ def adapt(job: JobConfig, run: Run, problem: Problem) -> Adapters:
 
 
 def _adapt_classes(
-    job: JobConfig, run: Run, problem: Problem, pipeline: DiffusionPipeline, folder: Path, digest: str
+    job: JobConfig, run: Run, few_shot: FewShotData, pipeline: DiffusionPipeline, folder: Path, digest: str
 ) -> None:
     """One training for each class that has no adapter yet."""
 
@@ -153,27 +153,33 @@ def _adapt_classes(
         place = f"adapt-{digest[:16]}/{adapter_name(label)}"
         options: dict[str, Any] = {"seed": seed, "deterministic": job.run.deterministic}
         with closing(TaskRun(run, place, **options)) as own:
-            _train_adapter(job, own, problem, problem.rows(label), pipeline, passes_per_epoch=job.method.adapt_epochs)
-            about = {"class": problem.classes[label], "prompts": problem.prompts[label], "shots": problem.num_shots}
+            _train_adapter(job, own, few_shot, few_shot.rows(label), pipeline, passes_per_epoch=job.method.adapt_epochs)
+            about = {"class": few_shot.classes[label], "prompts": few_shot.prompts[label], "shots": few_shot.num_shots}
             _publish(pipeline, folder / adapter_name(label), about)
             own.storage.remove()
 
-    missing = run.share([label for label in range(len(problem.classes)) if not _done(folder / adapter_name(label))])
+    missing = run.share([label for label in range(len(few_shot.classes)) if not _done(folder / adapter_name(label))])
     each_task(run, missing, train, "adapt: classes")
 
 
-def _adapt_common(job: JobConfig, run: Run, problem: Problem, pipeline: DiffusionPipeline, folder: Path) -> None:
+def _adapt_common(job: JobConfig, run: Run, few_shot: FewShotData, pipeline: DiffusionPipeline, folder: Path) -> None:
     """One training on all shots, shared by the workers."""
     epochs = job.method.adapt_epochs
-    rows = np.arange(len(problem.images))
+    rows = np.arange(len(few_shot.images))
     passes = epochs // largest_divisor(epochs, REPORTS)
-    _train_adapter(job, run, problem, rows, pipeline, passes_per_epoch=passes)
+    _train_adapter(job, run, few_shot, rows, pipeline, passes_per_epoch=passes)
     if run.is_main:
-        _publish(pipeline, folder, {"class": None, "classes": list(problem.classes), "shots": problem.num_shots})
+        _publish(pipeline, folder, {"class": None, "classes": list(few_shot.classes), "shots": few_shot.num_shots})
 
 
 def _train_adapter(
-    job: JobConfig, run: Run, problem: Problem, rows: np.ndarray, pipeline: DiffusionPipeline, *, passes_per_epoch: int
+    job: JobConfig,
+    run: Run,
+    few_shot: FewShotData,
+    rows: np.ndarray,
+    pipeline: DiffusionPipeline,
+    *,
+    passes_per_epoch: int,
 ) -> None:
     """Leave an adapter in the pipeline that is trained on some of the shots."""
     config: Config = job.method
@@ -181,7 +187,7 @@ def _train_adapter(
     add_adapter(
         pipeline, rank=config.adapt_rank, alpha=config.adapt_rank, text_encoder=config.adapt_text_encoder, seed=run.seed
     )
-    examples = _Examples(pipeline, problem, rows, config.adapt_crop)
+    examples = _Examples(pipeline, few_shot, rows, config.adapt_crop)
     batch_size = divide(config.adapt_batch_size, run.world_size)
     loader = run.loader(lambda chosen: examples.read(chosen, 0), len(rows), batch_size, shuffle=True)
     source = SeededSource(loader, examples.read, seed=run.seed, rank=run.rank, passes=passes_per_epoch)
@@ -226,13 +232,13 @@ class _Examples:
     Pictures that are cut at the same place each time go through the VAE once; others at each reading.
     """
 
-    def __init__(self, pipeline: Any, problem: Problem, rows: np.ndarray, crop: str) -> None:
-        self._pipeline, self._images, self._rows = pipeline, problem.images, rows
+    def __init__(self, pipeline: Any, few_shot: FewShotData, rows: np.ndarray, crop: str) -> None:
+        self._pipeline, self._images, self._rows = pipeline, few_shot.images, rows
         self._size = picture_size(pipeline)
         self._kind = prediction_type(pipeline)
         self._alphas = alphas_cumprod(pipeline).to(pipeline.unet.device)
-        prompts = problem.prompts
-        labels, places = problem.labels[rows], rows % problem.num_shots
+        prompts = few_shot.prompts
+        labels, places = few_shot.labels[rows], rows % few_shot.num_shots
         texts = [prompts[label][place % len(prompts[label])] for label, place in zip(labels, places, strict=True)]
         self._texts = list(dict.fromkeys(texts))
         self._text_of = torch.tensor([self._texts.index(text) for text in texts])

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from tenfold.data.images import ArrayImages, FileImages, ResizedImages
-from tenfold.methods.datadream.problem import Problem
+from tenfold.methods.datadream.few_shot import FewShotData
 from tenfold.types import Batch, ImageSource, Preprocessing
 
 Augment = Literal["photo", "light", "none"]
@@ -23,7 +23,7 @@ class TrainingPool:
     """Synthetic pictures and repeated real shots as one list, each row with its class and whether it is real.
 
     Args:
-        problem: Classes and shots.
+        few_shot: Classes and shots.
         synthetic: Files of each class; None: real shots only.
         repeats: How often each shot is in the list; 0: synthetic only.
         preprocessing: Of the classifier.
@@ -35,21 +35,21 @@ class TrainingPool:
 
     def __init__(
         self,
-        problem: Problem,
+        few_shot: FewShotData,
         synthetic: list[list[Path]] | None,
         repeats: int,
         preprocessing: Preprocessing,
         augment: Augment,
     ) -> None:
         self._size = preprocessing.image_size
-        self._augment, self._mirror = augment, problem.mirrorable
-        self._photo = photo_transform(self._size, problem.mirrorable) if augment == "photo" else None
+        self._augment, self._mirror = augment, few_shot.mirrorable
+        self._photo = photo_transform(self._size, few_shot.mirrorable) if augment == "photo" else None
         files = [path for group in synthetic or [] for path in group]
         self._synthetic = _read_files(files, preprocessing) if files else None
-        self._real = problem.images
+        self._real = few_shot.images
         of_files = np.repeat(np.arange(len(synthetic or [])), [len(group) for group in synthetic or []])
-        real_rows = np.tile(np.arange(len(problem.images)), repeats)
-        self.labels = np.concatenate([of_files, problem.labels[real_rows]]).astype(np.int64)
+        real_rows = np.tile(np.arange(len(few_shot.images)), repeats)
+        self.labels = np.concatenate([of_files, few_shot.labels[real_rows]]).astype(np.int64)
         self.is_real = np.concatenate([np.zeros(len(files), bool), np.ones(len(real_rows), bool)])
         self._row = np.concatenate([np.arange(len(files)), real_rows]).astype(np.int64)
         if not len(self.labels):

@@ -20,9 +20,9 @@ from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig, RunConfig
 from tenfold.methods.datadream.augment import TrainingPool
 from tenfold.methods.datadream.classifiers import PromptedClip, ScratchClassifier
+from tenfold.methods.datadream.few_shot import FewShotData
 from tenfold.methods.datadream.losses import real_synth_cross_entropy
 from tenfold.methods.datadream.mixing import mix_by_domain
-from tenfold.methods.datadream.problem import Problem
 from tenfold.methods.datadream.schedules import warmup_cosine
 from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.shots import pool_repeats
@@ -53,7 +53,7 @@ def train_classifier(
     job: JobConfig,
     run: Run,
     data: ClassificationData,
-    problem: Problem,
+    few_shot: FewShotData,
     synthetic: list[list[Path]] | None,
     network: Network,
     *,
@@ -65,15 +65,15 @@ def train_classifier(
         job: The settings.
         run: The machine.
         data: For validation.
-        problem: Classes and shots.
+        few_shot: Classes and shots.
         synthetic: Files of each class; None for real shots alone.
         network: What to train.
         monitor: Validation metric that chooses the epoch; None keeps the last.
     """
     config: Config = job.method
     repeats = max(1, pool_repeats(config.images_per_class, config.num_shots)) if config.real else 0
-    pool = TrainingPool(problem, synthetic, repeats, network.preprocessing, config.augment)
-    loss = ClassifierLoss(config, network, len(problem.classes), run)
+    pool = TrainingPool(few_shot, synthetic, repeats, network.preprocessing, config.augment)
+    loss = ClassifierLoss(config, network, len(few_shot.classes), run)
     source = SeededSource(
         run.loader(lambda rows: pool.read(rows, 0), len(pool), job.run.batch_size, shuffle=True),
         pool.read,

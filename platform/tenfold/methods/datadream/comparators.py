@@ -17,13 +17,13 @@ from torch import Tensor
 from tenfold.data.images import FileImages
 from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
+from tenfold.methods.datadream.few_shot import FewShotData
 from tenfold.methods.datadream.losses import text_prototypes
-from tenfold.methods.datadream.problem import Problem
 from tenfold.methods.datadream.prompts import TEMPLATES, class_prompts
 from tenfold.models.clip import Clip
 
-Captioner = Callable[[Problem, int], list[list[str]]]
-"""A problem and a class to captions for each of its shots, at least one for each; the provider of disef's sentences."""
+Captioner = Callable[[FewShotData, int], list[list[str]]]
+"""Provider of captions for disef: few-shot data and a class to at least one caption of each of its shots."""
 CAPTIONS_PER_SHOT = 4
 """Sentences that the offline captioner gives of each shot."""
 MAX_NEW_TOKENS = 40
@@ -41,14 +41,14 @@ def captioner(name: str, clip: Clip, device: torch.device) -> Captioner:
         ValueError: The model can't be loaded.
     """
     if name == "templates":
-        return lambda problem, label: _nearest_sentences(clip, problem, label)
+        return lambda few_shot, label: _nearest_sentences(clip, few_shot, label)
     return ModelCaptioner(name, device)
 
 
-def _nearest_sentences(clip: Clip, problem: Problem, label: int) -> list[list[str]]:
+def _nearest_sentences(clip: Clip, few_shot: FewShotData, label: int) -> list[list[str]]:
     """Of the 27 sentences about a class, those that CLIP finds nearest to each shot, best first."""
-    sentences = class_prompts([problem.names[label]], problem.domain_word, TEMPLATES)[0]
-    pictures = clip.embed_images(problem.images.read(problem.rows(label)))  # (n, D)
+    sentences = class_prompts([few_shot.names[label]], few_shot.domain_word, TEMPLATES)[0]
+    pictures = clip.embed_images(few_shot.images.read(few_shot.rows(label)))  # (n, D)
     ranked = (pictures @ clip.embed_texts(sentences).T).argsort(dim=1, descending=True)  # (n, 27)
     return [[sentences[place] for place in row[:CAPTIONS_PER_SHOT]] for row in ranked.tolist()]
 
@@ -78,33 +78,33 @@ class ModelCaptioner:
         self._model = model.to(device).eval()
         self._device = device
 
-    def __call__(self, problem: Problem, label: int) -> list[list[str]]:
-        pictures = problem.images.read_raw(problem.rows(label))
+    def __call__(self, few_shot: FewShotData, label: int) -> list[list[str]]:
+        pictures = few_shot.images.read_raw(few_shot.rows(label))
         inputs = self._processor(images=pictures, return_tensors="pt").to(self._device)
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts = [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
-        prompt = problem.prompts[label][0]
+        prompt = few_shot.prompts[label][0]
         return [[f"{prompt}, {text}" if text else prompt] for text in texts]
 
 
 @torch.no_grad()
-def zero_shot_prototypes(clip: Clip, problem: Problem) -> Tensor:
+def zero_shot_prototypes(clip: Clip, few_shot: FewShotData) -> Tensor:
     """Unit vectors ``(C, D)`` of the classes by CLIP as it is."""
-    prompts = problem.prompts
+    prompts = few_shot.prompts
     flat = clip.embed_texts([text for texts in prompts for text in texts])
     return text_prototypes(flat.view(len(prompts), len(prompts[0]), -1))
 
 
 def clip_filter(
-    run: Run, clip: Clip, problem: Problem, paths: Sequence[Sequence[Path]], keep: float
+    run: Run, clip: Clip, few_shot: FewShotData, paths: Sequence[Sequence[Path]], keep: float
 ) -> list[list[Path]]:
     """Leave out pictures that CLIP takes for another class.
 
     Args:
         run: The machine; every worker must call it.
         clip: As it is, not adapted.
-        problem: The classes.
+        few_shot: The classes.
         paths: Pictures of each class.
         keep: Share of a class that stays in any case: those with the highest probability of their class.
 
@@ -118,7 +118,7 @@ def clip_filter(
         resize=prep.resize,
         interpolation=prep.interpolation,
     )
-    prototypes = zero_shot_prototypes(clip, problem)
+    prototypes = zero_shot_prototypes(clip, few_shot)
     scale = clip.log_scale.exp()
     logits = predict_images(run, lambda images: scale * clip.embed_images(images) @ prototypes.T, files)
     labels = np.repeat(np.arange(len(paths)), [len(group) for group in paths])

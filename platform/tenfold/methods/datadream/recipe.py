@@ -24,9 +24,10 @@ from tenfold.methods.datadream.classifiers import PromptedClip, ScratchClassifie
 from tenfold.methods.datadream.classify import check_run, split_metrics, train_classifier
 from tenfold.methods.datadream.comparators import captioner, clip_filter
 from tenfold.methods.datadream.exports import open_clip_files, peft_files
+from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot
 from tenfold.methods.datadream.generate import Start, generate
+from tenfold.methods.datadream.image_store import ImageStore
 from tenfold.methods.datadream.pictures import log_pictures
-from tenfold.methods.datadream.pool import PicturePool
 from tenfold.methods.datadream.predictor import (
     ADAPTER,
     LOG_SCALE,
@@ -35,7 +36,6 @@ from tenfold.methods.datadream.predictor import (
     DataDreamPredictor,
     ScratchPredictor,
 )
-from tenfold.methods.datadream.problem import Problem, draw_problem
 from tenfold.methods.datadream.settings import REGENERATING, Config
 from tenfold.metrics.classification import classification_metrics
 from tenfold.models.clip import Clip, load_clip
@@ -49,12 +49,12 @@ NUM_PROBES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Materials:
+class Inputs:
     """What a training is made of."""
 
     job: JobConfig
     data: ClassificationData
-    problem: Problem
+    few_shot: FewShotData
     clip: Clip
     """As it is."""
 
@@ -65,13 +65,13 @@ def train(job: JobConfig, run: Run) -> Outcome:
     check_run(config, job.run)
     clip = run.once_per_node(lambda: load_clip(job.model, run.device))
     data = run.once_per_node(lambda: load_classification(job.data, clip.preprocessing))
-    problem = draw_problem(data, config.num_shots, config.num_templates, run.seed)
-    materials = Materials(job=job, data=data, problem=problem, clip=clip)
+    few_shot = draw_few_shot(data, config.num_shots, config.num_templates, run.seed)
+    inputs = Inputs(job=job, data=data, few_shot=few_shot, clip=clip)
 
-    adapters = adapt(job, run, problem)
-    pool = _generate(materials, run, adapters)
-    trained = _classify(materials, run, pool)
-    log_pictures(job, run, data, problem, clip, adapters, pool, trained)
+    adapters = adapt(job, run, few_shot)
+    store = _generate(inputs, run, adapters)
+    trained = _classify(inputs, run, store)
+    log_pictures(job, run, data, few_shot, clip, adapters, store, trained)
     return trained.outcome(VAL_METRIC if data.val is not None else SHOTS_METRIC, "max")
 
 
@@ -90,70 +90,70 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
     return metrics
 
 
-def _generate(materials: Materials, run: Run, adapters: Adapters) -> PicturePool | None:
-    """The pool with as many pictures of each class as are asked for; None where none are used."""
-    config: Config = materials.job.method
+def _generate(inputs: Inputs, run: Run, adapters: Adapters) -> ImageStore | None:
+    """The store with as many pictures of each class as are asked for; None where none are used."""
+    config: Config = inputs.job.method
     if not config.synthetic:
         return None
     start = None
     if config.scheme in REGENERATING:
-        start = Start(strength=config.noise_strength, texts=_captions(materials, run))
-    return generate(materials.job, run, materials.problem, adapters, count=config.images_per_class, start=start)
+        start = Start(strength=config.noise_strength, texts=_captions(inputs, run))
+    return generate(inputs.job, run, inputs.few_shot, adapters, count=config.images_per_class, start=start)
 
 
-def _captions(materials: Materials, run: Run) -> list[list[list[str]]]:
+def _captions(inputs: Inputs, run: Run) -> list[list[list[str]]]:
     """Captions of every shot for disef, made once; none for is_synth."""
-    config: Config = materials.job.method
+    config: Config = inputs.job.method
     if config.scheme != "disef":
         return []
-    problem = materials.problem
+    few_shot = inputs.few_shot
     key = {
-        "shots": problem.fingerprint,
-        "clip": materials.clip.fingerprint,
-        "names": problem.names,
+        "shots": few_shot.fingerprint,
+        "clip": inputs.clip.fingerprint,
+        "names": few_shot.names,
         "captioner": config.captioner,
         "version": __version__,
     }
 
     def work(folder: Path) -> None:
-        problem.check()
+        few_shot.check()
         if not run.is_main:
             return
-        caption = captioner(config.captioner, materials.clip, run.device)
-        texts = [caption(problem, label) for label in range(len(problem.classes))]
+        caption = captioner(config.captioner, inputs.clip, run.device)
+        texts = [caption(few_shot, label) for label in range(len(few_shot.classes))]
         (folder / "captions.json").write_text(json.dumps(texts, ensure_ascii=False))
 
     folder = run.stage("datadream_caption", key, work)
     return json.loads((folder / "captions.json").read_text())
 
 
-def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Trained:
+def _classify(inputs: Inputs, run: Run, store: ImageStore | None) -> Trained:
     """Stage C."""
-    job, data = materials.job, materials.data
+    job, data = inputs.job, inputs.data
 
     def work(folder: Path) -> None:
         config: Config = job.method
-        materials.problem.check()
+        inputs.few_shot.check()
         synthetic = None
-        if pool is not None:
-            synthetic = [pool.paths(label, config.images_per_class) for label in range(len(data.classes))]
+        if store is not None:
+            synthetic = [store.paths(label, config.images_per_class) for label in range(len(data.classes))]
             if config.scheme in REGENERATING and config.clip_filter:
-                synthetic = clip_filter(run, materials.clip, materials.problem, synthetic, config.filter_keep)
-        network = build_network(config, load_clip(job.model, run.device), materials.problem.prompts)
+                synthetic = clip_filter(run, inputs.clip, inputs.few_shot, synthetic, config.filter_keep)
+        network = build_network(config, load_clip(job.model, run.device), inputs.few_shot.prompts)
         history: list[dict[str, float]] = []
         best_epoch = 0
         if config.scheme != "zero_shot":
             if data.val is None:
                 warnings.warn(f"{data.name} has no validation part: the last epoch is kept", stacklevel=2)
             monitor = None if data.val is None else VAL_METRIC
-            result = train_classifier(job, run, data, materials.problem, synthetic, network, monitor=monitor)
+            result = train_classifier(job, run, data, inputs.few_shot, synthetic, network, monitor=monitor)
             history, best_epoch = result.history, result.best_epoch
         network.to(run.device).eval()
-        metrics, logits = _metrics(materials, run, network)
+        metrics, logits = _metrics(inputs, run, network)
         if run.is_main:
             save_file({"test": logits.contiguous()}, folder / "logits.safetensors")
             kept = {"best_epoch": best_epoch, "synthetic": [len(group) for group in synthetic or []]}
-            _save(materials, run, folder, network, metrics, history, kept)
+            _save(inputs, run, folder, network, metrics, history, kept)
 
     return train_once(
         run,
@@ -161,29 +161,27 @@ def _classify(materials: Materials, run: Run, pool: PicturePool | None) -> Train
         data.fingerprint,
         work,
         stage="datadream_classify",
-        clip=materials.clip.fingerprint,
-        pool=None if pool is None else pool.digest,
+        clip=inputs.clip.fingerprint,
+        pool=None if store is None else store.digest,
     )
 
 
 @torch.no_grad()
-def _metrics(
-    materials: Materials, run: Run, network: PromptedClip | ScratchClassifier
-) -> tuple[dict[str, float], Tensor]:
+def _metrics(inputs: Inputs, run: Run, network: PromptedClip | ScratchClassifier) -> tuple[dict[str, float], Tensor]:
     """Accuracies of the chosen weights, and the logits ``(N, C)`` of the test part, which is looked at only here."""
-    data, problem = materials.data, materials.problem
+    data, few_shot = inputs.data, inputs.few_shot
     metrics: dict[str, float] = {}
     if data.val is not None:
         metrics.update(split_metrics(run, network, data.val, "val")[0])
     else:
-        shots = ClassificationSplit(images=problem.images, labels=problem.labels)
+        shots = ClassificationSplit(images=few_shot.images, labels=few_shot.labels)
         metrics.update(split_metrics(run, network, shots, "shots")[0])
     of_test, logits = split_metrics(run, network, data.test, "test")
     return {**metrics, **of_test}, logits
 
 
 def _save(
-    materials: Materials,
+    inputs: Inputs,
     run: Run,
     folder: Path,
     network: PromptedClip | ScratchClassifier,
@@ -191,16 +189,16 @@ def _save(
     history: list[dict[str, float]],
     kept: dict[str, Any],
 ) -> None:
-    job, data, problem = materials.job, materials.data, materials.problem
+    job, data, few_shot = inputs.job, inputs.data, inputs.few_shot
     # On the CPU and as one batch: the probe set is compared where the model is served, which may have no GPU.
     network = network.cpu().eval()
     files: dict[str, bytes | Path] = {}
     predictor: DataDreamPredictor | ScratchPredictor
     if isinstance(network, PromptedClip):
-        template = problem.templates[0].replace("{}", problem.domain_word, 1)
+        template = few_shot.templates[0].replace("{}", few_shot.domain_word, 1)
         with torch.no_grad():
             tensors = {PROTOTYPES: network.prototypes().float(), LOG_SCALE: network.clip.log_scale}
-        reference = {"fingerprint": materials.clip.fingerprint, "prompt_template": template}
+        reference = {"fingerprint": inputs.clip.fingerprint, "prompt_template": template}
         files[REFERENCE_FILE] = json.dumps(reference, indent=2).encode()
         if job.method.scheme != "zero_shot":
             adapter = lora_tensors(network.clip)

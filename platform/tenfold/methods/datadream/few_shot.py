@@ -1,4 +1,4 @@
-"""The few-shot problem that all stages share: which pictures are the shots, what the classes are called."""
+"""The few-shot few_shot that all stages share: which pictures are the shots, what the classes are called."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class FewShotData:
     """C classes, n shots of each."""
 
     classes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Problem:
             self.images.read_raw(np.arange(start, min(start + CHUNK, len(self.images))))
 
 
-def draw_problem(data: ClassificationData, num_shots: int, num_templates: int, seed: int) -> Problem:
+def draw_few_shot(data: ClassificationData, num_shots: int, num_templates: int, seed: int) -> FewShotData:
     """Draw the shots from the training part.
 
     Raises:
@@ -78,7 +78,7 @@ def draw_problem(data: ClassificationData, num_shots: int, num_templates: int, s
         )
     drawn = np.asarray(sample_k_shot(train.labels.tolist(), num_shots, seed))
     rows = drawn[np.argsort(train.labels[drawn], kind="stable")]  # the draw goes by order of first appearance
-    return Problem(
+    return FewShotData(
         classes=data.classes,
         names=data.prompt_names or data.classes,
         domain_word=data.domain_word,

@@ -21,7 +21,7 @@ from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
 
 
-class PicturePool:
+class ImageStore:
     """``<shared>/pools/<digest>/train/<class number>/<picture number>.png``.
 
     Classes go by number, since their names may hold slashes; ``prompts.json`` says which is which.
