@@ -26,9 +26,9 @@ from tenfold.engine.run import Outcome, PlainRun, Run
 from tenfold.engine.settings import JobConfig, RunConfig, ScaleConfig
 from tenfold.methods.waffleclip import class_scores, recipe, topk_accuracy
 from tenfold.methods.waffleclip.embeddings import PIECE
-from tenfold.methods.waffleclip.material import gather_material
+from tenfold.methods.waffleclip.evaluation import index_prompts, pooled, score_repetitions
 from tenfold.methods.waffleclip.predictor import WaffleClipPredictor, load
-from tenfold.methods.waffleclip.repetitions import index_prompts, pooled, score_repetitions
+from tenfold.methods.waffleclip.prompt_inputs import gather_prompt_inputs
 from tenfold.methods.waffleclip.settings import MODES, Config
 from tenfold.models.clip import Clip, ClipConfig, load_clip
 from tenfold.types import Preprocessing
@@ -297,7 +297,7 @@ def test_scoring_repetitions_at_once_is_scoring_them_one_by_one(aggregate, monke
     sets = [{c: [str(row) for row in rs.choice(40, 1 + (c + r) % 4)] for c in range(7)} for r in range(3)]
     prompts, indexed = index_prompts(sets)
     table = texts[[int(prompt) for prompt in prompts]]
-    monkeypatch.setattr("tenfold.methods.waffleclip.repetitions.SCORES_AT_ONCE", 300)  # several chunks
+    monkeypatch.setattr("tenfold.methods.waffleclip.evaluation.SCORES_AT_ONCE", 300)  # several chunks
     hits = score_repetitions(images, labels, table, indexed, aggregate)
     for at, one in enumerate(sets):
         rows = [int(prompt) for own in one.values() for prompt in own]
@@ -336,7 +336,7 @@ def data(place: Place, clip: Clip) -> ClassificationData:
 
 def sets_of(data: ClassificationData, *, seed: int = 0, **settings: Any) -> list[dict[str, list[str]]]:
     config = Config(**{"repetitions": 2, "num_pairs": 2, **settings})
-    return recipe.prompt_sets(config, gather_material(config, data), config.seeds(seed))[config.mode]
+    return recipe.prompt_sets(config, gather_prompt_inputs(config, data), config.seeds(seed))[config.mode]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -487,7 +487,7 @@ def foreign(data: ClassificationData) -> ClassificationData:
 @pytest.mark.parametrize("mode", ["gpt_descriptions", "waffle_and_gpt", "scrambled_descriptions", "sentences"])
 def test_a_mode_that_needs_descriptors_says_which_file(data, mode):
     with pytest.raises(ValueError, match=rf"mode {mode} needs descriptors of the 2 classes of 'folders'.*JSON"):
-        gather_material(Config(mode=mode), foreign(data))
+        gather_prompt_inputs(Config(mode=mode), foreign(data))
 
 
 def test_random_words_need_no_descriptors(data):
@@ -501,17 +501,17 @@ def test_random_words_need_no_descriptors(data):
 
 def test_words_come_from_where_they_are_said_to(data, lists, tmp_path):
     (tmp_path / "words.txt").write_text("apple\nbanana\n")
-    words = gather_material(Config(vocabulary=str(tmp_path / "words.txt")), data).vocabulary
+    words = gather_prompt_inputs(Config(vocabulary=str(tmp_path / "words.txt")), data).vocabulary
     assert words == ["apple", "banana"]
-    own = gather_material(Config(), data).vocabulary
+    own = gather_prompt_inputs(Config(), data).vocabulary
     assert {"oval", "stroke"} <= set(own)
     folder = tmp_path / "files"
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no descriptor file"):
-        gather_material(Config(vocabulary=str(folder)), data)
+        gather_prompt_inputs(Config(vocabulary=str(folder)), data)
     write_lists(folder / "a.json", {"x": ["zebra, or (stripes)"]})
-    assert gather_material(Config(vocabulary=str(folder)), data).vocabulary == ["or", "stripes", "zebra"]
-    assert len(gather_material(Config(vocabulary="clip"), data).vocabulary) > 10_000
+    assert gather_prompt_inputs(Config(vocabulary=str(folder)), data).vocabulary == ["or", "stripes", "zebra"]
+    assert len(gather_prompt_inputs(Config(vocabulary="clip"), data).vocabulary) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 def test_a_context_needs_a_concept(data):
     with pytest.raises(ValueError, match="context_prompt_ensemble needs a concept"):
-        gather_material(Config(mode="context_prompt_ensemble"), data)
+        gather_prompt_inputs(Config(mode="context_prompt_ensemble"), data)
 
 
 # -- several workers

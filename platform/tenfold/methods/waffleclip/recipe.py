@@ -23,11 +23,7 @@ from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.hashing import content_hash
 from tenfold.methods.waffleclip.embeddings import embed_prompts, embed_split
-from tenfold.methods.waffleclip.figures import figure_class_gain, figure_modes, figure_repetitions
-from tenfold.methods.waffleclip.material import Material, gather_material
-from tenfold.methods.waffleclip.predictor import REFERENCE_FILE, WaffleClipPredictor
-from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets
-from tenfold.methods.waffleclip.repetitions import (
+from tenfold.methods.waffleclip.evaluation import (
     Hits,
     PromptSet,
     accuracy_summary,
@@ -38,6 +34,10 @@ from tenfold.methods.waffleclip.repetitions import (
     pooled,
     score_repetitions,
 )
+from tenfold.methods.waffleclip.figures import figure_class_gain, figure_modes, figure_repetitions
+from tenfold.methods.waffleclip.predictor import REFERENCE_FILE, WaffleClipPredictor
+from tenfold.methods.waffleclip.prompt_inputs import PromptInputs, gather_prompt_inputs
+from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets
 from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
 from tenfold.metrics.classification import classification_metrics
 from tenfold.models.clip import Clip, load_clip
@@ -60,13 +60,13 @@ def train(job: JobConfig, run: Run) -> Outcome:
     _check_model(job)
     clip = run.once_per_node(lambda: load_clip(job.model, str(run.device)))
     data = run.once_per_node(lambda: load_classification(job.data, clip.preprocessing, PARTS))
-    material = gather_material(config, data)
-    sets = prompt_sets(config, material, config.seeds(run.seed))
+    inputs = gather_prompt_inputs(config, data)
+    sets = prompt_sets(config, inputs, config.seeds(run.seed))
     trained = train_once(
         run,
         job,
         data.fingerprint,
-        lambda folder: _evaluate(job, clip, data, material.prefix, sets, run, folder),
+        lambda folder: _evaluate(job, clip, data, inputs.prefix, sets, run, folder),
         clip=clip.fingerprint,
         prompts=content_hash(sets),  # the files they came from may have changed
     )
@@ -95,11 +95,11 @@ def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, f
     return metrics
 
 
-def prompt_sets(config: Config, material: Material, seeds: Sequence[int]) -> PromptSets:
+def prompt_sets(config: Config, inputs: PromptInputs, seeds: Sequence[int]) -> PromptSets:
     """The prompts of every mode and repetition, plain CLIP's among them; classes in label order.
 
     Raises:
-        ValueError: A mode can't be built from the material.
+        ValueError: A mode can't be built from the inputs.
     """
     sets: PromptSets = {}
     for mode in dict.fromkeys((*config.modes, "clip")):
@@ -107,19 +107,19 @@ def prompt_sets(config: Config, material: Material, seeds: Sequence[int]) -> Pro
         for seed in seeds[:1] if mode in FIXED_MODES else seeds:
             built = build_prompt_sets(
                 mode,
-                material.descriptors,
-                material.vocabulary,
+                inputs.descriptors,
+                inputs.vocabulary,
                 seed=seed,
                 n_pairs=config.num_pairs,
                 budget=config.budget,
-                prefix=material.prefix,
+                prefix=inputs.prefix,
                 suffix=config.suffix,
                 separator=config.separator,
                 pre=config.pre,
                 phrase=config.phrase,
             )
             used = _HALF[config.parts] if mode == config.mode else slice(None)
-            sets[mode].append({key: built[key][used] for key in material.keys})
+            sets[mode].append({key: built[key][used] for key in inputs.keys})
     return sets
 
 

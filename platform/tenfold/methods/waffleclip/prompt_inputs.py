@@ -15,7 +15,7 @@ from tenfold.pretraining.tiny.captions import common_words
 
 
 @dataclass(frozen=True)
-class Material:
+class PromptInputs:
     """Everything that prompts are drawn from; random streams depend on its order."""
 
     descriptors: dict[str, list[str]]
@@ -28,7 +28,7 @@ class Material:
     """Text before the name of a class."""
 
 
-def gather_material(config: Config, data: ClassificationData) -> Material:
+def gather_prompt_inputs(config: Config, data: ClassificationData) -> PromptInputs:
     """Read and check what the modes of a configuration need.
 
     Raises:
@@ -53,7 +53,7 @@ def gather_material(config: Config, data: ClassificationData) -> Material:
                 f"{path}: class {empty[0]!r} has an empty list ({len(empty)} of {len(lists)} have); add descriptors, "
                 f"or set method.empty_lists=blank"
             )
-    return Material(lists, keys, vocabulary, _prefix(config, data))
+    return PromptInputs(lists, keys, vocabulary, _prefix(config, data))
 
 
 def needs_lists(modes: Sequence[Mode]) -> list[Mode]:
