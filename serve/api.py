@@ -24,7 +24,7 @@ from serve.models import ModelTable
 from serve.plain_regression import SHOW
 from serve.regression import LEVEL, Regression
 from serve.schemas import (
-    PICTURE_BODY,
+    IMAGE_BODY,
     PREDICT_REPLIES,
     REFUSALS,
     TENSOR_BODY,
@@ -79,9 +79,9 @@ class _Work:
         trace.num_images, trace.num_explained = 1, int(explain is not None)
 
         def prepare(preprocessing: Preprocessing) -> "asyncio.Future[Any]":
-            return self.in_thread(plain.prepare_picture, asked.data, preprocessing, self.settings.max_pixels)
+            return self.in_thread(plain.prepare_image, asked.data, preprocessing, self.settings.max_pixels)
 
-        answer, description, images = await self.table.infer_picture(name, prepare, asked.vocabulary, explain)
+        answer, description, images = await self.table.infer_image(name, prepare, asked.vocabulary, explain)
         trace.version = answer.version
         classes = asked.vocabulary.classes if asked.vocabulary else description.classes
         reply = plain.label_reply(answer, description, classes, trace.request_id, top)
@@ -111,7 +111,7 @@ class _Work:
         answer, description, asked = await self.table.regress(name, prepare)
         trace.version = answer.version
         if as_png:
-            picture, headers = await self.in_thread(plain_regression.picture_png, answer, description, shown)
+            picture, headers = await self.in_thread(plain_regression.image_png, answer, description, shown)
             return Response(picture, media_type=picture_explanation.PNG, headers=headers)
         arguments = (answer, description, asked, trace.request_id, self.settings)
         return JSONResponse(await self.sized(_num_bytes(answer), plain_regression.reply, *arguments))
@@ -123,7 +123,7 @@ class _Work:
         body = await request.body()
         if self.table.description(name).task is Task.REGRESSION:
             return await self._infer_regression(trace, name, version, body, request.headers.get(v2.JSON_LENGTH_HEADER))
-        image_size = self.table.description(name).pictures.image_size
+        image_size = self.table.description(name).image_preprocessing.image_size
         parsed = await self.sized(
             len(body),
             v2.decode_request,
@@ -252,7 +252,7 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
         "/predict/{model}",
         response_model=Prediction | RegressionReply,
         responses=PREDICT_REPLIES,
-        openapi_extra=PICTURE_BODY,
+        openapi_extra=IMAGE_BODY,
         tags=["plain"],
     )
     async def predict(

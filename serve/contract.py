@@ -46,7 +46,7 @@ class Description:
     """Whether a replica that runs has told all this; else it is what the bundle says."""
 
     @property
-    def pictures(self) -> Preprocessing:
+    def image_preprocessing(self) -> Preprocessing:
         """``preprocessing`` of a model that takes pictures.
 
         Raises:

@@ -110,7 +110,7 @@ class LoadedModel:
         difference = check_probe(bundle, self._predictor, model.probe_tolerance)
         logger.info("%s version %s: probe logits within %.3g of training", model.name, model.version, difference)
         description = describe_bundle(model, bundle)
-        size = description.pictures.image_size
+        size = description.image_preprocessing.image_size
         self._blank = np.zeros((1, size, size, 3), np.uint8)
         outputs = self.predict(self._blank)
         self._class_index = ClassIndex(model.name, description.classes)
@@ -230,7 +230,7 @@ class LoadedModel:
             return Declined(message, this, "vocabulary")
         expected = self._blank.shape[1:]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            size = this.pictures.image_size
+            size = this.image_preprocessing.image_size
             return Declined(
                 f"pictures must be uint8 [N,{size},{size},3], got {images.dtype} {list(images.shape)}", this
             )

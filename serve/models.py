@@ -84,7 +84,7 @@ class ModelTable:
             raise self._refusal(reply)
         return reply, description
 
-    async def infer_picture(
+    async def infer_image(
         self,
         name: str,
         prepare: Callable[[Preprocessing], "asyncio.Future[np.ndarray]"],
@@ -103,13 +103,13 @@ class ModelTable:
                 client raises.
         """
         for _ in range(_MAX_ATTEMPTS):
-            wanted = self.description(name).pictures
+            wanted = self.description(name).image_preprocessing
             images = await prepare(wanted)
             reply, description = await self._ask(name, images, None, vocabulary, explain)
             if isinstance(reply, Declined) and reply.reason in ("vocabulary", "explain", "unexplained"):
                 raise self._refusal(reply)
             # Of the right size is not enough: the new version may cut where the old one stretched.
-            if isinstance(reply, Answer) and _form(description.pictures) == _form(wanted):
+            if isinstance(reply, Answer) and _form(description.image_preprocessing) == _form(wanted):
                 return reply, description, images
         raise _rolling_out(name)
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PictureRequest:
+class ImageRequest:
     """One picture, the classes that the client brought along, and what it says of maps."""
 
     data: bytes
@@ -37,7 +37,7 @@ class PictureRequest:
     maps: Asked = field(default_factory=Asked)
 
 
-async def read_request(request: Request, settings: ServeSettings) -> PictureRequest:
+async def read_request(request: Request, settings: ServeSettings) -> ImageRequest:
     """What the client sent, in whichever of the three forms it chose; JSON and forms have room for more than a picture.
 
     Raises:
@@ -48,7 +48,7 @@ async def read_request(request: Request, settings: ServeSettings) -> PictureRequ
     if content_type in IMAGE_TYPES:
         data = await request.body()
         check_image_type(content_type, data)
-        return PictureRequest(data)
+        return ImageRequest(data)
     if content_type == "application/json":
         return _from_json(await request.body(), settings)
     if content_type == "multipart/form-data":
@@ -58,7 +58,7 @@ async def read_request(request: Request, settings: ServeSettings) -> PictureRequ
             return vocabulary, read_asked({name: text_field(form, name) for name in (EXPLAIN, EXPLAIN_CLASS)})
 
         data, (vocabulary, maps) = await read_form(request, settings, fields)
-        return PictureRequest(data, vocabulary, maps)
+        return ImageRequest(data, vocabulary, maps)
     raise unaccepted(content_type, _ACCEPTED)
 
 
@@ -71,13 +71,13 @@ def unaccepted(content_type: str, accepted: str) -> RefusedError:
     return RefusedError(415, f"the content type {content_type or '(none)'} is not accepted: {accepted}", "content_type")
 
 
-def _from_json(body: bytes, settings: ServeSettings) -> PictureRequest:
+def _from_json(body: bytes, settings: ServeSettings) -> ImageRequest:
     content = parse_json(body)
     vocabulary = read_vocabulary(content.get(CLASSES), content.get(PROMPTS), settings)
-    return PictureRequest(picture_in_json(content), vocabulary, read_asked(content))
+    return ImageRequest(image_in_json(content), vocabulary, read_asked(content))
 
 
-def picture_in_json(content: Mapping[str, Any]) -> bytes:
+def image_in_json(content: Mapping[str, Any]) -> bytes:
     """The file that stands in base64 under ``image``; raises ``RefusedError`` (422) where there is none."""
     text = content.get("image")
     if not isinstance(text, str):
@@ -131,7 +131,7 @@ def _json_field(form: FormData, name: str) -> Any:
     return parse_json_value(texts[0], f"the form's field {name!r} must be JSON such as {example}")
 
 
-def prepare_picture(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
+def prepare_image(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """Decode and resize, as in training; uint8 ``(1, S, S, 3)``.
 
     Raises:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from serve.contract import Answer, Description
 from serve.limits import IMAGE_TYPES, RefusedError, check_image_type, invalid, parse_json
-from serve.plain import content_type_of, picture_in_json, read_form, text_field, unaccepted
+from serve.plain import content_type_of, image_in_json, read_form, text_field, unaccepted
 from serve.regression import LEVEL, LOWER, Regression, check_reply, check_request, numbers, read_level
 from serve.settings import ServeSettings
 from tenfold.data.images import decode_image
@@ -68,7 +68,7 @@ def as_regression(asked: ExampleRequest, description: Description, settings: Ser
     """
     schemas = description.inputs
     if isinstance(asked.content, bytes):
-        inputs = {schemas[0].name: _pixels(asked.content, _picture_schema(description), settings)}
+        inputs = {schemas[0].name: _pixels(asked.content, _image_schema(description), settings)}
     else:
         wanted = {schema.name: schema.dtype for schema in schemas}
         if sorted(asked.content) != sorted(wanted):
@@ -108,13 +108,13 @@ def read_shown(word: str | None, as_png: bool) -> Shown:
     return cast(Shown, word or "mean")
 
 
-def picture_png(answer: Answer, description: Description, shown: Shown) -> tuple[bytes, dict[str, str]]:
+def image_png(answer: Answer, description: Description, shown: Shown) -> tuple[bytes, dict[str, str]]:
     """PNG of the predicted picture, or of its std in colours from 0 to its largest; and what that is, in headers.
 
     Raises:
         RefusedError: 422, the model's answer is no picture.
     """
-    schema = _picture_schema(description)
+    schema = _image_schema(description)
     mean, std = answer.outputs["mean"][0], answer.outputs["std"][0]
     if mean.ndim != 3 or len(mean) not in (1, 3):
         raise invalid(f"model {description.name} answers with {list(mean.shape)} numbers, which are no picture")
@@ -133,13 +133,13 @@ def _content(found: Mapping[str, Any]) -> bytes | Mapping[str, Any]:
     if (INPUTS in found) == ("image" in found):
         raise invalid(f"the JSON needs an example's numbers by name under {INPUTS!r}, or a picture under 'image'")
     if "image" in found:
-        return picture_in_json(found)
+        return image_in_json(found)
     if not isinstance(found[INPUTS], dict):
         raise invalid(f"{INPUTS!r} must be an object: the numbers of one example by the input's name")
     return found[INPUTS]
 
 
-def _picture_schema(description: Description) -> TensorSchema:
+def _image_schema(description: Description) -> TensorSchema:
     schemas = description.inputs
     if len(schemas) != 1 or schemas[0].max_value is None:
         names = ", ".join(schema.name for schema in schemas)

@@ -143,7 +143,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         504: "The model took too long.",
     }.items()
 }
-_PICTURE_REPLY: dict[str, Any] = {
+_IMAGE_REPLY: dict[str, Any] = {
     "description": f"JSON; or, with 'explain' and 'Accept: {PNG}', the picture under the colours of its map.",
     "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
     "headers": {
@@ -157,7 +157,7 @@ _PICTURE_REPLY: dict[str, Any] = {
         }.items()
     },
 }
-PREDICT_REPLIES: dict[int | str, dict[str, Any]] = {200: _PICTURE_REPLY, **REFUSALS}
+PREDICT_REPLIES: dict[int | str, dict[str, Any]] = {200: _IMAGE_REPLY, **REFUSALS}
 
 _ASK_MAP = (
     "Where in the picture the model saw a class: true adds 'explanation' to the JSON, "
@@ -220,22 +220,22 @@ _OF_REGRESSION = {
 }
 
 
-def _picture_schema(image_format: str, more: dict[str, Any], required: tuple[str, ...] = ("image",)) -> dict[str, Any]:
+def _image_schema(image_format: str, more: dict[str, Any], required: tuple[str, ...] = ("image",)) -> dict[str, Any]:
     properties = {"image": {"type": "string", "format": image_format}, **more}
     return {"schema": {"type": "object", "required": [*required], "properties": properties}}
 
 
-PICTURE_BODY = {
+IMAGE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": _picture_schema(
+            "multipart/form-data": _image_schema(
                 "binary", _IN_FORM | _EXPLAIN_IN_FORM | {LEVEL: _OF_REGRESSION[LEVEL]}
             ),
             "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
             "image/webp": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": _picture_schema("byte", _IN_JSON | _EXPLAIN_IN_JSON | _OF_REGRESSION, ()),
+            "application/json": _image_schema("byte", _IN_JSON | _EXPLAIN_IN_JSON | _OF_REGRESSION, ()),
         },
     }
 }

@@ -306,83 +306,6 @@ def encode_response(
     }
 
 
-def encode_request(
-    images: np.ndarray,
-    *,
-    binary: bool = True,
-    request_id: str | None = None,
-    classes: Sequence[str] | None = None,
-    prompts: Mapping[str, Sequence[str]] | None = None,
-    parameters: Mapping[str, Any] | None = None,
-) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of an infer request, as a client sends it.
-
-    Args:
-        images: uint8 ``(N, S, S, 3)``.
-        binary: Pictures, texts and outputs as raw bytes; False: everything in JSON.
-        request_id: Echoed in the reply.
-        classes: Names to choose from, for a model with an open vocabulary; None: its own.
-        prompts: Class name to texts about it, in place of ``classes``.
-        parameters: Of the request, such as ``explain`` and ``explain_class``.
-    """
-    texts: dict[str, list[str]] = {} if classes is None else {CLASSES: list(classes)}
-    if prompts is not None:
-        texts[PROMPTS] = [text for of_class in prompts.values() for text in of_class]
-        texts[PROMPT_CLASSES] = [name for name, of_class in prompts.items() for _ in of_class]
-    tensors: list[dict[str, Any]] = [{"name": INPUT_NAME, "shape": list(images.shape), "datatype": "UINT8"}]
-    tensors += [{"name": name, "shape": [len(of_name)], "datatype": "BYTES"} for name, of_name in texts.items()]
-    request: dict[str, Any] = {"inputs": tensors}
-    if parameters is not None:
-        request["parameters"] = dict(parameters)
-    if request_id is not None:
-        request["id"] = request_id
-    if not binary:
-        for tensor, data in zip(tensors, [images.ravel().tolist(), *texts.values()], strict=True):
-            tensor["data"] = data
-        return json.dumps(request).encode(), {"Content-Type": "application/json"}
-    return encode_raw(
-        request, [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
-    )
-
-
-def encode_raw(request: dict[str, Any], raw: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of an infer request whose tensors, and those of its reply, are raw bytes.
-
-    Args:
-        request: The JSON part; it is told the lengths.
-        raw: Of each tensor, in their order.
-    """
-    for tensor, part in zip(request["inputs"], raw, strict=True):
-        tensor["parameters"] = {"binary_data_size": len(part)}
-    request["parameters"] = {**request.get("parameters", {}), "binary_data_output": True}
-    header = json.dumps(request).encode()
-    return b"".join([header, *raw]), {
-        "Content-Type": "application/octet-stream",
-        JSON_LENGTH_HEADER: str(len(header)),
-    }
-
-
-def _join_texts(texts: Sequence[str]) -> bytes:
-    encoded = [text.encode() for text in texts]
-    return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
-
-
-def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarray]:
-    """Outputs by name from the body of an infer reply, as a client reads it: float32, or int64 where INT64 is told."""
-    header_length = len(body) if json_length is None else int(json_length)
-    outputs, start = {}, header_length
-    for tensor in json.loads(body[:header_length])["outputs"]:
-        size = tensor.get("parameters", {}).get("binary_data_size")
-        dtype = DATATYPES[tensor["datatype"]]
-        if size is None:
-            values = np.asarray(tensor["data"], dtype)
-        else:
-            values = np.frombuffer(body[start : start + size], dtype)
-            start += size
-        outputs[tensor["name"]] = values.reshape(tensor["shape"])
-    return outputs
-
-
 def model_metadata(description: Description) -> dict[str, Any]:
     """The reply to ``GET /v2/models/<m>``; class names, and how to prepare pictures, are in the parameters.
 
@@ -390,7 +313,7 @@ def model_metadata(description: Description) -> dict[str, Any]:
     Where requests may bring classes along, the inputs that say so are marked optional, and how many columns
     ``probs`` and ``logits`` have is open. Where they may ask for maps, the outputs that then come are marked optional.
     """
-    preprocessing = description.pictures
+    preprocessing = description.image_preprocessing
     size = preprocessing.image_size
     inputs: list[dict[str, Any]] = [{"name": INPUT_NAME, "datatype": "UINT8", "shape": [-1, size, size, 3]}]
     shapes = dict(description.outputs)

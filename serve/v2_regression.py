@@ -4,7 +4,6 @@ The level of the interval is a parameter of the request: ``"parameters": {"level
 ``upper``, like ``mean``.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from serve.settings import ServeSettings
 from serve.v2 import (
     ReplyForm,
     claim_raw,
-    encode_raw,
     metadata_reply,
     named_tensors,
     parameters_of,
@@ -94,33 +92,6 @@ def encode_response(
     check_reply(sum(outputs[name].size for name in wanted if name in outputs), False, settings)
     parameters = None if request.level is None else {LEVEL: request.level}
     return encode_reply(request, model, answer.version, outputs, parameters)
-
-
-def encode_request(
-    inputs: Mapping[str, np.ndarray], *, level: float | None = None, binary: bool = True, request_id: str | None = None
-) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of an infer request, as a client sends it.
-
-    Args:
-        inputs: By name, first axis N; float32, int64 or uint8.
-        level: Of the interval; None: none is asked for.
-        binary: Inputs and outputs as raw bytes; False: everything in JSON.
-        request_id: Echoed in the reply.
-    """
-    tensors: list[dict[str, Any]] = [
-        {"name": name, "shape": list(values.shape), "datatype": _DATATYPES[str(values.dtype)]}
-        for name, values in inputs.items()
-    ]
-    request: dict[str, Any] = {"inputs": tensors}
-    if level is not None:
-        request["parameters"] = {LEVEL: level}
-    if request_id is not None:
-        request["id"] = request_id
-    if binary:
-        return encode_raw(request, [np.ascontiguousarray(values).tobytes() for values in inputs.values()])
-    for tensor, values in zip(tensors, inputs.values(), strict=True):
-        tensor["data"] = values.ravel().tolist()
-    return json.dumps(request).encode(), {"Content-Type": "application/json"}
 
 
 def model_metadata(description: Description) -> dict[str, Any]:

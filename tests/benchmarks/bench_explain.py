@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serve import v2
 from tenfold.bundle import Bundle
 from tests.serving.local import LocalService
 from tests.serving.real_bundles import EXPLAINING_METHODS, LOADER, make_real_bundle
 from tests.serving.stand_ins import served
+from tests.serving.v2_client import encode_request
 
 NUM_CLASSES = 20
 
@@ -51,7 +51,7 @@ def predictor_cases(service: LocalService, images: np.ndarray) -> dict[str, Call
 
 def http_cases(service: LocalService, images: np.ndarray) -> dict[str, Callable[[], object]]:
     def ask(**parameters: object) -> Callable[[], object]:
-        body, headers = v2.encode_request(images, parameters=parameters)
+        body, headers = encode_request(images, parameters=parameters)
 
         def run() -> None:
             reply = service.http.post("/v2/models/m/infer", content=body, headers=headers)

@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from serve import v2
 from serve.deploying import deploy
 from serve.fast_path import prepare_environment
 from serve.settings import ServedModel, ServeSettings
 from tenfold.bundle import PROBE_FILE, Bundle, save_bundle
 from tenfold.engine import cluster
 from tenfold.types import Preprocessing, Task
+from tests.serving.v2_client import encode_request
 
 SIZE = 64
 NUM_CLASSES = 10
@@ -187,7 +187,7 @@ def compare(folder: Path, num_connections: int, num_requests: int, num_rounds: i
         run_no_op()
         time.sleep(3)  # the proxy reloads for the second application, and closes connections as it does
         images = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)
-        body, headers = v2.encode_request(images)
+        body, headers = encode_request(images)
         cases = {
             f"v2 infer, {name}": http_request(f"/v2/models/{name}/infer", body, headers)
             for name in ("batched", "single", "constant")

@@ -1,4 +1,4 @@
-"""The HTTP application over models of this process, and pictures to send to it."""
+"""The HTTP application over models in this process, and images to send to it."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ from tenfold.types import Task
 from tests.serving.stand_ins import (
     EXPLAINING_LOADER,
     OPEN_LOADER,
+    SIZE,
     expected_logits,
     expected_map,
     make_bundle,
@@ -74,7 +75,7 @@ class Recorder(list):
 
 
 class LocalService:
-    """``http`` asks the application, ``traces`` has what it counted, ``clients`` the models by name."""
+    """``http`` is a test client of the application, ``traces`` records its requests, ``clients`` holds the models."""
 
     def __init__(self, models, *, keys=None, raises=True, **settings):
         self.clients = {model.name: LocalClient(model) for model in models}
@@ -86,7 +87,7 @@ class LocalService:
 
 
 class TintsService(LocalService):
-    """``tints`` explains, ``colour`` does not, ``open`` takes classes of the caller's."""
+    """``tints`` explains, ``colour`` does not, ``open`` has an open vocabulary."""
 
     def __init__(self, folder, **options):
         self.bundle = make_bundle(folder / "tints", seed=1)
@@ -104,7 +105,12 @@ def expected_maps(bundle, images, labels=None):
     return np.stack([expected_map(bundle.folder, image, k).numpy() for image, k in zip(images, labels, strict=True)])
 
 
-def picture(size=(12, 10), seed=0):
+def random_images(num_images, seed=0):
+    """Images of uniform noise below ``POISON``."""
+    return np.random.default_rng(seed).integers(0, 250, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def random_image(size=(12, 10), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
 
 
@@ -115,7 +121,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def refusal(response, status):
-    """The one sentence; checks the form of the reply on the way."""
+    """Check the form of a refusal and return its sentence."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
     return response.json()["error"]

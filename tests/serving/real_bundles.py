@@ -1,4 +1,4 @@
-"""Bundles of real methods, with weights as they were drawn: what is served is not whether they are good."""
+"""Bundles of real methods with untrained weights."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ _PARTIAL_LABELS: dict[str, tuple[type, BuildClassifier]] = {
 def make_real_bundle(
     folder: Path, method: str, *, network: str = "small_cnn", image_size: int = 32, num_classes: int = 3
 ) -> Bundle:
-    """An untrained model of ``EXPLAINING_METHODS``, saved as a training saves it."""
+    """Save an untrained model of one of ``EXPLAINING_METHODS`` as training does."""
     torch.manual_seed(0)
     model_config = ModelConfig(name=network, pretrained=False)
     classes = tuple(f"class {k}" for k in range(num_classes))
@@ -63,7 +63,7 @@ def make_real_bundle(
 
 SERIES = (TensorSchema(name="input", dtype="float32", shape=(2, -1)),)
 TABLE = (TensorSchema(name="input", dtype="float32", shape=(3,)),)
-PICTURE = (TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),)
+IMAGE = (TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),)
 MOLECULE = (
     TensorSchema(name="features", dtype="float32", shape=(-1, 15)),
     TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
@@ -72,13 +72,13 @@ MOLECULE = (
 _NETWORKS = {
     SERIES: RegressorConfig(name="cnn1d", widths=(4, 4, 4)),
     TABLE: RegressorConfig(name="mlp", widths=(8, 8)),
-    PICTURE: RegressorConfig(name="cnn2d_sr_small", widths=(4, 4, 4), upscale=2),
+    IMAGE: RegressorConfig(name="cnn2d_sr_small", widths=(4, 4, 4), upscale=2),
     MOLECULE: RegressorConfig(name="egnn", widths=(8,), depth=2),
 }
 
 
 def draw_inputs(schemas: tuple[TensorSchema, ...], num: int = 3, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of each input; ``length`` where any will do."""
+    """A random batch of each input; axes of any length get ``length``."""
     random = torch.Generator().manual_seed(seed)
     drawn = {}
     for schema in schemas:
@@ -99,10 +99,10 @@ def make_regression_bundle(
     calibrator: tuple[Tensor, Tensor] | None = None,
     **settings: Any,
 ) -> tuple[Bundle, RegressionEnsemble]:
-    """An untrained regressor for such inputs, saved as a training saves it, and what it should be served like.
+    """Save an untrained regressor as training does; return the bundle and the predictor to compare with.
 
-    ``calibrator`` are expected and observed proportions of an isotonic recalibration, ``settings`` are those of the
-    method.
+    ``calibrator`` holds the expected and observed proportions of an isotonic recalibration; ``settings`` are the
+    method's.
     """
     torch.manual_seed(0)
     weights: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Models small enough to check by hand, in real bundles; imported by name in the replicas."""
+"""Models small enough to check by hand, saved as real bundles; replicas import them by name."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ OPEN_LOADER = "tests.serving.stand_ins:load_open_predictor"
 CLASSES = ("red", "green", "blue")
 SIZE = 8
 POISON = 251
-"""A picture whose first value is this makes the predictor raise, if the bundle says so."""
+"""An image whose first value is this makes the predictor raise, if the bundle says so."""
 TEMPLATE = "a thing that is {}."
 LOGIT_SCALE = 10.0
 UNTIL = "until "
 
 
 class ColourPredictor:
-    """Logits are a linear map of the mean colour; ``batch_size`` tells how many pictures shared the call."""
+    """Logits are a linear map of the mean colour; the output ``batch_size`` counts the images of the call."""
 
     def __init__(self, bundle: Bundle) -> None:
         metadata = bundle.metadata
@@ -38,7 +38,7 @@ class ColourPredictor:
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]:
         time.sleep(self._delay_s)
         if self._poisonable and bool((images[:, 0, 0, 0] == POISON).any()):
-            raise ValueError("a poisoned picture")
+            raise ValueError("a poisoned image")
         logits = images.double().mean(dim=(1, 2)).div(255).float() @ self._weight
         batch_size = torch.full((len(images), 1), float(len(images)))
         probs = logits.softmax(dim=1) if self.task is Task.CLASSIFICATION else logits.sigmoid()
@@ -46,7 +46,7 @@ class ColourPredictor:
 
 
 class ExplainingPredictor(ColourPredictor):
-    """A map is how much each pixel speaks for the class; ``calls`` tells what ran, and on how many pictures."""
+    """The map scores each pixel by its evidence for the class; ``calls`` records what ran, on how many images."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -65,11 +65,11 @@ class ExplainingPredictor(ColourPredictor):
 
 
 class OpenPredictor:
-    """Cosines of the mean colour with texts, which are as red, green, blue as they have letters r, g, b.
+    """Cosine similarity of the mean colour and text embeddings, which count the letters r, g and b.
 
-    ``num_encoded`` tells how many lists of classes were encoded before the answer, and ``batch_size`` how many pictures
-    shared the pass. A text with ``unreadable`` is refused, one with ``broken`` breaks the model, and one that is
-    ``UNTIL`` and a path takes until the file is there.
+    The output ``num_encoded`` counts the class lists encoded so far, ``batch_size`` the images that shared the pass. A
+    text with ``unreadable`` is refused, one with ``broken`` breaks the model, and encoding ``UNTIL`` plus a path waits
+    until that file exists.
     """
 
     prompt_template = TEMPLATE
@@ -114,7 +114,7 @@ class OpenPredictor:
 
 
 def wait_for_file(path: Path) -> None:
-    """Tell in a file beside it that we wait, then wait."""
+    """Announce the wait with a file beside ``path``, then wait for ``path``."""
     path.with_suffix(".waiting").touch()
     deadline = time.monotonic() + 30
     while not path.exists():
@@ -124,19 +124,19 @@ def wait_for_file(path: Path) -> None:
 
 
 def colour_map(image: Tensor, weight: Tensor) -> Tensor:
-    """``(S, S)`` in [0, 1]: the pixels of ``(S, S, 3)`` along a class's weight ``(3,)``."""
+    """Map ``(S, S)`` in [0, 1]: the pixels of ``(S, S, 3)`` projected on a class's weight ``(3,)``."""
     scores = image.float() @ weight
     spread = scores.max() - scores.min()
     return (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
 
 
 def colour_of(images: Tensor) -> Tensor:
-    """Unit vectors ``(B, 3)``: the mean colour."""
+    """Mean colours as unit vectors ``(B, 3)``."""
     return normalize(images.double().mean(dim=(1, 2)) + 1.0, dim=1).float()
 
 
 def colours_of_texts(prompts: Mapping[str, Sequence[str]]) -> Tensor:
-    """Unit vectors ``(K, 3)``: the mean over a class's texts of their counts of r, g and b."""
+    """Counts of r, g and b, averaged over the texts of each class: ``(K, 3)``."""
     counts = [[[text.count(letter) + 0.5 for letter in "rgb"] for text in texts] for texts in prompts.values()]
     return torch.stack([normalize(torch.tensor(of_class), dim=1).mean(dim=0) for of_class in counts])
 
@@ -154,7 +154,7 @@ def load_open_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
 
 
 def load_closed_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
-    """One that has the methods, but for this bundle no text tower."""
+    """A predictor with the open-vocabulary methods, but no text tower in this bundle."""
     predictor = OpenPredictor(bundle)
     predictor.prompt_template = None  # type: ignore[assignment]
     return predictor
@@ -173,7 +173,7 @@ def make_bundle(
     scale: float = 1.0,
     preprocessing: Preprocessing | None = None,
 ) -> Bundle:
-    """``shift`` is added to the probe's logits: above the tolerance, it makes a model that is not the trained one."""
+    """Save a colour model; ``shift`` is added to the probe's logits, so that above the tolerance it fails the check."""
     generator = torch.Generator().manual_seed(seed)
     weight = scale * torch.randn(3, len(classes), generator=generator)
     images = torch.randint(0, 250, (4, size, size, 3), dtype=torch.uint8, generator=generator)
@@ -217,20 +217,20 @@ def served(bundle: Bundle, name: str = "colour", version: str = "1", **options: 
 
 
 def own_prompts(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What a bare class name stands for."""
+    """The prompts that a bare class name expands to."""
     return {name: (f"a thing that is {name}.",) for name in classes}
 
 
 def expected_logits(folder: Path | str, images: Tensor) -> Tensor:
-    """What the predictor must answer, computed apart from all of serving."""
+    """Logits that the predictor must return, computed without any serving code."""
     return ColourPredictor(load_bundle(folder))(images)["logits"]
 
 
 def expected_map(folder: Path | str, image: Tensor, label: int) -> Tensor:
-    """The map ``(S, S)`` that an ``ExplainingPredictor`` must give of a picture ``(S, S, 3)`` and a class."""
+    """The map ``(S, S)`` that an ``ExplainingPredictor`` must return for an image ``(S, S, 3)`` and a class."""
     return colour_map(image, load_bundle(folder).tensors()["weight"][:, label])
 
 
 def expected_open_probs(images: Tensor, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-    """What the predictor must answer to classes that a request brings, computed apart from all of serving."""
+    """Probabilities over the classes of a request, computed without any serving code."""
     return (LOGIT_SCALE * colour_of(images) @ colours_of_texts(prompts).T).softmax(dim=1)

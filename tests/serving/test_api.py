@@ -1,4 +1,4 @@
-"""Both protocols, the limits and the refusals over the real application, with the model in this process."""
+"""Both protocols, limits and refusals of the HTTP application, with the models in this process."""
 
 import asyncio
 import base64
@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from serve import v2
 from serve.keys import Keys, new_key
 from serve.limits import RefusedError
 from serve.loading import LoadedModel
 from serve.trace import access_logger
 from tenfold.data.images import resize_image
 from tenfold.types import Preprocessing, Task
-from tests.serving.local import PNG, LocalService, encoded, picture, refusal
+from tests.serving.local import PNG, LocalService, encoded, random_image, refusal
 from tests.serving.stand_ins import (
     CLASSES,
     OPEN_LOADER,
@@ -31,6 +30,7 @@ from tests.serving.stand_ins import (
     own_prompts,
     served,
 )
+from tests.serving.v2_client import encode_request, outputs_of
 
 
 class Service(LocalService):
@@ -58,7 +58,7 @@ def expected_labels(bundle, image):
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "json", "multipart", "untyped multipart"])
 def test_predict_in_every_form(service, form):
-    image = picture()
+    image = random_image()
     data = encoded(image)
     request = {"content": data, "headers": PNG}
     if form in ("jpeg", "webp"):
@@ -86,20 +86,19 @@ def test_predict_in_every_form(service, form):
 
 
 def test_top_labels(service):
-    reply = service.http.post("/predict/colour?top=1", content=encoded(picture()), headers=PNG).json()
-    assert [label["name"] for label in reply["labels"]] == [expected_labels(service.bundle, picture())[0][0]]
-    wrong = service.http.post("/predict/colour?top=0", content=encoded(picture()), headers=PNG)
+    reply = service.http.post("/predict/colour?top=1", content=encoded(random_image()), headers=PNG).json()
+    assert [label["name"] for label in reply["labels"]] == [expected_labels(service.bundle, random_image())[0][0]]
+    wrong = service.http.post("/predict/colour?top=0", content=encoded(random_image()), headers=PNG)
     assert "query top" in refusal(wrong, 422)
 
 
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("path", ["/v2/models/colour/infer", "/v2/models/colour/versions/3/infer"])
 def test_infer_gives_the_predictors_numbers(service, binary, path):
-    images = np.stack([picture((SIZE, SIZE), seed) for seed in range(5)])
-    body, headers = v2.encode_request(images, binary=binary, request_id="r")
+    images = np.stack([random_image((SIZE, SIZE), seed) for seed in range(5)])
+    body, headers = encode_request(images, binary=binary, request_id="r")
     reply = service.http.post(path, content=body, headers=headers)
-    assert reply.status_code == 200, reply.text
-    outputs = v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
+    outputs = outputs_of(reply)
     expected = expected_logits(service.bundle.folder, torch.from_numpy(images)).numpy()
     np.testing.assert_array_equal(outputs["logits"], expected)
     assert reply.headers["tenfold-model-version"] == "3"
@@ -107,9 +106,9 @@ def test_infer_gives_the_predictors_numbers(service, binary, path):
 
 
 def test_both_protocols_agree(service):
-    image = picture((SIZE, SIZE))
+    image = random_image((SIZE, SIZE))
     plain = service.http.post("/predict/colour", content=encoded(image), headers=PNG).json()
-    body, headers = v2.encode_request(image[None], binary=False)
+    body, headers = encode_request(image[None], binary=False)
     probs = service.http.post("/v2/models/colour/infer", content=body, headers=headers).json()["outputs"][0]["data"]
     assert {label["name"]: label["probability"] for label in plain["labels"]} == dict(zip(CLASSES, probs, strict=True))
 
@@ -165,8 +164,8 @@ def test_what_is_not_there(service, method, path, status, message):
     ("request_", "status", "message"),
     [
         ({"content": b"", "headers": PNG}, 415, "image/png, but the data is no JPEG, PNG or WEBP"),
-        ({"content": encoded(picture(), "JPEG"), "headers": PNG}, 415, "image/png, but the data is JPEG"),
-        ({"content": encoded(picture())[:-30], "headers": PNG}, 422, "truncated or damaged"),
+        ({"content": encoded(random_image(), "JPEG"), "headers": PNG}, 415, "image/png, but the data is JPEG"),
+        ({"content": encoded(random_image())[:-30], "headers": PNG}, 422, "truncated or damaged"),
         ({"content": encoded(np.zeros((200, 200, 3), np.uint8)), "headers": PNG}, 422, "200 x 200 pixels"),
         ({"content": b"GIF89a", "headers": {"content-type": "image/gif"}}, 415, "image/gif is not accepted"),
         ({"content": b"x"}, 415, "(none) is not accepted"),
@@ -176,25 +175,25 @@ def test_what_is_not_there(service, method, path, status, message):
         ({"json": {"image": "https://example.org/a.png"}}, 422, "addresses are not fetched"),
         ({"json": {"image": ""}}, 422, "empty"),
         ({"json": {"image": base64.b64encode(b"GIF89a").decode()}}, 422, "must be JPEG, PNG or WEBP"),
-        ({"files": {"image": ("a.png", encoded(picture(), "JPEG"), "image/png")}}, 415, "the data is JPEG"),
+        ({"files": {"image": ("a.png", encoded(random_image(), "JPEG"), "image/png")}}, 415, "the data is JPEG"),
         ({"files": {"image": ("a.txt", b"a", "text/plain")}}, 415, "text/plain is not accepted"),
         ({"data": {"image": "a"}, "files": {"x": ("", b"")}}, 422, "one file"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
     ],
 )
-def test_a_picture_that_is_refused(tmp_path, request_, status, message):
+def test_a_refused_image(tmp_path, request_, status, message):
     service = Service(tmp_path, max_pixels=10_000)
     assert message in refusal(service.http.post("/predict/colour", **request_), status)
     assert service.traces[-1].reason
 
 
-def test_a_refused_picture_leaves_the_next_one_alone(service):
+def test_a_refused_image_leaves_the_next_one_alone(service):
     assert service.http.post("/predict/colour", content=b"x", headers=PNG).status_code == 415
-    assert service.http.post("/predict/colour", content=encoded(picture()), headers=PNG).status_code == 200
+    assert service.http.post("/predict/colour", content=encoded(random_image()), headers=PNG).status_code == 200
 
 
-def test_an_animated_picture_is_refused(service):
-    frames = [Image.fromarray(picture(seed=seed)) for seed in range(2)]
+def test_an_animated_image_is_refused(service):
+    frames = [Image.fromarray(random_image(seed=seed)) for seed in range(2)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
     reply = service.http.post("/predict/colour", content=buffer.getvalue(), headers=PNG)
@@ -249,18 +248,20 @@ def test_wrong_tensors_are_refused(tmp_path):
     service = Service(tmp_path, max_images=2)
 
     def infer(images, **headers):
-        body, given = v2.encode_request(images)
+        body, given = encode_request(images)
         return service.http.post("/v2/models/colour/infer", content=body, headers=given | headers)
 
     assert "at most 2 pictures, got 3" in refusal(infer(np.zeros((3, SIZE, SIZE, 3), np.uint8)), 422)
     assert "[N,8,8,3]" in refusal(infer(np.zeros((1, 9, 9, 3), np.uint8)), 422)
-    assert "gzip is not accepted" in refusal(infer(picture((SIZE, SIZE))[None], **{"content-encoding": "gzip"}), 415)
+    assert "gzip is not accepted" in refusal(
+        infer(random_image((SIZE, SIZE))[None], **{"content-encoding": "gzip"}), 415
+    )
     assert infer(np.zeros((2, SIZE, SIZE, 3), np.uint8)).status_code == 200
 
 
 def test_overload_and_timeout_are_told_as_such(service):
     service.clients["colour"].failure = RefusedError(503, "full", "overload", {"Retry-After": "2"})
-    reply = service.http.post("/predict/colour", content=encoded(picture()), headers=PNG)
+    reply = service.http.post("/predict/colour", content=encoded(random_image()), headers=PNG)
     assert refusal(reply, 503) == "full"
     assert reply.headers["retry-after"] == "2"
     assert service.traces[-1].reason == "overload"
@@ -269,7 +270,7 @@ def test_overload_and_timeout_are_told_as_such(service):
 def test_an_error_of_ours_tells_nothing_but_the_request_id(tmp_path):
     service = Service(tmp_path, raises=False)
     service.clients["colour"].failure = RuntimeError("/secret/path")
-    reply = service.http.post("/predict/colour", content=encoded(picture()), headers=PNG)
+    reply = service.http.post("/predict/colour", content=encoded(random_image()), headers=PNG)
     message = refusal(reply, 500)
     assert "secret" not in message
     assert reply.headers["x-request-id"] in message
@@ -324,7 +325,7 @@ def test_made_up_model_names_stay_out_of_the_metrics(service):
 
 
 def test_a_rollout_to_another_size_classes_and_version_goes_unnoticed(service, tmp_path):
-    image = picture()
+    image = random_image()
     bundle = make_bundle(tmp_path / "new", size=5, seed=3, classes=("cyan", "pink"))
     service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
     reply = service.http.post("/predict/colour", content=encoded(image), headers=PNG)
@@ -340,7 +341,7 @@ def test_a_rollout_to_another_size_classes_and_version_goes_unnoticed(service, t
 def test_infer_during_a_rollout_is_held_to_its_version_and_size(service, tmp_path):
     bundle = make_bundle(tmp_path / "new", size=5)
     service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
-    body, headers = v2.encode_request(picture((SIZE, SIZE))[None])
+    body, headers = encode_request(random_image((SIZE, SIZE))[None])
     pinned = service.http.post("/v2/models/colour/versions/3/infer", content=body, headers=headers)
     assert "no version '3'; served is: 4" in refusal(pinned, 404)
     reply = service.http.post("/v2/models/colour/infer", content=body, headers=headers)
@@ -363,7 +364,7 @@ def expected_choice(image, prompts):
 
 def ask_open(service, form, classes=None, prompts=None, model="open"):
     said = {name: value for name, value in (("classes", classes), ("prompts", prompts)) if value is not None}
-    data = encoded(picture())
+    data = encoded(random_image())
     if form == "json":
         return service.http.post(f"/predict/{model}", json={"image": base64.b64encode(data).decode(), **said})
     fields = {name: json.dumps(value) for name, value in said.items()}
@@ -373,7 +374,7 @@ def ask_open(service, form, classes=None, prompts=None, model="open"):
 @pytest.mark.parametrize("form", ["json", "multipart"])
 def test_a_request_brings_its_classes(service, form):
     reply = ask_open(service, form, classes=list(OWN))
-    assert told(reply) == expected_choice(picture(), own_prompts(OWN))
+    assert told(reply) == expected_choice(random_image(), own_prompts(OWN))
     probs = list(told(reply).values())
     assert probs == sorted(probs, reverse=True)
     assert sum(probs) == pytest.approx(1.0)
@@ -381,17 +382,17 @@ def test_a_request_brings_its_classes(service, form):
 
 @pytest.mark.parametrize("form", ["json", "multipart"])
 def test_a_request_brings_its_prompts(service, form):
-    assert told(ask_open(service, form, prompts=PROMPTS)) == expected_choice(picture(), PROMPTS)
+    assert told(ask_open(service, form, prompts=PROMPTS)) == expected_choice(random_image(), PROMPTS)
 
 
 def test_without_classes_the_models_own_are_meant(service):
-    assert told(ask_open(service, "json")) == expected_choice(picture(), own_prompts(CLASSES))
-    raw = service.http.post("/predict/open", content=encoded(picture()), headers=PNG)
-    assert told(raw) == expected_choice(picture(), own_prompts(CLASSES))
+    assert told(ask_open(service, "json")) == expected_choice(random_image(), own_prompts(CLASSES))
+    raw = service.http.post("/predict/open", content=encoded(random_image()), headers=PNG)
+    assert told(raw) == expected_choice(random_image(), own_prompts(CLASSES))
 
 
 def test_the_top_of_a_requests_classes(service):
-    data = base64.b64encode(encoded(picture())).decode()
+    data = base64.b64encode(encoded(random_image())).decode()
     reply = service.http.post("/predict/open?top=2", json={"image": data, "classes": ["b", "r", "g"]})
     assert len(told(reply)) == 2
 
@@ -405,11 +406,10 @@ def test_prompts_beyond_a_forms_usual_limit_are_read(service):
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize(("said", "prompts"), [({"classes": OWN}, own_prompts(OWN)), ({"prompts": PROMPTS}, PROMPTS)])
 def test_infer_with_classes_of_the_request(service, binary, said, prompts):
-    images = np.stack([picture((SIZE, SIZE), seed) for seed in range(3)])
-    body, headers = v2.encode_request(images, binary=binary, **said)
+    images = np.stack([random_image((SIZE, SIZE), seed) for seed in range(3)])
+    body, headers = encode_request(images, binary=binary, **said)
     reply = service.http.post("/v2/models/open/infer", content=body, headers=headers)
-    assert reply.status_code == 200, reply.text
-    outputs = v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
+    outputs = outputs_of(reply)
     expected = expected_open_probs(torch.from_numpy(images), prompts).numpy()
     assert outputs["logits"].shape == expected.shape
     np.testing.assert_allclose(outputs["probs"], expected, rtol=1e-5)
@@ -437,7 +437,7 @@ def test_a_list_of_models_does_not_wait_for_one_that_is_down(service):
 def test_a_model_with_its_own_classes_only_says_so(service):
     message = refusal(ask_open(service, "json", classes=["cat"], model="colour"), 422)
     assert message == "model colour knows its own classes only; leave out 'classes' and 'prompts'"
-    body, headers = v2.encode_request(picture((SIZE, SIZE))[None], classes=["cat"])
+    body, headers = encode_request(random_image((SIZE, SIZE))[None], classes=["cat"])
     reply = service.http.post("/v2/models/colour/infer", content=body, headers=headers)
     assert "model colour knows its own classes only" in refusal(reply, 422)
     assert service.traces[-1].reason == "vocabulary"
@@ -468,13 +468,13 @@ def test_wrong_classes_are_refused(service, form, said, message):
     [("cat, dog", """must be JSON such as ["cat", "dog"]"""), ('{"a": ["x"], "a": ["y"]}', "the key 'a' twice")],
 )
 def test_a_form_field_that_is_no_json_is_refused(service, text, message):
-    files = {"image": ("a.png", encoded(picture()), "image/png")}
+    files = {"image": ("a.png", encoded(random_image()), "image/png")}
     reply = service.http.post("/predict/open", files=files, data={"classes": text})
     assert message in refusal(reply, 422)
 
 
 def test_a_class_that_json_gives_twice_is_refused(service):
-    image = base64.b64encode(encoded(picture())).decode()
+    image = base64.b64encode(encoded(random_image())).decode()
     body = f'{{"image": "{image}", "prompts": {{"a": ["x"], "a": ["y"]}}}}'
     reply = service.http.post("/predict/open", content=body, headers={"content-type": "application/json"})
     assert "the key 'a' twice" in refusal(reply, 422)
@@ -487,8 +487,8 @@ def test_a_text_tower_that_breaks_is_an_error_of_ours(tmp_path):
     assert ask_open(service, "json", classes=["whole"]).status_code == 200
 
 
-def test_pictures_are_prepared_as_the_bundle_says(service, tmp_path):
-    image = picture((12, 30))
+def test_images_are_preprocessed_as_the_bundle_says(service, tmp_path):
+    image = random_image((12, 30))
     cut = Preprocessing(image_size=SIZE, resize="crop", interpolation="bicubic")
     bundle = make_bundle(tmp_path / "cut", preprocessing=cut)
     # To the ingress it is a roll-out: the first attempt stretches, the version that answers cuts.
@@ -506,8 +506,8 @@ def test_pictures_are_prepared_as_the_bundle_says(service, tmp_path):
 def test_classification_without_an_open_vocabulary(service, tmp_path):
     bundle = make_bundle(tmp_path / "one", task=Task.CLASSIFICATION)
     service.clients["colour"].loaded = LoadedModel(served(bundle, version="4"))
-    labels = told(service.http.post("/predict/colour", content=encoded(picture()), headers=PNG))
-    logits = expected_logits(bundle.folder, torch.from_numpy(resize_image(picture(), SIZE)[None]))[0]
+    labels = told(service.http.post("/predict/colour", content=encoded(random_image()), headers=PNG))
+    logits = expected_logits(bundle.folder, torch.from_numpy(resize_image(random_image(), SIZE)[None]))[0]
     assert labels == pytest.approx(dict(zip(CLASSES, logits.softmax(dim=0).tolist(), strict=True)), rel=1e-5)
     assert list(labels.values()) == sorted(labels.values(), reverse=True)
     assert sum(labels.values()) == pytest.approx(1.0)

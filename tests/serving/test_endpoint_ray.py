@@ -1,4 +1,4 @@
-"""The whole way over real HTTP: Ray Serve, its proxy, replicas in processes of their own."""
+"""End to end over real HTTP: Ray Serve, its proxy, replicas in processes of their own."""
 
 import io
 import logging
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from jobs.deploy import describe
-from serve import v2, v2_regression
 from serve.deploying import deploy
 from serve.fast_path import prepare_environment
 from serve.settings import ServeSettings
 from tenfold.catalog import load_predictor
 from tenfold.data.images import resize_image
 from tenfold.figures.overlays import overlay
+from tests.serving import v2_client
 from tests.serving.real_bundles import LOADER as REAL_LOADER
 from tests.serving.real_bundles import SERIES, draw_inputs, make_regression_bundle
 from tests.serving.stand_ins import (
@@ -39,6 +39,7 @@ from tests.serving.stand_ins import (
     own_prompts,
     served,
 )
+from tests.serving.v2_client import outputs_of
 
 pytestmark = pytest.mark.ray
 
@@ -87,7 +88,7 @@ def deployed(request, tmp_path_factory):
     service.endpoint.shutdown()
 
 
-def pictures(num_images, seed=0, size=SIZE):
+def random_images(num_images, seed=0, size=SIZE):
     return np.random.default_rng(seed).integers(0, 250, (num_images, size, size, 3)).astype(np.uint8)
 
 
@@ -98,13 +99,8 @@ def png(image):
 
 
 def infer(service, model, images, binary=True, **said):
-    body, headers = v2.encode_request(images, binary=binary, **said)
+    body, headers = v2_client.encode_request(images, binary=binary, **said)
     return httpx.post(f"{service.url}/v2/models/{model}/infer", content=body, headers=headers, timeout=60)
-
-
-def outputs_of(reply):
-    assert reply.status_code == 200, reply.text
-    return v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
 
 
 def predict(service, model, data):
@@ -113,14 +109,14 @@ def predict(service, model, data):
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_v2_gives_the_predictors_numbers(deployed, binary):
-    images = pictures(70)  # more than two batches of 32
+    images = random_images(70)  # more than two batches of 32
     logits = outputs_of(infer(deployed, "colour", images, binary))["logits"]
     expected = expected_logits(deployed.bundles["colour"].folder, torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(logits, expected, rtol=1e-6, atol=1e-6)  # a matrix product of another batch size
 
 
 def test_plain_gives_the_predictors_numbers(deployed):
-    image = pictures(1, size=30)[0]
+    image = random_images(1, size=30)[0]
     reply = predict(deployed, "colour", png(image))
     assert reply.status_code == 200, reply.text
     resized = torch.from_numpy(resize_image(image, SIZE)[None])
@@ -138,7 +134,7 @@ def test_the_request_id_is_told_once(deployed):
 
 
 def test_concurrent_requests_share_batches_and_get_their_own_answers(deployed):
-    requests = [pictures(1, seed) for seed in range(24)]
+    requests = [random_images(1, seed) for seed in range(24)]
     with ThreadPoolExecutor(24) as pool:
         replies = [outputs_of(reply) for reply in pool.map(lambda x: infer(deployed, "batched", x), requests)]
     folder = deployed.bundles["batched"].folder
@@ -149,8 +145,8 @@ def test_concurrent_requests_share_batches_and_get_their_own_answers(deployed):
     assert max(outputs["batch_size"].item() for outputs in replies) >= 4
 
 
-def test_a_bad_picture_fails_alone(deployed):
-    good, poisoned = pictures(1)[0], pictures(1)[0]
+def test_a_bad_image_fails_alone(deployed):
+    good, poisoned = random_images(1)[0], random_images(1)[0]
     poisoned[0, 0, 0] = POISON
     sent = [png(good), b"\x89PNG\r\n\x1a\nbroken", png(good), png(poisoned), png(good), png(good)]
     with ThreadPoolExecutor(len(sent)) as pool:
@@ -171,14 +167,14 @@ def test_a_large_body_is_refused(deployed, announced):
 def test_refusals_over_http(deployed):
     assert "served are: batched, colour, open, series, slow, tints" in predict(deployed, "none", b"").json()["error"]
     assert predict(deployed, "colour", b"GIF89a").status_code == 415
-    assert infer(deployed, "colour", pictures(1, size=9)).status_code == 422
+    assert infer(deployed, "colour", random_images(1, size=9)).status_code == 422
     assert httpx.get(f"{deployed.url}/docs").status_code == 200
 
 
 def test_overload_is_told_at_once(deployed):
     started = time.monotonic()
     with ThreadPoolExecutor(30) as pool:
-        replies = list(pool.map(lambda _: infer(deployed, "slow", pictures(1)), range(30)))
+        replies = list(pool.map(lambda _: infer(deployed, "slow", random_images(1)), range(30)))
     counts = Counter(reply.status_code for reply in replies)
     assert counts.keys() == {200, 503}
     refused = [reply for reply in replies if reply.status_code == 503]
@@ -186,38 +182,38 @@ def test_overload_is_told_at_once(deployed):
     # 30 requests in batches of two would take 4.5 s, had none been refused.
     assert counts[200] < 30
     assert time.monotonic() - started < 60
-    assert infer(deployed, "slow", pictures(1)).status_code == 200
+    assert infer(deployed, "slow", random_images(1)).status_code == 200
 
 
 def test_many_vocabularies_at_once_get_their_own_answers_and_each_is_encoded_once(deployed):
     vocabularies = [("crab", "gnu"), ("gnu", "crab"), ("bee", "bug", "rag"), ("r", "g", "b", "rgb")]
-    requests = [(pictures(1, seed), vocabularies[seed % 4] if seed % 5 else None) for seed in range(30)]
+    requests = [(random_images(1, seed), vocabularies[seed % 4] if seed % 5 else None) for seed in range(30)]
 
     def ask(request):
         images, classes = request
         return outputs_of(infer(deployed, "open", images, classes=classes))
 
-    before = outputs_of(infer(deployed, "open", pictures(1)))["num_encoded"].item()
+    before = outputs_of(infer(deployed, "open", random_images(1)))["num_encoded"].item()
     with ThreadPoolExecutor(30) as pool:
         replies = list(pool.map(ask, requests))
     for (images, classes), outputs in zip(requests, replies, strict=True):
         expected = expected_open_probs(torch.from_numpy(images), own_prompts(classes or CLASSES)).numpy()
         np.testing.assert_allclose(outputs["probs"], expected, rtol=1e-5)
     assert max(outputs["batch_size"].item() for outputs in replies) >= 4
-    again = [ask((pictures(1), classes)) for classes in vocabularies]
+    again = [ask((random_images(1), classes)) for classes in vocabularies]
     assert {outputs["num_encoded"].item() for outputs in again} == {before + len(vocabularies)}
 
 
 def test_new_texts_hold_up_nobody_else(deployed, tmp_path):
     known = {"warm": ["rr"], "cold": ["bb", "b"]}
-    outputs_of(infer(deployed, "open", pictures(1), prompts=known))
+    outputs_of(infer(deployed, "open", random_images(1), prompts=known))
     go = tmp_path / "go"
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(infer, deployed, "open", pictures(1), prompts={"any": [f"{UNTIL}{go}"]})
+        waiting = pool.submit(infer, deployed, "open", random_images(1), prompts={"any": [f"{UNTIL}{go}"]})
         try:
             wait_for(go.with_suffix(".waiting").exists)
-            own = outputs_of(infer(deployed, "open", pictures(1)))
-            brought = outputs_of(infer(deployed, "open", pictures(1), prompts=known))
+            own = outputs_of(infer(deployed, "open", random_images(1)))
+            brought = outputs_of(infer(deployed, "open", random_images(1), prompts=known))
             assert not waiting.done()
         finally:
             go.touch()
@@ -229,14 +225,14 @@ def test_new_texts_hold_up_nobody_else(deployed, tmp_path):
 def test_bad_texts_fail_alone(deployed):
     sent = [["crab", "gnu"], ["unreadable"], ["broken"], ["crab", "gnu"]]
     with ThreadPoolExecutor(len(sent)) as pool:
-        replies = list(pool.map(lambda classes: infer(deployed, "open", pictures(1), classes=classes), sent))
+        replies = list(pool.map(lambda classes: infer(deployed, "open", random_images(1), classes=classes), sent))
     assert [reply.status_code for reply in replies] == [200, 422, 500, 200]
     assert "a text must be readable" in replies[1].json()["error"]
     assert "secret" not in replies[2].text
 
 
 def test_plain_takes_classes_in_a_form(deployed):
-    files = {"image": ("a.png", png(pictures(1)[0]), "image/png")}
+    files = {"image": ("a.png", png(random_images(1)[0]), "image/png")}
     reply = httpx.post(f"{deployed.url}/predict/open", files=files, data={"classes": '["crab", "gnu"]'}, timeout=60)
     assert {label["name"] for label in reply.json()["labels"]} == {"crab", "gnu"}
     refused = httpx.post(f"{deployed.url}/predict/colour", files=files, data={"classes": '["crab"]'}, timeout=60)
@@ -248,7 +244,7 @@ def test_plain_takes_classes_in_a_form(deployed):
 
 def test_who_asks_for_a_map_shares_batches_with_who_does_not(deployed):
     ways = [None, {"explain": True}, {"explain": True, "explain_class": 2}]
-    requests = [(pictures(1, seed), ways[seed % 3]) for seed in range(24)]
+    requests = [(random_images(1, seed), ways[seed % 3]) for seed in range(24)]
     with ThreadPoolExecutor(24) as pool:
         replies = list(pool.map(lambda asked: infer(deployed, "tints", asked[0], parameters=asked[1]), requests))
     folder = deployed.bundles["tints"].folder
@@ -266,8 +262,8 @@ def test_who_asks_for_a_map_shares_batches_with_who_does_not(deployed):
     assert max(sizes) >= 4  # of those who asked alike; one call per request would tell 1 throughout
 
 
-def test_a_map_over_the_picture_is_sent(deployed):
-    image = pictures(1)[0]
+def test_the_overlay_of_a_map_is_sent(deployed):
+    image = random_images(1)[0]
     reply = httpx.post(
         f"{deployed.url}/predict/tints",
         params={"explain": "true", "explain_class": "blue"},
@@ -283,7 +279,7 @@ def test_a_map_over_the_picture_is_sent(deployed):
 
 def test_who_explains_is_told(deployed):
     wait_for(lambda: deployed.endpoint.explaining_models() == {"tints"})
-    refused = infer(deployed, "colour", pictures(1), parameters={"explain": True})
+    refused = infer(deployed, "colour", random_images(1), parameters={"explain": True})
     assert (refused.status_code, refused.json()["error"]) == (
         422,
         "model colour (method colour) gives no attribution maps; of the models served here, these do: tints",
@@ -300,7 +296,7 @@ def test_regressions_of_several_lengths_and_levels_share_a_replica(deployed):
 
     def regress(request):
         inputs, level = request
-        body, headers = v2_regression.encode_request({"input": inputs["input"].numpy()}, level=level)
+        body, headers = v2_client.encode_regression_request({"input": inputs["input"].numpy()}, level=level)
         return httpx.post(f"{deployed.url}/v2/models/series/infer", content=body, headers=headers, timeout=60)
 
     with ThreadPoolExecutor(9) as pool:
@@ -315,7 +311,7 @@ def test_regressions_of_several_lengths_and_levels_share_a_replica(deployed):
         422,
         "'input' must be float32 [N,2,any], each length at least 1, got float32 [1, 2]",
     )
-    refused = infer(deployed, "series", pictures(1))
+    refused = infer(deployed, "series", random_images(1))
     assert (refused.status_code, refused.json()["error"]) == (422, "the inputs are input, each once; got ['images']")
 
 
@@ -345,7 +341,7 @@ class Traffic:
         self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
 
     def _ask(self):
-        data = png(pictures(1)[0])
+        data = png(random_images(1)[0])
         with httpx.Client(timeout=60) as client:
             while not self._stop.is_set():
                 try:
@@ -377,10 +373,10 @@ def test_a_rollout_fails_no_request(deployed):
     bundle = make_bundle(deployed.folder / "colour-2", seed=5, size=12, classes=("cyan", "pink"))
     with Traffic(deployed) as traffic:
         deployed.deploy(colour=served(bundle, version="2", **SMALL))
-        wait_for(lambda: predict(deployed, "colour", png(pictures(1)[0])).json()["version"] == "2")
+        wait_for(lambda: predict(deployed, "colour", png(random_images(1)[0])).json()["version"] == "2")
     assert traffic.problems == []
     assert traffic.versions.keys() == {"1", "2"}
-    labels = predict(deployed, "colour", png(pictures(1)[0])).json()["labels"]
+    labels = predict(deployed, "colour", png(random_images(1)[0])).json()["labels"]
     assert {label["name"] for label in labels} == {"cyan", "pink"}
 
 
@@ -405,7 +401,9 @@ def test_a_killed_replica_is_replaced_and_no_request_lost(deployed):
     [(name, actor)] = replicas().items()
     with Traffic(deployed) as traffic:
         ray.kill(ray.get_actor(name, namespace=actor["namespace"]))
-        wait_for(lambda: replicas().keys() - {name} and predict(deployed, "colour", png(pictures(1)[0])).is_success)
+        wait_for(
+            lambda: replicas().keys() - {name} and predict(deployed, "colour", png(random_images(1)[0])).is_success
+        )
     assert traffic.problems == []
     assert traffic.counts[200] > 0
 

@@ -1,4 +1,4 @@
-"""``explain``: the map of the class that is meant, for those who ask; and nothing changes for those who do not."""
+"""Attribution maps over v2: ``explain`` adds the map of the requested class, and changes no other request."""
 
 import json
 import logging
@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from serve import v2
 from serve.explanation import ClassIndex, Explain
 from serve.loading import Failure, LoadedModel, Piece, import_loader
 from serve.trace import access_logger
 from tenfold.bundle import BundleError
 from tenfold.types import Task
 from tests.serving import real_bundles
-from tests.serving.local import PNG, LocalService, TintsService, encoded, expected_maps, picture, refusal
+from tests.serving.local import (
+    PNG,
+    LocalService,
+    TintsService,
+    encoded,
+    expected_maps,
+    random_image,
+    random_images,
+    refusal,
+)
 from tests.serving.stand_ins import (
     EXPLAINING_LOADER,
     POISON,
@@ -25,25 +33,11 @@ from tests.serving.stand_ins import (
     make_bundle,
     served,
 )
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """For tests that change no model of it."""
-    return TintsService(tmp_path_factory.mktemp("service"))
-
-
-@pytest.fixture
-def own_service(tmp_path):
-    return TintsService(tmp_path)
-
-
-def pictures(num_images, seed=0):
-    return np.random.default_rng(seed).integers(0, 250, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
+from tests.serving.v2_client import encode_request, outputs_of
 
 
 def infer(service, images, *, model="tints", binary=True, **parameters):
-    body, headers = v2.encode_request(images, binary=binary, parameters=parameters)
+    body, headers = encode_request(images, binary=binary, parameters=parameters)
     return service.http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
 
 
@@ -56,11 +50,6 @@ def infer_named(service, images, names, **parameters):
         "parameters": parameters,
     }
     return service.http.post("/v2/models/tints/infer", json=request)
-
-
-def outputs_of(reply):
-    assert reply.status_code == 200, reply.text
-    return v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -76,7 +65,7 @@ def outputs_of(reply):
     ],
 )
 def test_infer_gives_the_maps_of_the_classes_meant(service, binary, given, labels):
-    images = pictures(3)
+    images = random_images(3)
     outputs = outputs_of(infer(service, images, binary=binary, explain=True, **given))
     logits = expected_logits(service.bundle.folder, torch.from_numpy(images))
     np.testing.assert_array_equal(outputs["logits"], logits.numpy())
@@ -89,7 +78,8 @@ def test_infer_gives_the_maps_of_the_classes_meant(service, binary, given, label
 
 def test_the_datatypes_are_told(service):
     told = {
-        tensor["name"]: tensor for tensor in infer(service, pictures(2), binary=False, explain=True).json()["outputs"]
+        tensor["name"]: tensor
+        for tensor in infer(service, random_images(2), binary=False, explain=True).json()["outputs"]
     }
     assert (told["attributions"]["datatype"], told["attributions"]["shape"]) == ("FP32", [2, SIZE, SIZE])
     assert (told["explained"]["datatype"], told["explained"]["shape"]) == ("INT64", [2])
@@ -107,14 +97,14 @@ def test_the_datatypes_are_told(service):
     ],
 )
 def test_naming_the_output_asks_for_it(service, names, parameters, told):
-    outputs = outputs_of(infer_named(service, pictures(2), names, **parameters))
+    outputs = outputs_of(infer_named(service, random_images(2), names, **parameters))
     assert list(outputs) == told
     assert service.traces[-1].num_explained == (2 if {"attributions", "explained"} & set(told) else 0)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"explain": False}, {"explain": None}])
 def test_who_does_not_ask_gets_what_came_before(service, parameters):
-    images = pictures(3)
+    images = random_images(3)
     outputs = outputs_of(infer(service, images, **parameters))
     assert list(outputs) == ["probs", "logits", "batch_size"]
     np.testing.assert_array_equal(outputs["logits"], expected_logits(service.bundle.folder, torch.from_numpy(images)))
@@ -143,30 +133,30 @@ def test_who_does_not_ask_gets_what_came_before(service, parameters):
     ],
 )
 def test_wrong_wishes_are_refused(service, parameters, message):
-    assert message in refusal(infer(service, pictures(2), **parameters), 422)
+    assert message in refusal(infer(service, random_images(2), **parameters), 422)
     assert service.traces[-1].reason == "explain"
 
 
 def test_a_name_and_a_false_do_not_go_together(service):
-    reply = infer_named(service, pictures(1), ["attributions"], explain=False)
+    reply = infer_named(service, random_images(1), ["attributions"], explain=False)
     assert "'explain' is false, but the outputs 'attributions' or 'explained' are asked for" in refusal(reply, 422)
 
 
 def test_a_model_without_maps_says_so_and_who_has_them(own_service):
     service = own_service
-    message = refusal(infer(service, pictures(1), model="colour", explain=True), 422)
+    message = refusal(infer(service, random_images(1), model="colour", explain=True), 422)
     assert message == "model colour (method colour) gives no attribution maps"
     assert service.http.get("/v2/health/ready").status_code == 200  # now the replicas have told what they can do
     more = "; of the models served here, these do: tints"
-    assert refusal(infer(service, pictures(1), model="colour", explain=True), 422) == message + more
-    plain = service.http.post("/predict/colour?explain=true", content=encoded(picture()), headers=PNG)
+    assert refusal(infer(service, random_images(1), model="colour", explain=True), 422) == message + more
+    plain = service.http.post("/predict/colour?explain=true", content=encoded(random_image()), headers=PNG)
     assert refusal(plain, 422) == message + more
     assert service.traces[-1].reason == "explain"
 
 
 @pytest.mark.parametrize("model", ["open", "tints"])
 def test_classes_of_the_request_are_not_explained(service, model):
-    body, headers = v2.encode_request(pictures(1), classes=["crab"], parameters={"explain": True})
+    body, headers = encode_request(random_images(1), classes=["crab"], parameters={"explain": True})
     message = refusal(service.http.post(f"/v2/models/{model}/infer", content=body, headers=headers), 422)
     assert ("gives no attribution maps" if model == "open" else "knows its own classes only") in message
 
@@ -174,7 +164,7 @@ def test_classes_of_the_request_are_not_explained(service, model):
 def test_classes_of_the_request_are_not_explained_where_the_model_takes_them(own_service, tmp_path):
     loaded = own_service.clients["open"].loaded
     loaded._explaining = ExplainingPredictor(make_bundle(tmp_path / "any"))  # one that can do both
-    body, headers = v2.encode_request(pictures(1), classes=["crab"], parameters={"explain": True})
+    body, headers = encode_request(random_images(1), classes=["crab"], parameters={"explain": True})
     message = refusal(own_service.http.post("/v2/models/open/infer", content=body, headers=headers), 422)
     assert message == "only the model's own classes can be explained; leave out 'classes' and 'prompts'"
 
@@ -182,21 +172,21 @@ def test_classes_of_the_request_are_not_explained_where_the_model_takes_them(own
 @pytest.mark.parametrize(("binary", "most"), [(True, 6), (False, 1)])
 def test_maps_of_a_reply_are_limited(tmp_path, binary, most):
     service = TintsService(tmp_path, max_attribution_bytes=6 * SIZE * SIZE * 4 + 3)
-    refused = refusal(infer(service, pictures(most + 1), binary=binary, explain=True), 422)
+    refused = refusal(infer(service, random_images(most + 1), binary=binary, explain=True), 422)
     assert f"explain at most {most} at once" in refused
     assert ("raw bytes" in refused) is not binary
     assert service.traces[-1].reason == "batch_size"
-    assert infer(service, pictures(most), binary=binary, explain=True).status_code == 200
-    assert infer(service, pictures(most + 1), binary=binary).status_code == 200
+    assert infer(service, random_images(most), binary=binary, explain=True).status_code == 200
+    assert infer(service, random_images(most + 1), binary=binary).status_code == 200
 
 
 def test_maps_that_are_too_large_one_by_one_are_told_as_such(tmp_path):
     service = TintsService(tmp_path, max_attribution_bytes=SIZE * SIZE * 4 - 1)
-    assert "leave out 'explain'" in refusal(infer(service, pictures(1), explain=True), 422)
+    assert "leave out 'explain'" in refusal(infer(service, random_images(1), explain=True), 422)
 
 
 def test_maps_in_json_stay_below_what_is_counted(service):
-    reply = infer(service, pictures(4), binary=False, explain=True)
+    reply = infer(service, random_images(4), binary=False, explain=True)
     [maps] = [tensor for tensor in reply.json()["outputs"] if tensor["name"] == "attributions"]
     assert len(json.dumps(maps["data"])) <= 22 * 4 * SIZE * SIZE
 
@@ -218,8 +208,8 @@ def test_the_access_log_tells_how_many_were_explained(service, caplog):
     access_logger.setLevel(logging.INFO)
     access_logger.propagate = True
     with caplog.at_level(logging.INFO, logger=access_logger.name):
-        infer(service, pictures(2), explain=True)
-        infer(service, pictures(2))
+        infer(service, random_images(2), explain=True)
+        infer(service, random_images(2))
     records = [json.loads(record.getMessage()) for record in caplog.records if record.name == access_logger.name]
     assert [(record["images"], record["explained"]) for record in records] == [(2, 2), (2, 0)]
 
@@ -231,9 +221,9 @@ def explaining_model(folder, **options):
     return LoadedModel(served(make_bundle(folder / "b", seed=1, **options), loader=EXPLAINING_LOADER))
 
 
-def test_a_mixed_batch_explains_those_who_ask_and_sees_every_picture_once(tmp_path):
+def test_a_mixed_batch_explains_on_request_and_runs_every_image_once(tmp_path):
     model = explaining_model(tmp_path)
-    requests = [pictures(2, 0), pictures(1, 1), pictures(3, 2), pictures(1, 3), pictures(2, 4)]
+    requests = [random_images(2, 0), random_images(1, 1), random_images(3, 2), random_images(1, 3), random_images(2, 4)]
     asked = [None, Explain(), None, Explain(("blue",)), Explain(("red", "green"))]
     plain = [model.predict(images) for images in requests]
     pieces = [model.pieces(images, 8, None, ask)[0] for images, ask in zip(requests, asked, strict=True)]
@@ -258,20 +248,25 @@ def test_a_mixed_batch_explains_those_who_ask_and_sees_every_picture_once(tmp_pa
             np.testing.assert_array_equal(result["attributions"], maps)
 
 
-def test_pieces_keep_the_class_of_each_picture(tmp_path):
+def test_pieces_keep_the_class_of_each_image(tmp_path):
     model = explaining_model(tmp_path)
-    pieces = model.pieces(pictures(5), 2, None, Explain(("red", "green", "blue", "red", "blue")))
+    pieces = model.pieces(random_images(5), 2, None, Explain(("red", "green", "blue", "red", "blue")))
     assert [piece.labels.tolist() for piece in pieces] == [[0, 1], [2, 0], [2]]
-    assert [piece.labels for piece in model.pieces(pictures(3), 2, None, Explain())] == [None, None]
-    assert [piece.explain for piece in model.pieces(pictures(3), 2)] == [False, False]
+    assert [piece.labels for piece in model.pieces(random_images(3), 2, None, Explain())] == [None, None]
+    assert [piece.explain for piece in model.pieces(random_images(3), 2)] == [False, False]
 
 
-def test_a_picture_that_can_not_be_explained_fails_alone(tmp_path):
+def test_an_image_that_cannot_be_explained_fails_alone(tmp_path):
     model = explaining_model(tmp_path, poisonable=True)
-    bad = pictures(1)
+    bad = random_images(1)
     bad[0, 0, 0, 0] = POISON
     results = model.predict_each(
-        [Piece(pictures(1, 1)), Piece(bad, explain=True), Piece(pictures(1, 2), explain=True), Piece(pictures(1, 3))]
+        [
+            Piece(random_images(1, 1)),
+            Piece(bad, explain=True),
+            Piece(random_images(1, 2), explain=True),
+            Piece(random_images(1, 3)),
+        ]
     )
     assert [isinstance(result, Failure) for result in results] == [False, True, False, False]
     assert "attributions" in results[2]

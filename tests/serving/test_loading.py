@@ -1,4 +1,4 @@
-"""What is loaded is what was trained, and a request that breaks the predictor breaks alone."""
+"""A loaded model equals the trained one, and a request that breaks the predictor fails alone."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from serve.contract import Declined
 from serve.loading import Failure, LoadedModel, Piece, import_loader, open_vocabulary
 from serve.vocabulary import Vocabulary
 from tenfold.bundle import BundleError
+from tests.serving.local import random_images
 from tests.serving.stand_ins import (
     CLASSES,
     OPEN_LOADER,
@@ -24,13 +25,9 @@ from tests.serving.stand_ins import (
 )
 
 
-def pictures(num_images, seed=0):
-    return np.random.default_rng(seed).integers(0, 250, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
-
-
 def test_numbers_are_the_predictors(tmp_path):
     bundle = make_bundle(tmp_path / "b")
-    images = pictures(3)
+    images = random_images(3)
     outputs = LoadedModel(served(bundle)).predict(images)
     np.testing.assert_array_equal(outputs["logits"], expected_logits(bundle.folder, torch.from_numpy(images)).numpy())
     assert all(values.dtype == np.float32 for values in outputs.values())
@@ -39,7 +36,11 @@ def test_numbers_are_the_predictors(tmp_path):
 def test_description_has_the_shapes_that_really_come(tmp_path):
     description = LoadedModel(served(make_bundle(tmp_path / "b"), version="4")).description
     assert description.outputs == {"probs": (3,), "logits": (3,), "batch_size": (1,)}
-    assert (description.version, description.classes, description.pictures.image_size) == ("4", CLASSES, SIZE)
+    assert (description.version, description.classes, description.image_preprocessing.image_size) == (
+        "4",
+        CLASSES,
+        SIZE,
+    )
 
 
 def test_a_model_that_differs_from_its_training_does_not_load(tmp_path):
@@ -68,7 +69,7 @@ def test_a_changed_byte_does_not_load(tmp_path):
 
 def test_requests_of_one_batch_get_their_own_rows(tmp_path):
     model = LoadedModel(served(make_bundle(tmp_path / "b")))
-    requests = [pictures(2, 0), pictures(1, 1), pictures(3, 2)]
+    requests = [random_images(2, 0), random_images(1, 1), random_images(3, 2)]
     results = model.predict_each([Piece(images) for images in requests])
     for request, result in zip(requests, results, strict=True):
         assert (result["batch_size"] == 6).all()
@@ -77,12 +78,12 @@ def test_requests_of_one_batch_get_their_own_rows(tmp_path):
 
 def test_a_bad_request_fails_alone(tmp_path):
     model = LoadedModel(served(make_bundle(tmp_path / "b", poisonable=True)))
-    bad = pictures(2)
+    bad = random_images(2)
     bad[1, 0, 0, 0] = POISON
-    good, failed, other = model.predict_each([Piece(pictures(1, 1)), Piece(bad), Piece(pictures(1, 2))])
-    assert failed == Failure("ValueError: a poisoned picture")
-    np.testing.assert_array_equal(good["logits"], model.predict(pictures(1, 1))["logits"])
-    np.testing.assert_array_equal(other["logits"], model.predict(pictures(1, 2))["logits"])
+    good, failed, other = model.predict_each([Piece(random_images(1, 1)), Piece(bad), Piece(random_images(1, 2))])
+    assert failed == Failure("ValueError: a poisoned image")
+    np.testing.assert_array_equal(good["logits"], model.predict(random_images(1, 1))["logits"])
+    np.testing.assert_array_equal(other["logits"], model.predict(random_images(1, 2))["logits"])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_bad_request_fails_alone(tmp_path):
         (np.zeros((8, 8, 3), np.uint8), "got uint8"),
     ],
 )
-def test_other_pictures_are_declined(tmp_path, images, message):
+def test_other_images_are_declined(tmp_path, images, message):
     declined = LoadedModel(served(make_bundle(tmp_path / "b"))).decline(images, None)
     assert isinstance(declined, Declined)
     with pytest.raises(ValueError, match=message):
@@ -103,8 +104,8 @@ def test_other_pictures_are_declined(tmp_path, images, message):
 
 def test_another_version_is_declined(tmp_path):
     model = LoadedModel(served(make_bundle(tmp_path / "b"), version="2"))
-    assert model.decline(pictures(1), "2") is None
-    assert "no version '1'" in model.decline(pictures(1), "1").message
+    assert model.decline(random_images(1), "2") is None
+    assert "no version '1'" in model.decline(random_images(1), "1").message
 
 
 def test_a_loader_that_is_not_there_is_told():
@@ -116,11 +117,11 @@ def open_model(folder, **options):
     return LoadedModel(served(make_open_bundle(folder / "open", **options), loader=OPEN_LOADER))
 
 
-def test_pictures_of_all_vocabularies_share_one_pass(tmp_path):
+def test_images_of_all_vocabularies_share_one_pass(tmp_path):
     model = open_model(tmp_path)
     vocabularies = [Vocabulary(("crab", "gnu")), Vocabulary(("x", "y", "bee"), (("b", "g"), ("r",), ("bb",)))]
     prompts = [vocabulary.prompts_by_class(TEMPLATE) for vocabulary in vocabularies]
-    requests = [pictures(2, 0), pictures(1, 1), pictures(3, 2)]
+    requests = [random_images(2, 0), random_images(1, 1), random_images(3, 2)]
     chosen = [0, 1, 0]
     prototypes = [model.prototypes(vocabulary) for vocabulary in vocabularies]
     results = model.predict_each([Piece(images, prototypes[k]) for images, k in zip(requests, chosen, strict=True)])
@@ -133,7 +134,7 @@ def test_pictures_of_all_vocabularies_share_one_pass(tmp_path):
 def test_own_and_brought_classes_in_one_batch(tmp_path):
     model = open_model(tmp_path)
     brought = model.prototypes(Vocabulary(("crab", "gnu")))
-    requests = [pictures(1, seed) for seed in range(4)]
+    requests = [random_images(1, seed) for seed in range(4)]
     pieces = [Piece(images, brought if position % 2 else None) for position, images in enumerate(requests)]
     for position, (images, result) in enumerate(zip(requests, model.predict_each(pieces), strict=True)):
         prompts = own_prompts(("crab", "gnu") if position % 2 else CLASSES)
@@ -145,7 +146,9 @@ def test_own_and_brought_classes_in_one_batch(tmp_path):
 def test_prototypes_that_do_not_fit_fail_alone(tmp_path):
     model = open_model(tmp_path)
     good = model.prototypes(Vocabulary(("crab", "gnu")))
-    results = model.predict_each([Piece(pictures(1), good), Piece(pictures(1), torch.zeros(2, 5)), Piece(pictures(1))])
+    results = model.predict_each(
+        [Piece(random_images(1), good), Piece(random_images(1), torch.zeros(2, 5)), Piece(random_images(1))]
+    )
     assert [isinstance(result, Failure) for result in results] == [False, True, False]
 
 
@@ -156,7 +159,7 @@ def test_who_is_open(tmp_path):
     with pytest.raises(ValueError, match="knows its own classes only"):
         closed.prototypes(Vocabulary(("cat",)))
     without_texts = served(make_open_bundle(tmp_path / "c"), loader="tests.serving.stand_ins:load_closed_predictor")
-    declined = LoadedModel(without_texts).decline(pictures(1), None, Vocabulary(("cat",)))
+    declined = LoadedModel(without_texts).decline(random_images(1), None, Vocabulary(("cat",)))
     assert declined.reason == "vocabulary"
     assert declined.message == "model colour knows its own classes only; leave out 'classes' and 'prompts'"
 

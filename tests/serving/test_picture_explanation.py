@@ -1,4 +1,4 @@
-"""A map for people: a word about it in the JSON, or the picture under its colours."""
+"""Attribution maps over ``/predict``: their summary in the JSON, or the overlay as a PNG."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from serve.picture_explanation import prefers_png
 from tenfold.data.images import resize_image
 from tenfold.figures.overlays import overlay
 from tests.serving import real_bundles
-from tests.serving.local import PNG, LocalService, TintsService, encoded, expected_maps, picture, refusal
+from tests.serving.local import PNG, LocalService, encoded, expected_maps, random_image, refusal
 from tests.serving.stand_ins import (
     CLASSES,
     EXPLAINING_LOADER,
@@ -25,20 +25,9 @@ from tests.serving.stand_ins import (
 )
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    """For tests that change no model of it."""
-    return TintsService(tmp_path_factory.mktemp("service"))
-
-
-@pytest.fixture
-def own_service(tmp_path):
-    return TintsService(tmp_path)
-
-
 def predict(service, how="query", model="tints", accept=None, **asked):
     """``how``: where the request says what it wants."""
-    data = encoded(picture())
+    data = encoded(random_image())
     headers = {"accept": accept} if accept else {}
     if how == "query":
         return service.http.post(f"/predict/{model}", content=data, params=asked, headers=PNG | headers)
@@ -50,8 +39,8 @@ def predict(service, how="query", model="tints", accept=None, **asked):
 
 
 def seen():
-    """The picture as the model sees it."""
-    return resize_image(picture(), SIZE)
+    """The image as the model sees it."""
+    return resize_image(random_image(), SIZE)
 
 
 def expected_overlay(service, label):
@@ -100,7 +89,7 @@ def test_predict_shows_the_map_in_base64(service, how):
 
 @pytest.mark.parametrize("how", ["query", "json", "form"])
 @pytest.mark.parametrize("explain", ["true", "True", "overlay"])
-def test_predict_replies_with_a_picture_where_that_is_accepted(service, how, explain):
+def test_predict_replies_with_a_png_where_that_is_accepted(service, how, explain):
     reply = predict(service, how, accept="image/png", explain=explain)
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"] == "image/png"
@@ -113,7 +102,7 @@ def test_predict_replies_with_a_picture_where_that_is_accepted(service, how, exp
     assert (reply.headers["tenfold-model-version"], len(reply.headers["x-request-id"])) == ("3", 36)
 
 
-def test_a_picture_of_another_class_names_both(service):
+def test_the_overlay_of_another_class_names_both(service):
     other = (top_class(service) + 1) % 3
     headers = predict(service, accept="image/png", explain="true", explain_class=CLASSES[other]).headers
     assert (headers["tenfold-class"], headers["tenfold-explained-class"]) == (
@@ -131,7 +120,7 @@ def test_class_names_of_any_script_fit_in_headers(tmp_path):
         assert unquote(reply.headers["tenfold-explained-class"]) == name
 
 
-def test_a_picture_is_only_for_those_who_ask_for_a_map(service):
+def test_a_png_comes_only_with_a_map(service):
     assert predict(service, accept="image/png").headers["content-type"] == "application/json"
     assert predict(service, accept="image/png", explain="false").headers["content-type"] == "application/json"
     assert predict(service, accept="*/*", explain="true").headers["content-type"] == "application/json"
@@ -146,7 +135,7 @@ def test_a_picture_is_only_for_those_who_ask_for_a_map(service):
         ("image/png;q=0", False), ("image/png;q=x", False), ("image/webp, image/png; level=1", True), (";;,", False),
     ],
 )  # fmt: skip
-def test_who_prefers_a_picture(accept, expected):
+def test_accept_header_prefers_png(accept, expected):
     assert prefers_png(accept) is expected
 
 
@@ -172,26 +161,26 @@ def test_a_map_that_is_the_same_everywhere_has_no_strongest_place(service):
         ("json", {"explain": True, "explain_class": {}}, "must be a class name or an index"),
     ],
 )
-def test_wrong_wishes_for_a_picture_are_refused(service, how, asked, message):
+def test_invalid_explain_parameters_are_refused(service, how, asked, message):
     assert message in refusal(predict(service, how, **asked), 422)
     assert service.traces[-1].reason == "explain"
 
 
 def test_what_the_query_says_the_body_does_not_say_again(service):
-    image = base64.b64encode(encoded(picture())).decode()
+    image = base64.b64encode(encoded(random_image())).decode()
     twice = service.http.post("/predict/tints?explain=true", json={"image": image, "explain": True})
     assert "'explain' is given in the query and in the body" in refusal(twice, 422)
     both = service.http.post("/predict/tints?explain=true", json={"image": image, "explain_class": "blue"})
     assert both.json()["explanation"]["class"] == "blue"
 
 
-def test_classes_of_a_picture_are_not_explained(service):
+def test_classes_of_the_request_are_not_explained(service):
     message = refusal(predict(service, "form", model="open", explain="true", classes='["crab"]'), 422)
     assert "gives no attribution maps" in message
 
 
-def test_a_picture_may_be_called_explain(service):
-    files = {"explain": ("a.png", encoded(picture()), "image/png")}
+def test_the_image_field_may_be_called_explain(service):
+    files = {"explain": ("a.png", encoded(random_image()), "image/png")}
     reply = service.http.post("/predict/tints", files=files)
     assert reply.status_code == 200, reply.text
     assert "explanation" not in reply.json()
@@ -203,7 +192,7 @@ def test_a_rollout_to_another_size_is_shown_as_the_new_version_saw_it(own_servic
     service.clients["tints"].loaded = LoadedModel(served(bundle, "tints", version="4", loader=EXPLAINING_LOADER))
     reply = predict(service, accept="image/png", explain="true", explain_class="pink")
     assert reply.headers["tenfold-model-version"] == "4"
-    image = resize_image(picture(), 5)
+    image = resize_image(random_image(), 5)
     np.testing.assert_array_equal(pixels(reply.content), overlay(image, expected_maps(bundle, image[None], [1])[0]))
 
 
@@ -223,7 +212,7 @@ def test_models_of_our_methods_are_shown(tmp_path, method):
     bundle = real_bundles.make_real_bundle(tmp_path / "b", method)
     service = LocalService([served(bundle, "tints", loader=real_bundles.LOADER)])
     reply = predict(service, accept="image/png", explain="true")
-    image = resize_image(picture(), 32)
+    image = resize_image(random_image(), 32)
     predictor = import_loader(real_bundles.LOADER)(bundle, "cpu")
     [scores] = predictor.explain(torch.from_numpy(image[None]))["attributions"].numpy()
     np.testing.assert_array_equal(pixels(reply.content), overlay(image, scores))

@@ -1,4 +1,4 @@
-"""Regressors behind the endpoint: mean, std and the interval at the level that the request asks for."""
+"""Regressors behind the endpoint: mean, std and the interval at the level of the request."""
 
 import asyncio
 import io
@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from serve import v2, v2_regression
 from serve.contract import Answer, Declined
 from serve.limits import RefusedError
 from serve.loaded_regressor import LoadedRegressor
@@ -21,21 +20,22 @@ from serve.regression import Regression
 from tenfold.bundle import BundleError
 from tests.serving.local import LocalService, encoded, refusal
 from tests.serving.real_bundles import (
+    IMAGE,
     LOADER,
     MOLECULE,
-    PICTURE,
     SERIES,
     TABLE,
     draw_inputs,
     make_regression_bundle,
 )
 from tests.serving.stand_ins import make_bundle, served
+from tests.serving.v2_client import encode_regression_request, outputs_of
 
 OUTPUTS = {"mean", "std", "aleatoric", "epistemic"}
 MODELS = {
     "series": (SERIES, ("x [m]", "y [m]"), {}),
     "table": (TABLE, ("bone",), {"num_members": 3, "uncertainty": "deep_ensemble"}),
-    "picture": (PICTURE, ("red", "green", "blue"), {}),
+    "image": (IMAGE, ("red", "green", "blue"), {}),
     "molecule": (MOLECULE, ("energy [eV]",), {}),
     "dropped": (TABLE, ("bone",), {"uncertainty": "mc_dropout", "dropout": 0.5, "num_passes": 4}),
     "noisy": (SERIES, ("x [m]", "y [m]"), {"uncertainty": "tta", "num_passes": 4}),
@@ -60,13 +60,8 @@ def arrays(inputs):
 
 
 def infer(service, name, inputs, **said):
-    body, headers = v2_regression.encode_request(arrays(inputs), **said)
+    body, headers = encode_regression_request(arrays(inputs), **said)
     return service.http.post(f"/v2/models/{name}/infer", content=body, headers=headers)
-
-
-def outputs_of(reply):
-    assert reply.status_code == 200, reply.text
-    return v2.decode_response(reply.content, reply.headers.get(v2.JSON_LENGTH_HEADER))
 
 
 def predict(service, name, content, query=""):
@@ -113,7 +108,7 @@ def test_a_recalibrated_model_widens_its_intervals(tmp_path):
 
 
 def test_outputs_that_are_named_come_alone(service):
-    body, _ = v2_regression.encode_request(arrays(draw_inputs(TABLE)), binary=False, level=0.8)
+    body, _ = encode_regression_request(arrays(draw_inputs(TABLE)), binary=False, level=0.8)
     for named, expected in ((["std"], {"std", "lower", "upper"}), (["upper"], {"upper"})):
         request = json.loads(body) | {"outputs": [{"name": name} for name in named]}
         assert set(outputs_of(service.http.post("/v2/models/table/infer", json=request))) == expected
@@ -129,9 +124,9 @@ def test_the_metadata_says_what_is_taken_and_told(service):
     assert outputs["mean"]["shape"] == [-1, 1]
     assert outputs["lower"]["parameters"] == {"optional": True}
     assert told["parameters"] == {"task": "regression", "targets": ["energy [eV]"]}
-    picture = service.http.get("/v2/models/picture").json()
-    assert picture["inputs"][0]["parameters"] == {"max_value": 1.0}
-    assert {one["name"]: one["shape"] for one in picture["outputs"]}["mean"] == [-1, 3, -1, -1]
+    image = service.http.get("/v2/models/image").json()
+    assert image["inputs"][0]["parameters"] == {"max_value": 1.0}
+    assert {one["name"]: one["shape"] for one in image["outputs"]}["mean"] == [-1, 3, -1, -1]
 
 
 BAD = {
@@ -170,14 +165,14 @@ def test_the_nan_of_raw_bytes_is_refused(service):
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, "high", True, [0.9], math.inf])
 def test_a_level_that_is_none_is_refused(service, level):
-    body, _ = v2_regression.encode_request(arrays(draw_inputs(TABLE)), binary=False)
+    body, _ = encode_regression_request(arrays(draw_inputs(TABLE)), binary=False)
     request = json.dumps(json.loads(body) | {"parameters": {"level": level}})  # with Infinity, which httpx won't write
     reply = service.http.post("/v2/models/table/infer", content=request)
     assert "'level' must be a number between 0 and 1, such as 0.9" in refusal(reply, 422)
 
 
 def test_an_end_without_a_level_is_refused(service):
-    body, _ = v2_regression.encode_request(arrays(draw_inputs(TABLE)), binary=False)
+    body, _ = encode_regression_request(arrays(draw_inputs(TABLE)), binary=False)
     request = json.loads(body) | {"outputs": [{"name": "upper"}]}
     message = refusal(service.http.post("/v2/models/table/infer", json=request), 422)
     assert message == "'lower' and 'upper' need the interval's 'level' in the request's parameters"
@@ -244,19 +239,19 @@ def test_several_inputs_and_whole_numbers(service):
     assert message == "'n_atoms' must hold whole numbers that int64 can hold, got float64"
 
 
-def test_a_picture_is_sent_as_a_file_and_comes_back_larger(service):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    files = {"image": ("a.png", encoded(picture), "image/png")}
-    told = service.http.post("/predict/picture?level=0.9", files=files).json()
-    inputs = {"input": torch.from_numpy(picture).permute(2, 0, 1)[None] / 255}
-    expected = service.predictors["picture"](inputs)
+def test_an_image_file_comes_back_larger(service):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    files = {"image": ("a.png", encoded(image), "image/png")}
+    told = service.http.post("/predict/image?level=0.9", files=files).json()
+    inputs = {"input": torch.from_numpy(image).permute(2, 0, 1)[None] / 255}
+    expected = service.predictors["image"](inputs)
     assert expected["mean"].shape == (1, 3, 10, 14)
     for channel, (target, name) in enumerate(zip(told["targets"], ("red", "green", "blue"), strict=True)):
         assert target["name"] == name
         np.testing.assert_allclose(target["mean"], expected["mean"][0, channel].numpy(), rtol=1e-4, atol=1e-5)
         assert np.all(np.array(target["lower"]) < np.array(target["upper"]))
     for query, shown in (("", "mean"), ("?show=std", "std")):
-        reply = service.http.post(f"/predict/picture{query}", files=files, headers={"accept": "image/png"})
+        reply = service.http.post(f"/predict/image{query}", files=files, headers={"accept": "image/png"})
         assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png"), reply.text
         seen = np.asarray(Image.open(io.BytesIO(reply.content)))
         assert seen.shape == (10, 14, 3)
@@ -280,7 +275,7 @@ def test_a_picture_is_sent_as_a_file_and_comes_back_larger(service):
         ("table", {"inputs": {"input": [1, 2, 3]}}, "?top=1", "model table does regression, which knows no 'top'"),
         ("colour", {"image": ""}, "?level=0.9", "model colour does multi_label, which knows no 'level'"),
         ("table", {"image": "aGVsbG8="}, "", "model table takes no picture; send JSON with 'inputs': input"),
-        ("picture", {"image": "aGVsbG8="}, "", "JPEG, PNG or WEBP"),
+        ("image", {"image": "aGVsbG8="}, "", "JPEG, PNG or WEBP"),
     ],
 )
 def test_examples_that_can_not_be_used_are_refused(service, name, content, query, message):
@@ -292,7 +287,7 @@ def test_other_content_types_are_refused(service):
     assert "the content type text/csv is not accepted: send JSON with 'inputs'" in refusal(reply, 415)
 
 
-def test_a_model_whose_answer_is_no_picture_shows_none(service):
+def test_a_model_without_image_output_has_no_png(service):
     content = {"inputs": {"input": [1, 2, 3]}}
     reply = service.http.post("/predict/table", json=content, headers={"accept": "image/png"})
     assert "takes no picture" in refusal(reply, 422)
@@ -303,9 +298,7 @@ def test_the_list_of_models_says_what_they_take(service):
     assert listed["colour"]["image_size"] == 8
     assert listed["colour"]["inputs"] == []
     assert listed["table"]["image_size"] is None
-    assert listed["picture"]["inputs"] == [
-        {"name": "input", "dtype": "float32", "shape": [3, -1, -1], "max_value": 1.0}
-    ]
+    assert listed["image"]["inputs"] == [{"name": "input", "dtype": "float32", "shape": [3, -1, -1], "max_value": 1.0}]
 
 
 # -- batches
@@ -413,7 +406,7 @@ def test_a_new_version_with_other_inputs_gets_the_request_in_its_form(service):
     assert answer.outputs["lower"].shape == (3, 2, 6)
 
 
-def test_pictures_for_a_name_that_became_a_regression_are_refused(service):
+def test_images_for_a_name_that_became_a_regression_are_refused(service):
     new = service.clients["series"].loaded
     old = replace(service.clients["colour"].loaded.description, name="m")
     table = ModelTable({"m": Swapped(new)}, [old])
@@ -422,4 +415,4 @@ def test_pictures_for_a_name_that_became_a_regression_are_refused(service):
         return np.zeros((1, 8, 8, 3), np.uint8)
 
     with pytest.raises(RefusedError, match="model series does regression and takes the inputs input"):
-        asyncio.run(table.infer_picture("m", prepare))
+        asyncio.run(table.infer_image("m", prepare))

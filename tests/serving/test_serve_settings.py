@@ -1,4 +1,4 @@
-"""Settings, keys and the environment: what is wrong is told before anything starts."""
+"""Settings, keys and the environment: errors are raised before anything starts."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""A posterior behind the classifier endpoint: its doubt travels with the probabilities."""
+"""A posterior behind the classifier endpoint: uncertainty scores come with the probabilities."""
 
 from dataclasses import asdict
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from serve import v2
 from tenfold.bundle import save_trained
 from tenfold.methods.gradient_uncertainty.members import stack_members
 from tenfold.methods.gradient_uncertainty.predictor import MEMBER, THRESHOLD, predictor_of
@@ -14,6 +13,7 @@ from tenfold.methods.gradient_uncertainty.settings import Config
 from tenfold.models.digit_cnn import DigitCnnConfig, build_digit_cnn
 from tests.serving.local import LocalService, encoded
 from tests.serving.stand_ins import served
+from tests.serving.v2_client import encode_request, outputs_of
 
 SCORES = ("predictive_entropy", "mutual_information", "variation_ratio", "outside")
 
@@ -49,10 +49,9 @@ def posterior(tmp_path_factory):
 def test_v2_answers_with_every_score(posterior, binary):
     service, predictor = posterior
     images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 3)).astype(np.uint8)
-    body, headers = v2.encode_request(images, binary=binary)
+    body, headers = encode_request(images, binary=binary)
     response = service.http.post("/v2/models/doubt/infer", content=body, headers=headers)
-    assert response.status_code == 200, response.text
-    outputs = v2.decode_response(response.content, response.headers.get(v2.JSON_LENGTH_HEADER))
+    outputs = outputs_of(response)
     expected = predictor(torch.from_numpy(images))
     assert set(outputs) == set(expected)
     for name, value in expected.items():
@@ -61,7 +60,7 @@ def test_v2_answers_with_every_score(posterior, binary):
 
 def test_the_metadata_names_the_scores(posterior):
     service, _ = posterior
-    body, headers = v2.encode_request(np.zeros((1, 28, 28, 3), np.uint8))
+    body, headers = encode_request(np.zeros((1, 28, 28, 3), np.uint8))
     service.http.post("/v2/models/doubt/infer", content=body, headers=headers)
     outputs = {each["name"]: each["shape"] for each in service.http.get("/v2/models/doubt").json()["outputs"]}
     assert outputs["probs"] == [-1, 10]
@@ -70,12 +69,12 @@ def test_the_metadata_names_the_scores(posterior):
     assert told == {"score": "predictive_entropy", "threshold": 2.295, "false_positive_rate": 0.05}
 
 
-def test_a_picture_is_answered_with_what_is_not_known_of_it(posterior):
+def test_predict_replies_with_the_uncertainty_of_an_image(posterior):
     service, predictor = posterior
-    picture = np.random.default_rng(1).integers(0, 256, (28, 28, 3)).astype(np.uint8)
-    response = service.http.post("/predict/doubt", files={"image": ("a.png", encoded(picture), "image/png")})
+    image = np.random.default_rng(1).integers(0, 256, (28, 28, 3)).astype(np.uint8)
+    response = service.http.post("/predict/doubt", files={"image": ("a.png", encoded(image), "image/png")})
     assert response.status_code == 200, response.text
-    expected = predictor(torch.from_numpy(picture)[None])
+    expected = predictor(torch.from_numpy(image)[None])
     answer = response.json()
     outside = expected.pop("outside")
     assert answer["uncertainty"] == pytest.approx({name: float(expected[name][0]) for name in SCORES[:3]}, abs=1e-6)

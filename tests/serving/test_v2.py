@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's bytes: what goes in comes out, and what is wrong is told."""
+"""Encoding and decoding of the Open Inference Protocol: round trips, layouts by hand, refusals."""
 
 import json
 
@@ -13,11 +13,12 @@ from serve.limits import RefusedError
 from serve.settings import ServeSettings
 from serve.vocabulary import Vocabulary
 from tenfold.types import Preprocessing, Task
+from tests.serving.v2_client import decode_response, encode_request
 
 SIZE = 4
 
 
-def pictures(num_images, seed=0):
+def random_images(num_images, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
 
 
@@ -27,7 +28,7 @@ def decode(body, headers=None, max_images=8):
 
 
 def tensor(**changes):
-    images = pictures(1)
+    images = random_images(1)
     return {
         "name": "images",
         "shape": [1, SIZE, SIZE, 3],
@@ -42,8 +43,8 @@ def texts(name, elements, **changes):
 
 @given(num_images=st.integers(1, 8), seed=st.integers(0, 999), binary=st.booleans())
 def test_a_request_comes_back_as_it_was(num_images, seed, binary):
-    images = pictures(num_images, seed)
-    request = decode(*v2.encode_request(images, binary=binary, request_id="a1"))
+    images = random_images(num_images, seed)
+    request = decode(*encode_request(images, binary=binary, request_id="a1"))
     np.testing.assert_array_equal(request.images, images)
     assert request.request_id == "a1"
     assert request.binary_default is binary
@@ -55,9 +56,9 @@ def test_a_response_comes_back_as_it_was(num_images, binary):
         "probs": np.random.default_rng(0).random((num_images, 3)).astype(np.float32),
         "logits": np.random.default_rng(1).normal(size=(num_images, 3)).astype(np.float32),
     }
-    request = decode(*v2.encode_request(pictures(num_images), binary=binary))
+    request = decode(*encode_request(random_images(num_images), binary=binary))
     body, headers = v2.encode_response(request, "m", "7", outputs)
-    got = v2.decode_response(body, headers.get(v2.JSON_LENGTH_HEADER))
+    got = decode_response(body, headers.get(v2.JSON_LENGTH_HEADER))
     assert got.keys() == outputs.keys()
     for name, values in outputs.items():  # JSON keeps a float32 exactly: it is told as the double it equals
         np.testing.assert_array_equal(got[name], values)
@@ -79,7 +80,7 @@ def test_json_written_by_hand():
 
 
 def test_nested_data_equals_flat_data():
-    images = pictures(1)
+    images = random_images(1)
     nested = decode(json.dumps({"inputs": [tensor(data=images.tolist())]}).encode())
     np.testing.assert_array_equal(nested.images, images)
 
@@ -186,8 +187,8 @@ def test_not_a_number_is_an_error_in_json_but_not_in_bytes():
     as_json = decode(json.dumps({"inputs": [tensor()]}).encode())
     with pytest.raises(ValueError, match="not JSON compliant"):
         v2.encode_response(as_json, "m", "1", outputs)
-    body, headers = v2.encode_response(decode(*v2.encode_request(pictures(1))), "m", "1", outputs)
-    assert np.isnan(v2.decode_response(body, headers[v2.JSON_LENGTH_HEADER])["logits"]).all()
+    body, headers = v2.encode_response(decode(*encode_request(random_images(1))), "m", "1", outputs)
+    assert np.isnan(decode_response(body, headers[v2.JSON_LENGTH_HEADER])["logits"]).all()
 
 
 def described(**changes):
@@ -224,8 +225,8 @@ names = st.lists(st.text(min_size=1, max_size=9).filter(str.strip), min_size=1, 
 
 @given(classes=names, binary=st.booleans())
 def test_classes_come_back_as_they_were(classes, binary):
-    images = pictures(2)
-    request = decode(*v2.encode_request(images, binary=binary, classes=classes))
+    images = random_images(2)
+    request = decode(*encode_request(images, binary=binary, classes=classes))
     assert request.vocabulary == Vocabulary(tuple(classes))
     np.testing.assert_array_equal(request.images, images)
 
@@ -233,7 +234,7 @@ def test_classes_come_back_as_they_were(classes, binary):
 @pytest.mark.parametrize("binary", [True, False])
 def test_prompts_come_back_as_they_were(binary):
     prompts = {"b": ["one", "two"], "ä": ["drei"]}
-    request = decode(*v2.encode_request(pictures(1), binary=binary, prompts=prompts))
+    request = decode(*encode_request(random_images(1), binary=binary, prompts=prompts))
     assert request.vocabulary == Vocabulary(("b", "ä"), (("one", "two"), ("drei",)))
 
 
@@ -243,7 +244,7 @@ def test_prompts_of_a_class_need_not_stand_together():
     assert request.vocabulary == Vocabulary(("a", "b"), (("x", "z"), ("y",)))
 
 
-def test_texts_before_the_pictures_by_hand():
+def test_texts_before_the_images_by_hand():
     raw = b"\x03\0\0\0cat\x02\0\0\0\xc3\xa4"
     inputs = [
         {"name": "classes", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}},
@@ -255,7 +256,7 @@ def test_texts_before_the_pictures_by_hand():
     assert request.images.ravel().tolist() == list(range(48))
 
 
-def test_texts_as_bytes_beside_pictures_in_json():
+def test_texts_as_bytes_beside_images_in_json():
     raw = b"\x01\0\0\0a"
     part = {"name": "classes", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
     header = json.dumps({"inputs": [tensor(), part]}).encode()

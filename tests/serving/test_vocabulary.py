@@ -1,4 +1,4 @@
-"""Classes that a request brings along: what is refused, and that each list is encoded once."""
+"""Vocabularies of requests: refusals, and the prototype cache."""
 
 import asyncio
 import threading
