@@ -56,7 +56,7 @@ def compose_jobs(story: Story, settings: Sequence[str]) -> dict[str, JobConfig]:
         ConfigError: Settings that make no job.
     """
     base = ["data=handwriting", *story.settings, f"scale.workers={min(2, os.cpu_count() or 1)}"]
-    return {title: compose_job([*base, *own, *settings]) for title, own in story.contenders.items()}
+    return {title: compose_job([*base, *settings, *own]) for title, own in story.contenders.items()}
 
 
 def tell(story: Story, jobs: dict[str, JobConfig], keep_serving: bool) -> None:
@@ -126,20 +126,19 @@ def ask(endpoint: Endpoint, name: str, question: Question, storage: Storage) -> 
     png = buffer.getvalue()
     encoded = {"image": base64.b64encode(png).decode()}
     tensor = {"name": "images", "shape": [1, *image.shape], "datatype": "UINT8", "data": image.ravel().tolist()}
-    pictures = {"example.png": png}
+    files = {"example.png": png}
     if name in endpoint.explaining_models():
-        pictures["example_map.png"] = _post(
-            f"{url}?explain=true", png, {"Content-Type": "image/png", "Accept": "image/png"}
-        )
+        headers = {"Content-Type": "image/png", "Accept": "image/png"}
+        files["example_map.png"] = _post(f"{url}?explain=true", png, headers)
     folder = (storage.local_path() if storage.is_local else Path("outputs")) / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    for file, content in pictures.items():
+    for file, content in files.items():
         (folder / file).write_bytes(content)
     return Answers(
         plain=_post_json(url, encoded),
         v2=_post_json(f"{endpoint.url}/v2/models/{name}/infer", {"inputs": [tensor]}),
         also=_post_json(url, {**encoded, **question.also}) if question.also else None,
-        files=[folder / file for file in pictures],
+        files=[folder / file for file in files],
     )
 
 
