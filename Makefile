@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test slow check wheel clean help
+.PHONY: demo test e2e slow check wheel clean help
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -12,10 +12,13 @@ help:  ## what can be made
 demo: $(VENV)/.installed  ## install, train on embedded data, serve, ask the endpoint
 	$(BIN)/python jobs/demo.py
 
-test: $(VENV)/.installed-test  ## install with test extras, run the default suite
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(VENV)/.installed-test  ## install with test extras, run the default suite in two processes
+	$(BIN)/python -m pytest -m "not slow and not gpu and not e2e" -n 2 --dist loadgroup
 
-slow: $(VENV)/.installed-test  ## replicas of the papers over several seeds
+e2e: $(VENV)/.installed-test  ## whole jobs and killed processes, as users and clusters meet them
+	$(BIN)/python -m pytest -m "e2e and not slow"
+
+slow: $(VENV)/.installed-test  ## replicas of the papers over several seeds, and every job submitted to a cluster
 	$(BIN)/python -m pytest -m "slow"
 
 check: $(VENV)/.installed-dev wheel  ## style, types, and whether the wheel imports on its own
