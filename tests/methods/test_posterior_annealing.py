@@ -428,8 +428,8 @@ def test_finite_inputs_that_overflow_are_no_mistake_of_the_caller():
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((4, 3), (4, 3), (4,)), "mean and target must have one shape, got mean (4, 3), target (4,)"),
-        (((4,), (4,), (4, 1)), "mean and target must have one shape"),
+        (((4, 3), (4, 3), (4,)), "mean and target must have the same shape, got mean (4, 3), target (4,)"),
+        (((4,), (4,), (4, 1)), "mean and target must have the same shape"),
         (((4, 3), (4, 2), (4, 3)), "log_variance must broadcast to the shape of mean"),
         (((4, 3), (2, 4, 3), (4, 3)), "log_variance must broadcast to the shape of mean"),
         (((1, 3), (4, 3), (1, 3)), "log_variance must broadcast to the shape of mean"),

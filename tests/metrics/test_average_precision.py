@@ -1,4 +1,4 @@
-"""Average precision: the published code's values, scikit-learn's on random input, and values by hand."""
+"""Average precision: values of the published code, of scikit-learn on random inputs, and by hand."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tenfold.metrics import average_precision as module
 from tenfold.metrics.average_precision import average_precision, group_mean_ap, mean_average_precision
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/large_loss.npz")
-UNHURRIED = settings(deadline=None)  # a busy machine is no failure
+UNHURRIED = settings(deadline=None)  # a busy machine must not fail the test
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9, "equal_nan": True}
 
 
@@ -22,7 +22,7 @@ def golden(name):
 
 
 def make_scores(seed, *, num_rows, num_classes, levels=None):
-    """Random scores (with many ties if ``levels`` is given) and targets; some classes may have no positive."""
+    """Draw random scores (with many ties if ``levels`` is given) and targets; some classes may have no positives."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(num_rows, num_classes))
     if levels is not None:
@@ -99,7 +99,7 @@ def test_order_of_images_and_increasing_maps_change_nothing(seed, levels):
     ("scores", "targets", "expected"),
     [
         ([0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0], (1 / 1 + 2 / 3) / 2),
-        ([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0], 1 / 4),  # one threshold: precision is the share of positives
+        ([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0], 1 / 4),  # a single threshold: precision is the share of positives
         ([0.9, 0.5, 0.5, 0.1], [0, 1, 0, 1], (1 / 3 + 2 / 4) / 2),
         ([0.1, 0.2, 0.3], [0, 0, 0], 0.0),
         ([0.1, 0.2, 0.3], [1, 1, 1], 1.0),
@@ -177,7 +177,7 @@ def test_groups_by_hand():
     ap = torch.tensor([0.1, 0.2, 0.3, torch.nan, 0.5, torch.nan, 0.7])
     counts = torch.tensor(
         [5, 1, 5, 9, 2, 8, 3]
-    )  # ascending: 1 (.2), 2 (.5), 3 (.7) | 5 (.1), 5 (.3) | 8, 9 (nobody looked)
+    )  # ascending: 1 (.2), 2 (.5), 3 (.7) | 5 (.1), 5 (.3) | 8, 9 (not observed)
     groups = group_mean_ap(ap, counts, 3)
     torch.testing.assert_close(groups[:2], torch.tensor([140 / 3, 20.0], dtype=torch.float64), rtol=1e-6, atol=0)
     assert groups[2].isnan()
@@ -194,7 +194,7 @@ def test_groups_of_equal_counts_keep_the_order_of_classes():
         (torch.zeros(3), torch.zeros(4), 2, r"\(3,\) and \(4,\)"),
         (torch.zeros(3, 1), torch.zeros(3, 1), 2, r"must both be \(K,\)"),
         (torch.zeros(3), torch.zeros(3), 0, "num_groups must be at least 1"),
-        (torch.tensor([50.0]), torch.zeros(1), 1, "not percent"),
+        (torch.tensor([50.0]), torch.zeros(1), 1, "got 50.0 to 50.0; divide percentages by 100"),
         (torch.tensor([-0.1]), torch.zeros(1), 1, r"\[0, 1\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Accuracies of a model that names one class."""
+"""Accuracies of a single-label classifier."""
 
 import numpy as np
 import pytest

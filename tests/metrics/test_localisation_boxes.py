@@ -1,4 +1,4 @@
-"""Boxes of maps: published values, and a tracer of contours that looks at one threshold at a time."""
+"""Boxes of score maps: golden values, and a reference that traces contours one threshold at a time."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def rows(boxes):
 
 
 def outer_contour(component):
-    """Pixels (row, column) of the outer border, in order, as one walks around it with the outside at one's left."""
+    """Trace the outer border pixels (row, column), in order, with the outside on the left."""
     padded = np.pad(component, 1)
     start = tuple(int(i) for i in np.argwhere(padded)[0])
     place, came_from = start, 0
@@ -70,7 +70,7 @@ def boxes_by_tracing(s, threshold, multi):
         # The border of a hole: the foreground that touches it at a side.
         components += [(ndimage.binary_dilation(hole) & ~hole)[1:-1, 1:-1] for hole in holes]
     else:
-        # Of equal areas the last to start, row by row; labels are in that order.
+        # Ties go to the last to start in row-major order; labels are in that order.
         areas = [enclosed_area(outer_contour(component)) for component in components]
         components = [components[max(range(count), key=lambda i: (areas[i], i))]]
     boxes = []
@@ -210,10 +210,10 @@ REFUSALS = [
     (lambda: resize_box([0, 0, 1], (9, 9), (9, 9)), r"box must be boxes \(n, 4\)"),
     (lambda: resize_box([0, 0, 1, 1], (0, 9), (9, 9)), "at least 1"),
     (lambda: max_box_accuracy(MAP[None], [BOX - 1], [0.5]), r"gt_boxes\[0\] must have 0 <= x0"),
-    (lambda: max_box_accuracy(MAP[None], [BOX[:0]], [0.5]), r"gt_boxes\[0\] is empty"),
+    (lambda: max_box_accuracy(MAP[None], [BOX[:0]], [0.5]), r"gt_boxes\[0\] must hold at least one box"),
     (lambda: max_box_accuracy(MAP[None], [BOX, BOX], [0.5]), r"got \(1, 4, 4\) and 2"),
     (lambda: max_box_accuracy(MAP, [BOX] * 4, [0.5]), r"maps must be \(N, H, W\)"),
-    (lambda: max_box_accuracy(MAP[None], [BOX], [0.5], ()), "iou must name at least one"),
+    (lambda: max_box_accuracy(MAP[None], [BOX], [0.5], ()), "iou must hold at least one level"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Post-processing, erasing and pixel average precision of maps: published values, laws, refusals."""
+"""Post-processing, erasing and pixel average precision of maps: golden values, laws, refusals."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_normalisation_matches_golden(name, kind):
 
 
 @pytest.mark.parametrize("name", ["max", "minmax", "clipping"])
-def test_constant_and_undefined_maps_become_nothing(name):
+def test_constant_and_non_finite_maps_become_zero(name):
     assert not GOLDEN["norm/constant"].any()
     assert not GOLDEN["norm/nan"].any()
     broken = GOLDEN["norm/map"].copy()
@@ -65,7 +65,7 @@ def test_constant_and_undefined_maps_become_nothing(name):
     assert not half[0].any()
 
 
-def test_a_map_without_positive_values_has_no_greatest_share():
+def test_a_map_without_positive_values_has_no_relative_maximum():
     maps = normalize_score_map(torch.tensor([[-1.0, 0.0], [-2.0, 0.0]]), "max")
     assert torch.isfinite(maps).all()
     assert not maps.any()
@@ -118,12 +118,12 @@ def test_as_many_pixels_are_erased_as_asked_and_no_kept_one_is_higher(seed, frac
     assert (maps.masked_fill(top == 1, 9).flatten(1).amin(1) >= kept).all()
 
 
-def test_the_number_of_pixels_is_not_a_hair_too_small():
+def test_the_number_of_erased_pixels_survives_rounding():
     # 0.29 x 100 = 28.999999999999996
     assert int((topk_erase_mask(torch.rand(1, 1, 10, 10), 0.29) == 0).sum()) == 29
 
 
-def test_of_equal_values_the_first_are_erased():
+def test_ties_erase_the_first_pixels():
     assert topk_erase_mask(torch.zeros(1, 1, 2, 3), 0.5).flatten().tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -161,7 +161,7 @@ def test_pixel_ap_after_every_map_matches_golden(spacing):
 
 @given(seed=SEEDS, dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]))
 def test_scores_are_counted_as_numpy_counts_them(seed, dtype):
-    # At, just below and just above every threshold, some of which are nearly equal, and anywhere else.
+    # At, just below and just above every threshold, some of which nearly coincide, and elsewhere.
     rng = np.random.default_rng(seed)
     thresholds = np.unique(
         np.concatenate([rng.random(8), 10 ** (-7 * rng.random(8)), rng.random() + np.array([-1e-9, 0, 1e-9])])
@@ -181,12 +181,12 @@ def test_pixel_ap_by_hand():
     metric.update(np.array([[0.9, 0.6, 0.3, 0.7]]), np.array([[1, 0, 1, 255]]))
     assert metric.compute() == pytest.approx(100 * (0.5 * 1 + 0.5 * 2 / 3))
     metric.reset()
-    with pytest.raises(RuntimeError, match="no positive pixel"):
+    with pytest.raises(RuntimeError, match="at least one foreground pixel"):
         metric.compute()
 
 
 def by_threshold(scores, truth, thresholds):
-    """One pass over all pixels for every threshold, from the highest down."""
+    """Reference: one pass over all pixels per threshold, from the highest down."""
     total = (scores[truth == 1] >= thresholds[0]).sum()
     area, recall_before = 0.0, 0.0
     for threshold in [2.0, 1.0, *thresholds[::-1]]:
@@ -236,17 +236,17 @@ REFUSALS = [
     (lambda: resize_score_map(np.zeros((4, 4)), 0), "size must be at least 1"),
     (lambda: normalize_score_map(np.zeros((4, 4)), "l2"), "kind must be one of max, minmax, clipping, got 'l2'"),
     (lambda: normalize_score_map(np.zeros((1, 1, 4, 4))), r"must be \(H, W\) or \(B, H, W\)"),
-    (lambda: normalize_score_map(np.zeros((0, 4))), "nothing empty"),
+    (lambda: normalize_score_map(np.zeros((0, 4))), "and not empty"),
     (lambda: score_thresholds(0.1, "cubic"), "kind must be one of even, log, got 'cubic'"),
     (lambda: score_thresholds(0.0), r"interval must lie in \(0, 1\), got 0.0"),
     (lambda: score_thresholds(1.0), r"interval must lie in \(0, 1\), got 1.0"),
     (lambda: topk_erase_mask(torch.zeros(2, 4, 4), 0.5), r"maps must be \(B, 1, H, W\)"),
     (lambda: topk_erase_mask(torch.zeros(2, 1, 4, 4), 1.5), r"fraction must lie in \[0, 1\], got 1.5"),
-    (lambda: topk_erase_mask(torch.full((1, 1, 2, 2), torch.nan), 0.5), "must not hold NaN"),
+    (lambda: topk_erase_mask(torch.full((1, 1, 2, 2), torch.nan), 0.5), "must not contain NaN"),
     (lambda: random_erase_mask((2, 3, 4, 4), 0.5, torch.Generator()), r"maps must be \(B, 1, H, W\)"),
     (lambda: random_erase_mask((2, 1, 4, 4), -0.5, torch.Generator()), r"fraction must lie in \[0, 1\]"),
-    (lambda: remove_and_classify_ratio(np.ones(3), np.zeros(3)), "no picture is recognised"),
-    (lambda: remove_and_classify_ratio(np.ones(3), np.ones(2)), "must have one shape"),
+    (lambda: remove_and_classify_ratio(np.ones(3), np.zeros(3)), "at least one correct image, got none"),
+    (lambda: remove_and_classify_ratio(np.ones(3), np.ones(2)), "must have the same shape"),
     (lambda: PixelAveragePrecision([]), "thresholds must ascend"),
     (lambda: PixelAveragePrecision([0.5, 0.1]), "thresholds must ascend"),
     (lambda: PixelAveragePrecision([0.5, 1.1]), r"within \[0, 1\]"),
@@ -266,7 +266,7 @@ def test_refusals(call, message):
         call()
 
 
-def test_a_refused_picture_is_not_counted():
+def test_a_refused_image_is_not_counted():
     counting = metric()
     with pytest.raises(ValueError, match="gt must be"):
         counting.update(HALVES, np.array([[0, 1], [1, 3]]))

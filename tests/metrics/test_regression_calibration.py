@@ -1,4 +1,4 @@
-"""Calibration of regression: published values, values by hand, laws, refusals; in one go and streamed."""
+"""Calibration of regression, at once and streamed: golden values, values by hand, laws, refusals."""
 
 import math
 import re
@@ -28,7 +28,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def make_case(seed, num=300):
-    """Errors of a network that is right about their size, to a random factor."""
+    """Draw errors whose predicted variances are right up to a random factor."""
     random = np.random.default_rng(seed)
     variance = random.gamma(2.0, 0.5, num)
     return variance * random.uniform(0.5, 2) * random.standard_normal(num) ** 2, variance
@@ -37,7 +37,7 @@ def make_case(seed, num=300):
 @pytest.mark.parametrize(
     ("options", "name", "tolerance"),
     [
-        ({"include_min": False}, "reference", 1e-5),  # the published code computed in float32
+        ({"include_min": False}, "reference", 1e-5),  # computed in float32 by the published code
         ({}, "closed", 1e-9),
         ({"strategy": "mass"}, "equal_mass", 1e-9),
     ],
@@ -82,7 +82,7 @@ def test_quantile_calibration_matches_golden():
 
 
 def test_bins_by_hand():
-    # Edges 0, 1, 2: closed at the right, so 1 is in the first; the first is closed at the left too.
+    # Edges 0, 1, 2, closed at the right: 1 is in the first bin, which is closed at the left too.
     error, variance = torch.tensor([3.0, 1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 1.5, 2.0])
     bins = calibration_bins(error, variance, n_bins=2)
     assert bins.error.tolist() == [2, 3]
@@ -137,7 +137,7 @@ def test_calibration_laws(seed, strategy, n_bins):
     options = {"n_bins": n_bins, "strategy": strategy}
     assert uncertainty_calibration_error(variance, variance, **options) == pytest.approx(0, abs=1e-12)
     value = uncertainty_calibration_error(error, variance, **options)
-    assert value >= abs(np.mean(error) - np.mean(variance)) - 1e-12  # what one bin would say
+    assert value >= abs(np.mean(error) - np.mean(variance)) - 1e-12  # the error of a single bin
     assert uncertainty_calibration_error(4 * error, 4 * variance, **options) == pytest.approx(4 * value)
     normalized = expected_normalized_calibration_error(error, variance, **options)
     assert expected_normalized_calibration_error(4 * error, 4 * variance, **options) == pytest.approx(normalized)
@@ -185,13 +185,13 @@ def test_quantile_calibration_does_not_depend_on_the_unit(seed):
     mean, target, std = random.standard_normal(50), random.standard_normal(50), random.uniform(0.1, 2, 50)
     curve = quantile_calibration(mean, std, target)
     moved = quantile_calibration(8 * mean + 2, 8 * std, 8 * target + 2)
-    np.testing.assert_allclose(curve.observed, moved.observed, atol=0.021)  # a score on an edge may fall to either side
+    np.testing.assert_allclose(curve.observed, moved.observed, atol=0.021)  # rounding at an edge
     assert bool((curve.observed.diff() >= 0).all())
     assert curve.observed[-1] == 1
 
 
 REFUSED = [
-    ((torch.ones(3), torch.ones(4)), {}, "as many values, got 3 and 4"),
+    ((torch.ones(3), torch.ones(4)), {}, "equally many values, got 3 and 4"),
     (
         (torch.tensor([1.0, -1.0]), torch.ones(2)),
         {},
@@ -207,7 +207,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("values", "options", "message"), REFUSED)
-def test_what_is_refused(values, options, message):
+def test_refusals(values, options, message):
     for calibration in (uncertainty_calibration_error, expected_normalized_calibration_error):
         with pytest.raises(ValueError, match=re.escape(message)):
             calibration(*values, **options)
@@ -224,7 +224,7 @@ def test_what_is_refused(values, options, message):
         ({"std": torch.zeros(3)}, "std must be positive"),
         ({"std": torch.tensor([1.0, -1.0, 1.0])}, "std must be positive"),
         ({"std": torch.ones(2)}, "std must broadcast to the shape of mean"),
-        ({"target": torch.zeros(3, 1)}, "mean and target must have one shape"),
+        ({"target": torch.zeros(3, 1)}, "mean and target must have the same shape"),
         ({"target": torch.tensor([1.0, math.nan, 0.0])}, "mean and target must be finite"),
         ({"n_levels": 1}, "n_levels must be at least 2, got 1"),
     ],
@@ -306,7 +306,7 @@ def test_streamed_edge_cases():
 
 
 def test_a_recalibrated_model_is_judged_by_the_intervals_that_it_gives():
-    """Errors twice as large as predicted: the interval for p has to be asked for at a higher level."""
+    """Errors are twice as large as predicted: an interval of coverage p needs a higher nominal level."""
     generator = torch.Generator().manual_seed(0)
     std = torch.ones(20_000, dtype=torch.float64)
     target = 2 * torch.randn(20_000, dtype=torch.float64, generator=generator)
@@ -337,7 +337,7 @@ def test_equal_variances_are_shared_out_in_their_order(num_bins, dtype, monkeypa
     np.testing.assert_allclose(bins.variance, [variance.double()[part].mean() for part in parts], rtol=1e-12)
 
 
-def test_what_was_streamed_may_change_afterwards():
+def test_streamed_inputs_are_copied():
     error, variance = (torch.from_numpy(each) for each in make_case(8))
     changed = error.clone(), variance.clone()
     calibration = StreamingCalibration()

@@ -1,4 +1,4 @@
-"""Scores, moments, recalibration, image quality and figures of regression: published values, laws, refusals."""
+"""Regression scores, moment matching, recalibration, image quality, figures: golden values, laws, refusals."""
 
 import math
 import re
@@ -74,7 +74,7 @@ def test_crps_is_the_integral_over_thresholds():
     assert gaussian_crps(mean, std, target).item() == pytest.approx(integral.item(), abs=1e-4)
 
 
-def test_crps_of_a_sure_prediction_is_the_absolute_error():
+def test_crps_of_a_certain_prediction_is_the_absolute_error():
     mean, target = torch.zeros(2, 3, 4, dtype=torch.float64), torch.full((2, 3, 4), -2.0, dtype=torch.float64)
     crps = gaussian_crps(mean, torch.full((2, 1, 4), 1e-9, dtype=torch.float64), target, reduction="none")
     torch.testing.assert_close(crps, torch.full((2, 3, 4), 2.0, dtype=torch.float64), atol=1e-8, rtol=0)
@@ -99,7 +99,7 @@ def test_scaling_is_the_best_of_all_factors():
     assert isinstance(scaler.transform(std.numpy()), np.ndarray)
 
 
-def test_isotonic_recalibration_mends_the_levels():
+def test_isotonic_recalibration_corrects_the_coverage():
     random = np.random.default_rng(0)
     target = random.standard_normal(4000)
     mean, too_wide = np.zeros(4000), np.full(4000, 2.0)
@@ -108,7 +108,7 @@ def test_isotonic_recalibration_mends_the_levels():
     for wanted, level in zip((0.5, 0.9), levels, strict=False):
         reach = 2 * torch.special.ndtri(torch.tensor(0.5 + level / 2)).item()
         assert np.mean(np.abs(target) <= reach) == pytest.approx(wanted, abs=0.02)
-    assert 0.9 < levels[2] <= 1  # beyond the fitted points: as for all targets
+    assert 0.9 < levels[2] <= 1  # clipped beyond the fitted points
     assert levels[3] == 0
 
 
@@ -129,7 +129,7 @@ def test_moments_broadcast_and_keep_full_precision():
     assert far.epistemic.item() == pytest.approx(0.25, rel=1e-9)
 
 
-def test_psnr_by_hand_is_averaged_over_pictures():
+def test_psnr_by_hand_is_averaged_over_images():
     prediction = torch.zeros(2, 1, 4, 4)
     target = torch.zeros(2, 1, 4, 4)
     target[0], target[1] = 0.1, 0.01
@@ -154,25 +154,25 @@ def test_ssim_laws():
 @pytest.mark.parametrize(
     ("shapes", "options", "message"),
     [
-        (((3, 8, 8), (3, 8, 9)), {}, "of one shape and not empty, got (3, 8, 8) and (3, 8, 9)"),
+        (((3, 8, 8), (3, 8, 9)), {}, "of the same shape and not empty, got (3, 8, 8) and (3, 8, 9)"),
         (((8, 8), (8, 8)), {}, "must be (C, H, W) or (B, C, H, W)"),
         (((3, 8, 8), (3, 8, 8)), {"max_value": 0.0}, "max_value must be positive"),
     ],
 )
-def test_pictures_that_are_refused(shapes, options, message):
+def test_images_that_are_refused(shapes, options, message):
     for quality in (image_psnr, image_ssim):
         with pytest.raises(ValueError, match=re.escape(message)):
             quality(*(torch.zeros(shape) for shape in shapes), **options)
 
 
-def test_small_and_broken_pictures_are_refused():
+def test_images_that_are_too_small_or_not_finite_are_refused():
     with pytest.raises(ValueError, match="at least 3 pixels high and wide"):
         image_ssim(torch.zeros(1, 2, 8), torch.zeros(1, 2, 8))
     with pytest.raises(ValueError, match="must be finite"):
         image_psnr(torch.full((1, 4, 4), math.nan), torch.zeros(1, 4, 4))
 
 
-def test_what_scores_and_repairs_refuse():
+def test_scores_and_recalibration_refuse():
     ones = torch.ones(3)
     with pytest.raises(ValueError, match="std must be positive"):
         gaussian_crps(ones, torch.zeros(3), ones)
@@ -187,13 +187,13 @@ def test_what_scores_and_repairs_refuse():
     with pytest.raises(ValueError, match="method must be one of nll, ratio, got 'mle'"):
         SigmaScaler("mle")
     for early in (lambda: SigmaScaler().transform(ones), lambda: IsotonicCalibrator().transform(ones)):
-        with pytest.raises(ValueError, match="call fit before"):
+        with pytest.raises(ValueError, match="not fitted; call fit first"):
             early()
     with pytest.raises(ValueError, match="nothing to scale by"):
         SigmaScaler().fit(ones, ones, ones)
     with pytest.raises(ValueError, match="std must be positive"):
         SigmaScaler().fit(ones, -ones, 2 * ones)
-    with pytest.raises(ValueError, match="1-D of one length, got \\(3,\\) and \\(2,\\)"):
+    with pytest.raises(ValueError, match="1-D and equally long, got \\(3,\\) and \\(2,\\)"):
         IsotonicCalibrator().fit(ones, ones[:2])
     with pytest.raises(ValueError, match="observed must lie in \\[0, 1\\]"):
         IsotonicCalibrator().fit(ones, 2 * ones)

@@ -1,4 +1,4 @@
-"""Scores of predictive uncertainty and what they are worth: values by hand, laws, other libraries, refusals."""
+"""Uncertainty scores and detection metrics: values by hand, laws, other libraries, refusals."""
 
 import math
 
@@ -119,7 +119,7 @@ def test_misclassification_is_found_by_a_score_that_knows():
     assert misclassification_auroc(probs, labels, 1 - probs.max(1).values) == 1
     assert misclassification_auroc(probs, labels, probs.max(1).values) == 0
     assert math.isnan(misclassification_auroc(probs, torch.tensor([0, 0, 0, 1]), torch.zeros(4)))
-    with pytest.raises(ValueError, match="as labels"):
+    with pytest.raises(ValueError, match="of the labels"):
         misclassification_auroc(probs, labels, torch.zeros(3))
 
 

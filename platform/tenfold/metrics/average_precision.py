@@ -1,8 +1,8 @@
 """Average precision of multi-label scores, all classes at once.
 
-One descending sort per class; then precision is looked up at the positives alone, at the last place of their run of
-equal scores, so that equal scores form one threshold, as in ``sklearn.metrics.average_precision_score``. A class
-without positives has an average precision of 0 and counts in the mean; a class that nobody looked at is left out (NaN).
+Scores are sorted once per class, descending, and precision is evaluated at the positives only. Tied scores form one
+threshold, as in ``sklearn.metrics.average_precision_score``. A class without positives has an average precision of 0
+and counts in the mean; a class without observed entries is left out (NaN).
 Shapes: N images, K classes, G groups of classes.
 """
 
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 _ENTRIES_AT_ONCE = 1 << 21
-"""Scores sorted together: some 100 MB of working memory whatever the number of classes."""
+"""Scores sorted at a time; bounds working memory to some 100 MB whatever the number of classes."""
 
 
 def average_precision(scores: Tensor, targets: Tensor, observed: Tensor | None = None) -> Tensor:
-    """Area under the precision-recall steps of every class, without interpolation.
+    """Compute the area under each class's precision-recall curve, without interpolation.
 
     Args:
-        scores: ``(N, K)``, any real dtype, higher means more certain. Logits rank better than probabilities: in float32
-            the sigmoid of all logits above 17 is the same number.
-        targets: ``(N, K)`` in {0, 1}; free where not observed.
-        observed: bool ``(N, K)``, which entries to evaluate; all of them if None.
+        scores: ``(N, K)``, any real dtype, higher means more confident. Prefer logits to probabilities: in float32 the
+            sigmoid saturates to 1 for all logits above 17.
+        targets: ``(N, K)`` in {0, 1}; ignored where not observed.
+        observed: bool ``(N, K)``, entries to evaluate; None evaluates all.
 
     Returns:
-        float64 ``(K,)`` in [0, 1], on the device of the scores: 0 for a class without positives, NaN for a class
+        float64 ``(K,)`` in [0, 1], on the device of the scores; 0 for a class without positives, NaN for a class
         without observed rows.
 
     Raises:
@@ -44,24 +44,24 @@ def average_precision(scores: Tensor, targets: Tensor, observed: Tensor | None =
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor, observed: Tensor | None = None) -> float:
-    """Mean of ``average_precision`` over the classes that have observed rows, in percent.
+    """Mean of ``average_precision`` over the classes with observed rows, in percent.
 
-    Arguments and errors as there; NaN if no class has an observed row.
+    Takes the same arguments and raises the same errors; NaN if no class has an observed row.
     """
     return 100 * average_precision(scores, targets, observed).nanmean().item()
 
 
 def group_mean_ap(ap: Tensor, train_counts: Tensor, num_groups: int = 5) -> Tensor:
-    """Mean average precision of rare to frequent classes.
+    """Mean average precision of groups of classes, from rare to frequent.
 
     Args:
-        ap: Average precision ``(K,)`` in [0, 1]; NaN for classes to leave out.
-        train_counts: Training annotations of every class ``(K,)``.
-        num_groups: G; classes, sorted by count (stable), are cut into G runs whose lengths differ by one at
-            most, the longer first.
+        ap: Average precision ``(K,)`` in [0, 1]; NaN excludes a class.
+        train_counts: Number of training annotations of each class ``(K,)``.
+        num_groups: G; the classes, sorted by count (stable), are split into G runs whose lengths differ by at most
+            one, longer runs first.
 
     Returns:
-        float64 ``(G,)`` in percent, from the rarest classes to the most frequent; NaN for a group without any value.
+        float64 ``(G,)`` in percent, from the rarest to the most frequent classes; NaN for a group without values.
 
     Raises:
         ValueError: If the shapes differ, a value of ``ap`` is outside [0, 1], or ``num_groups`` is below 1.
@@ -73,7 +73,8 @@ def group_mean_ap(ap: Tensor, train_counts: Tensor, num_groups: int = 5) -> Tens
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
     if ((ap < 0) | (ap > 1)).any():
-        raise ValueError(f"ap must lie in [0, 1] (a fraction, not percent), got up to {ap.nan_to_num().abs().max()}")
+        low, high = ap.nan_to_num().aminmax()
+        raise ValueError(f"ap must lie in [0, 1], got {low} to {high}; divide percentages by 100")
     by_count = train_counts.argsort(stable=True)
     groups = torch.tensor_split(100 * ap.double()[by_count.to(ap.device)], num_groups)
     return torch.stack([group.nanmean() for group in groups])
@@ -87,45 +88,45 @@ def _check_shapes(scores: Tensor, targets: Tensor, observed: Tensor | None) -> N
     if observed is not None and (observed.shape != scores.shape or observed.dtype != torch.bool):
         raise ValueError(
             f"observed must be bool {tuple(scores.shape)}, got {observed.dtype} {tuple(observed.shape)}; "
-            "targets coded with -1 for unobserved: pass observed = targets >= 0"
+            "for targets with -1 for unobserved, pass observed = targets >= 0"
         )
 
 
 def _average_precision_of_chunk(scores: Tensor, targets: Tensor, observed: Tensor | None) -> Tensor:
-    """Average precision ``(k,)`` of some classes, ``scores (N, k)``."""
+    """Average precision ``(k,)`` of a chunk of classes, ``scores (N, k)``."""
     positive = targets == 1
     wrong = ~positive & (targets != 0)
     if observed is not None:
         wrong &= observed
         positive &= observed
     if wrong.any():
-        raise ValueError("targets must be 0 or 1 where observed")
+        raise ValueError(f"targets must be 0 or 1 where observed, got {targets[wrong][0].item()}")
     if not torch.isfinite(scores).all():
-        raise ValueError("scores must be finite: the model gave NaN or infinity")
+        raise ValueError("scores must be finite, got NaN or infinity; check the model's outputs")
     if not scores.is_floating_point():
         scores = scores.double()
     if observed is not None:
-        # Behind every finite score; they add no true positive there, so what their precision is does not matter.
+        # Ranked behind every finite score, where they add no true positive, so their precision does not matter.
         scores = scores.masked_fill(~observed, -torch.inf)
 
     num_rows = len(scores)
     ranked, order = scores.T.contiguous().sort(dim=1, descending=True)  # (k, N)
     hits = positive.T.gather(1, order)  # (k, N)
-    classes, places = hits.nonzero(as_tuple=True)  # of every positive, class by class, best place first
+    classes, places = hits.nonzero(as_tuple=True)  # of each positive, by class, best rank first
     counts = hits.sum(1)
     first = (counts.cumsum(0) - counts)[classes]
     found = torch.arange(1, len(classes) + 1, device=scores.device) - first
     last_of_run = torch.ones_like(hits)
     torch.ne(ranked[:, 1:], ranked[:, :-1], out=last_of_run[:, :-1])
     if not last_of_run.all():
-        # Equal scores are one threshold: count down to the end of the run, which may hold further positives.
+        # Tied scores are one threshold: count to the end of the run, which may hold further positives.
         ends = last_of_run.flatten().nonzero().squeeze(1)
         flat = classes * num_rows + places
         end = ends[torch.searchsorted(ends, flat)]
         found = torch.searchsorted(flat, end, right=True) - first
         places = end - classes * num_rows
     precision = found / (places + 1).double()
-    # Each positive is a step of 1 / counts in recall.
+    # Each positive adds 1 / counts to the recall.
     value = torch.segment_reduce(precision, "sum", lengths=counts) / counts.clamp(min=1)
     looked_at = torch.full_like(counts, num_rows) if observed is None else observed.sum(0)
     return torch.where(looked_at > 0, value, torch.nan)

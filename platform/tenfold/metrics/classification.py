@@ -1,4 +1,4 @@
-"""How good is a model that names one class: accuracies of a whole split, and pictures a person can judge."""
+"""Accuracies of a single-label classifier over a split."""
 
 from typing import Literal
 
@@ -12,18 +12,18 @@ TOP = 5
 
 
 def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
-    """Accuracies in percent, counted over pictures.
+    """Compute accuracies in percent over all images.
 
     ``{prefix}/accuracy`` is top-1, ``{prefix}/top5`` top-5 (where there are more than five classes), and
     ``{prefix}/macro_accuracy`` the mean over the classes that occur.
 
     Args:
         logits: ``(N, K)``, K at least 2.
-        labels: Class of each picture, int64 ``(N,)``.
-        prefix: Of the metrics' names: the split.
+        labels: Class of each image, int64 ``(N,)``.
+        prefix: Name of the split; prefixes the metrics' names.
 
     Raises:
-        ValueError: Shapes that don't fit together, no picture, or a label outside 0..K - 1.
+        ValueError: Mismatched shapes, no images, or a label outside 0..K - 1.
     """
     if logits.ndim != 2 or labels.shape != (len(logits),) or not len(labels):
         raise ValueError(
@@ -44,21 +44,23 @@ def classification_metrics(logits: Tensor, labels: Tensor, prefix: str) -> dict[
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Percent of images whose class is among the k highest scores; of equal scores the lower class index comes first.
+    """Percentage of images whose class is among the k highest scores; ties go to the lower class index.
 
     Args:
         scores: Floating ``(N, C)``, logits or similarities.
-        labels: Whole numbers ``(N,)`` in 0..C - 1.
-        k: From 1 to C.
+        labels: Integers ``(N,)`` in 0..C - 1.
+        k: Number of classes that count, from 1 to C.
 
     Raises:
-        ValueError: Shapes or dtypes that don't fit, no image, a score that is NaN, or k or a label out of range.
+        ValueError: Mismatched shapes or dtypes, no images, a NaN score, or k or a label out of range.
     """
     check_scored(scores, labels)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must lie in 1..{scores.shape[1]}, the number of classes, got {k}")
-    if scores.isnan().any():
-        raise ValueError("scores must be numbers, got NaN: check the embeddings")
+    if (num_nan := int(scores.isnan().sum())) > 0:
+        raise ValueError(
+            f"scores must not contain NaN, got NaN in {num_nan} of {scores.numel()} values; check the embeddings"
+        )
     labels = labels.long().unsqueeze(1)
     own = scores.gather(1, labels)
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels
@@ -67,13 +69,13 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
 
 def check_scored(scores: Tensor, labels: Tensor) -> None:
-    """Refuse scores and labels that are not of the same images.
+    """Check that scores and labels belong to the same images.
 
     Raises:
-        ValueError: Not floating ``(N, C)`` and whole numbers ``(N,)`` in 0..C - 1, N and C at least 1.
+        ValueError: Not floating ``(N, C)`` and integers ``(N,)`` in 0..C - 1, N and C at least 1.
     """
     if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
-        raise ValueError(f"scores must be floating and (N, C), not empty, got {scores.dtype} {tuple(scores.shape)}")
+        raise ValueError(f"scores must be floating (N, C) and not empty, got {scores.dtype} {tuple(scores.shape)}")
     if labels.shape != scores.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integer ({len(scores)},), got {labels.dtype} {tuple(labels.shape)}")
     check_label_range(labels, scores.shape[1])

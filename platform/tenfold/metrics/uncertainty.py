@@ -1,6 +1,6 @@
-"""How unsure an ensemble of classifiers is, and how well that tells what it does not know.
+"""Predictive uncertainty of an ensemble of classifiers, and its use for out-of-distribution detection.
 
-Natural logarithms; K members, N inputs, C classes.
+Logarithms are natural. Shapes: K members, N inputs, C classes.
 """
 
 import math
@@ -16,32 +16,32 @@ from tenfold.types import check_label_range
 
 CALIBRATION_BINS = 15
 SCORES = ("predictive_entropy", "mutual_information", "variation_ratio")
-"""The fields of ``PredictiveUncertainty`` that order inputs by how little is known of them."""
+"""Fields of ``PredictiveUncertainty`` that serve as uncertainty scores of an input."""
 _ROW_TOLERANCE = 1e-4
 
 
 class PredictiveUncertainty(NamedTuple):
-    """Scores of N inputs, each ``(N,)`` and of the probabilities' type."""
+    """Uncertainty scores of N inputs, each ``(N,)`` in the dtype of the probabilities."""
 
     predictive_entropy: Tensor
-    """Of the mean of the members, in nats: all uncertainty."""
+    """Entropy of the members' mean, in nats: total uncertainty."""
     expected_entropy: Tensor
-    """Mean of the members' entropies: what they agree cannot be told."""
+    """Mean of the members' entropies: aleatoric uncertainty."""
     mutual_information: Tensor
-    """The difference, in [0, log K]: how much the members disagree."""
+    """Difference of the two, in [0, log K]: disagreement of the members, epistemic uncertainty."""
     variation_ratio: Tensor
-    """1 less the highest mean probability."""
+    """1 minus the highest mean probability."""
 
 
 def predictive_uncertainty(probs: Tensor) -> PredictiveUncertainty:
-    """Scores from the class probabilities of every member.
+    """Compute uncertainty scores from the members' class probabilities.
 
     Args:
         probs: ``(K, N, C)``.
 
     Raises:
-        ValueError: Not three axes, nothing in one of them, a value that is negative or not finite, or a row whose sum
-            is off 1 by more than 1e-4.
+        ValueError: Not three axes, an empty axis, a negative or non-finite value, or a row whose sum differs from 1 by
+            more than 1e-4.
     """
     if probs.ndim != 3 or 0 in probs.shape:
         raise ValueError(f"probs must be (K, N, C), each at least 1, got {tuple(probs.shape)}")
@@ -63,7 +63,7 @@ def _entropy(probs: Tensor) -> Tensor:
 
 
 def pairwise_disagreement(probs: Tensor) -> float:
-    """Mean over pairs of members of the share of inputs that they name differently; 0 for one member.
+    """Share of inputs that two members classify differently, averaged over pairs; 0 for a single member.
 
     Args:
         probs: ``(K, N, C)``.
@@ -79,22 +79,24 @@ def pairwise_disagreement(probs: Tensor) -> float:
 
 
 class DetectionMetrics(NamedTuple):
-    """How well a score tells two sets apart; the set with the higher scores is the positive one."""
+    """Separation of two sets by a score; the positive set should have the higher scores."""
 
     auroc: float
     aupr: float
-    """Average precision; that of chance is the positives' share."""
+    """Average precision; chance level is the share of positives."""
     fpr95: float
-    """Share of the negatives above the threshold that finds 95 % of the positives."""
+    """False positive rate at a true positive rate of 95 %."""
 
 
 def detection_metrics(negative_scores: Tensor, positive_scores: Tensor) -> DetectionMetrics:
-    """Of scores of known inputs ``(N,)`` and of those to be found ``(M,)``, which should be higher.
+    """Measure how well a score detects positive inputs: out-of-distribution, ambiguous or misclassified ones.
 
-    Out of distribution, and ambiguous, counts as positive.
+    Args:
+        negative_scores: Scores of known inputs ``(N,)``.
+        positive_scores: Scores of the inputs to detect ``(M,)``, which should be higher.
 
     Raises:
-        ValueError: A set is empty, has more than one axis, or a score is not finite.
+        ValueError: An empty set, more than one axis, or a non-finite score.
     """
     for what, scores in (("negative_scores", negative_scores), ("positive_scores", positive_scores)):
         _check_scores(what, scores)
@@ -109,16 +111,16 @@ def detection_metrics(negative_scores: Tensor, positive_scores: Tensor) -> Detec
 
 
 def misclassification_auroc(probs: Tensor, labels: Tensor, scores: Tensor) -> float:
-    """AUROC of a score for finding the inputs that are classified wrongly; nan if all or none are.
+    """AUROC of a score for detecting misclassified inputs; NaN if all inputs or none are misclassified.
 
     Args:
         probs: Mean probabilities ``(N, C)``.
         labels: int64 ``(N,)``.
-        scores: ``(N,)``, higher where less is known.
+        scores: ``(N,)``, higher for more uncertain inputs.
     """
     _check_labelled(probs, labels)
     if scores.shape != labels.shape:
-        raise ValueError(f"scores must be {tuple(labels.shape)} as labels, got {tuple(scores.shape)}")
+        raise ValueError(f"scores must have the shape {tuple(labels.shape)} of the labels, got {tuple(scores.shape)}")
     wrong = probs.argmax(1) != labels
     if not wrong.any() or wrong.all():
         return math.nan
@@ -126,23 +128,27 @@ def misclassification_auroc(probs: Tensor, labels: Tensor, scores: Tensor) -> fl
 
 
 class ProbabilityMetrics(NamedTuple):
-    """How good probabilities are where the truth is known."""
+    """Quality of class probabilities on labelled inputs."""
 
     accuracy: float
-    """In [0, 1]."""
+    """Top-1 accuracy, in [0, 1]."""
     nll: float
     """Mean negative log probability of the label, in nats."""
     brier: float
-    """Mean squared distance of the probabilities to the label's one-hot vector, in [0, 2]."""
+    """Mean squared distance from the probabilities to the one-hot label, in [0, 2]."""
     ece: float
-    """Expected calibration error in 15 bins of confidence, in [0, 1]."""
+    """Expected calibration error over 15 confidence bins, in [0, 1]."""
 
 
 def probability_metrics(probs: Tensor, labels: Tensor) -> ProbabilityMetrics:
-    """Of mean probabilities ``(N, C)`` and labels int64 ``(N,)``.
+    """Compute accuracy, likelihood, Brier score and calibration error.
+
+    Args:
+        probs: Mean probabilities ``(N, C)``.
+        labels: int64 ``(N,)``.
 
     Raises:
-        ValueError: Shapes that don't fit, no input, or a label that is no class.
+        ValueError: Mismatched shapes, no inputs, or a label outside 0..C - 1.
     """
     _check_labelled(probs, labels)
     of_label = probs.gather(1, labels[:, None])[:, 0]
@@ -156,11 +162,11 @@ def probability_metrics(probs: Tensor, labels: Tensor) -> ProbabilityMetrics:
 
 
 def threshold_at(held_out_scores: Tensor, false_positive_rate: float) -> float:
-    """The lowest threshold that at most this share of held-out known inputs is above.
+    """Return the lowest threshold that keeps the false positive rate on held-out inputs at or below a limit.
 
     Args:
-        held_out_scores: Of inputs of the known kind that nothing was trained on, ``(N,)``.
-        false_positive_rate: Share in (0, 1) that may be flagged, an input being flagged if its score is above the
+        held_out_scores: Scores of in-distribution inputs not used for training, ``(N,)``.
+        false_positive_rate: Largest share of them to flag, in (0, 1); an input is flagged if its score exceeds the
             threshold.
 
     Raises:
@@ -177,7 +183,7 @@ def _check_scores(what: str, scores: Tensor) -> None:
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"{what} must be (N,) with N at least 1, got {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
-        raise ValueError(f"{what} must be finite, got nan or inf")
+        raise ValueError(f"{what} must be finite, got NaN or infinity")
 
 
 def _check_labelled(probs: Tensor, labels: Tensor) -> None:

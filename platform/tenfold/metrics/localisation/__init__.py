@@ -1,1 +1,1 @@
-"""How well a map says where something is: post-processing, pixel average precision, boxes, erasing."""
+"""Localisation metrics of score maps: post-processing, pixel average precision, boxes, erasing."""

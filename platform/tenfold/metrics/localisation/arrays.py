@@ -1,4 +1,4 @@
-"""Score maps come from networks as tensors and from files as arrays; an answer is of the kind of the question."""
+"""Conversions between tensors and numpy arrays; results have the type of the input."""
 
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ AnyArray = TypeVar("AnyArray", Tensor, np.ndarray)
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The same numbers in numpy; without a copy where they are in main memory."""
+    """Convert to numpy, without a copy if the data is in main memory."""
     if not isinstance(array, Tensor):
         return np.asarray(array)
     array = array.detach().cpu()
@@ -19,14 +19,14 @@ def to_numpy(array: Array) -> np.ndarray:
 
 
 def to_tensor(array: Array) -> Tensor:
-    """The same numbers in torch; without a copy where torch can share them."""
+    """Convert to torch, without a copy if torch can share the memory."""
     if isinstance(array, Tensor):
         return array.detach()
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def like(result: Tensor, given: AnyArray) -> AnyArray:
-    """A tensor, or a numpy array if that is what was given."""
+    """Convert a result to the type and device of ``given``."""
     if isinstance(given, Tensor):
         return result.to(given.device)
     return result.cpu().numpy()

@@ -1,8 +1,8 @@
-"""Boxes around what a map marks, and how many of them fit: MaxBoxAcc and MaxBoxAccV2.
+"""Bounding boxes of score maps and their accuracy: MaxBoxAcc and MaxBoxAccV2.
 
-Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020. A box
-is (x0, y0, x1, y1) in pixels, ends included. A map has 256 levels, so however many thresholds there are, at most 256
-cuts differ; the components of all of them come from one tree.
+Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020. A box is (x0, y0, x1, y1) in
+pixels, ends included. A map is quantised to 256 levels, so at most 256 cuts differ however many thresholds there are;
+the components of all cuts come from one tree.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ Thresholds = Array | Sequence[float]
 
 
 def score_map_boxes(s: Array, thresholds: Thresholds, multi: bool = False) -> list[Any]:
-    """Boxes of the contours of {floor(255 s) > floor(threshold x greatest level)}.
+    """Find the boxes of the contours of {floor(255 s) > floor(threshold x highest level)}.
 
-    Contours are those of 8-connected components, and with ``multi`` also those of their holes. A box reaches from the
-    contour's first pixel to one behind its last, but not past the last pixel of the map.
+    Contours are those of 8-connected components and, with ``multi``, also those of their holes. A box extends from the
+    contour's first pixel to one past its last, clipped to the map.
 
     Args:
         s: Map ``(H, W)`` in [0, 1].
         thresholds: T values in [0, 1].
-        multi: All contours. Otherwise the one that encloses the largest area (polygon through the centres of its
-            pixels, holes filled); of equals the one whose first pixel comes last, row by row.
+        multi: Return all contours; otherwise the one with the largest enclosed area (polygon through the pixel
+            centres, holes filled). Ties go to the contour whose first pixel comes last in row-major order.
 
     Returns:
-        For every threshold int64 ``(n, 4)``, n = 1 unless ``multi``; (0, 0, 0, 0) where nothing is foreground. Tensors
-        if s is one.
+        For every threshold int64 ``(n, 4)``, n = 1 unless ``multi``; (0, 0, 0, 0) without foreground. Tensors if s is
+        one.
 
     Raises:
         ValueError: s not ``(H, W)``, NaN or values outside [0, 1], thresholds outside [0, 1].
@@ -44,7 +44,7 @@ def score_map_boxes(s: Array, thresholds: Thresholds, multi: bool = False) -> li
 
 
 def box_iou_inclusive(a: Array, b: Array) -> Any:
-    """Intersection over union of every box with every other; a box has (x1 - x0 + 1)(y1 - y0 + 1) pixels.
+    """Compute pairwise intersection over union; a box has (x1 - x0 + 1)(y1 - y0 + 1) pixels.
 
     Args:
         a: ``(n, 4)``.
@@ -54,25 +54,25 @@ def box_iou_inclusive(a: Array, b: Array) -> Any:
         float64 ``(n, m)``; a tensor if a is one.
 
     Raises:
-        ValueError: Another shape, negative coordinates, x1 < x0 or y1 < y0.
+        ValueError: Wrong shape, negative coordinates, x1 < x0 or y1 < y0.
     """
     iou = _iou(_check_boxes(a, "a"), _check_boxes(b, "b"))
     return torch.from_numpy(iou) if isinstance(a, Tensor) else iou
 
 
 def resize_box(box: Array | Sequence[float], from_wh: Sequence[int], to_wh: Sequence[int]) -> Any:
-    """A box in a picture that was stretched, cut off to whole pixels.
+    """Scale a box along with a resized image, truncating to whole pixels.
 
     Args:
         box: x0, y0, x1, y1.
-        from_wh: Width and height before.
-        to_wh: Width and height after.
+        from_wh: Width and height before resizing.
+        to_wh: Width and height after resizing.
 
     Returns:
         int64 ``(4,)``; a tensor if ``box`` is one.
 
     Raises:
-        ValueError: Not four numbers, negative coordinates, x1 < x0 or y1 < y0, no width or height.
+        ValueError: Not four numbers, negative coordinates, x1 < x0 or y1 < y0, or a size below 1.
     """
     numbers = to_numpy(box) if isinstance(box, Tensor) else np.asarray(box)
     given = _check_boxes(numbers[None], "box")[0].astype(np.float64)
@@ -89,34 +89,34 @@ def max_box_accuracy(
     iou: Sequence[float] = (0.5,),
     multi: bool = False,
 ) -> dict[Any, float]:
-    """Share of the pictures in which some predicted box fits some true box, at the best threshold of the whole set.
+    """Percentage of images in which a predicted box matches a true box, at the best threshold for the whole set.
 
     MaxBoxAcc by default; MaxBoxAccV2 with IoU (0.3, 0.5, 0.7) and ``multi``.
 
     Args:
         maps: ``(N, H, W)`` in [0, 1].
-        gt_boxes: True boxes ``(n, 4)`` of every picture, in pixels of the maps.
+        gt_boxes: True boxes ``(n, 4)`` of each image, in pixels of the maps.
         thresholds: T values in [0, 1].
-        iou: What counts as a fit: an IoU of at least this.
-        multi: All contours of a map, or only the largest.
+        iou: Levels at which boxes match: an IoU of at least this.
+        multi: Use all contours of a map instead of the largest.
 
     Returns:
-        Percent for every IoU, and under "mean" the mean of them.
+        Percentage for each IoU, and their mean under "mean".
 
     Raises:
-        ValueError: Shapes that don't fit, a picture without boxes, or boxes with negative coordinates, x1 < x0 or
-            y1 < y0; and as in ``score_map_boxes``.
+        ValueError: Mismatched shapes, an image without boxes, or boxes with negative coordinates, x1 < x0 or y1 < y0;
+            also as in ``score_map_boxes``.
     """
     if maps.ndim != 3 or not len(maps) or len(maps) != len(gt_boxes):
         raise ValueError(
-            f"maps must be (N, H, W) with boxes for each, N at least 1; got {tuple(maps.shape)} and {len(gt_boxes)}"
+            f"maps must be (N, H, W) with boxes for each, N at least 1, got {tuple(maps.shape)} and {len(gt_boxes)}"
         )
     if not len(iou):
-        raise ValueError("iou must name at least one level of fit")
+        raise ValueError("iou must hold at least one level, got none")
     true_boxes = [_check_boxes(boxes, f"gt_boxes[{row}]") for row, boxes in enumerate(gt_boxes)]
     for row, boxes in enumerate(true_boxes):
         if not len(boxes):
-            raise ValueError(f"gt_boxes[{row}] is empty: a picture without an object has nothing to localise")
+            raise ValueError(f"gt_boxes[{row}] must hold at least one box, got none; leave out images without objects")
     fractions = _thresholds(thresholds)
     fits = box_fits(maps, true_boxes, fractions, multi)
     shares = {level: float(100 * (fits >= level).mean(0).max()) for level in iou}
@@ -124,9 +124,9 @@ def max_box_accuracy(
 
 
 def box_fits(maps: Array, gt_boxes: Sequence[Array], thresholds: Thresholds, multi: bool = False) -> np.ndarray:
-    """Best IoU of a predicted with a true box, float64 ``(N, T)``; arguments as in ``max_box_accuracy``.
+    """Compute the best IoU of a predicted and a true box, float64 ``(N, T)``; arguments as in ``max_box_accuracy``.
 
-    Pictures are independent: workers may each take some and join the rows.
+    Images are independent, so workers may each take some and concatenate the rows.
     """
     fractions = _thresholds(thresholds)
     fits = np.empty((len(maps), len(fractions)))
@@ -141,7 +141,7 @@ def box_fits(maps: Array, gt_boxes: Sequence[Array], thresholds: Thresholds, mul
 def _boxes_of_cuts(
     s: np.ndarray, thresholds: np.ndarray, multi: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Different cuts, the cut of each threshold, boxes ``(n, 4)``, and the cut of each box (ascending)."""
+    """Return the distinct cuts, the cut of each threshold, boxes ``(n, 4)``, and the cut of each box (ascending)."""
     if s.ndim != 2 or not s.size:
         raise ValueError(f"s must be one map (H, W), got {s.shape}")
     if not (s.min() >= 0 and s.max() <= 1):
@@ -160,7 +160,7 @@ def _boxes_of_cuts(
 
 
 def _largest_contours(levels: np.ndarray, heights: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # With holes filled, a component is all that its outer contour encloses.
+    # With holes filled, a component is everything enclosed by its outer contour.
     filled = fill_holes(background_tree(levels, heights))
     tree = component_tree(filled, np.maximum(heights, filled), diagonal=True)
     columns = cuts + 1
@@ -178,7 +178,7 @@ def _all_contours(levels: np.ndarray, heights: np.ndarray, cuts: np.ndarray) -> 
     holes = background.visible[:, 255 - cuts] & (background.peak[:, None] < 256)
     of_hole, rows = holes.T.nonzero()
     extents = background.extents[rows, :, 255 - cuts[of_hole]].astype(np.int64)
-    # The contour of a hole runs through the foreground around it: one pixel further on each side.
+    # The contour of a hole runs through the surrounding foreground: one pixel further on each side.
     width = levels.shape[1] + 2
     around = np.stack(
         [(extents[:, 0] // width - 2) * levels.shape[1], extents[:, 1] - 2, extents[:, 2], extents[:, 3]], axis=1
@@ -189,7 +189,7 @@ def _all_contours(levels: np.ndarray, heights: np.ndarray, cuts: np.ndarray) -> 
 
 
 def _boxes(extents: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Boxes ``(n, 4)`` of a component tree's extents ``(n, 4)``."""
+    """Convert a component tree's extents ``(n, 4)`` to boxes ``(n, 4)``."""
     first, left, right, bottom = extents.astype(np.int64).T
     top = first // shape[1]
     return np.stack([left, top, np.minimum(1 - right, shape[1] - 1), np.minimum(1 - bottom, shape[0] - 1)], axis=1)

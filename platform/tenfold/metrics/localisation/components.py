@@ -1,8 +1,8 @@
-"""Connected components of all cuts of a map at once.
+"""Connected components of all threshold cuts of a map at once.
 
-Cutting a map of levels 0..255 at every threshold and labelling each cut anew does the same work 256 times. Here the
-map is cut once into basins (every pixel climbs to a peak; that path stays above any level that the pixel is above), and
-basins join at the highest saddle between them: so components of every cut are known from a few hundred joins.
+Labelling each cut of a map of levels 0..255 anew repeats the same work 256 times. Instead, the map is partitioned once
+into basins (every pixel climbs to a peak along a path that stays above any level the pixel is above), and basins join
+at the highest saddle between them. A few hundred joins thus give the components of every cut.
 """
 
 from collections.abc import Iterable
@@ -14,30 +14,30 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 TOP = 256
-"""Levels run from 0 to 255; 256 is for what lies above (or around) everything."""
+"""Levels run from 0 to 255; 256 is above (or around) everything."""
 _NONE = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
 class ComponentTree:
-    """Components of {level >= l} for every l of 1..256; a row a basin, a column a level.
+    """Components of {level >= l} for every l in 1..256; one row per basin, one column per level.
 
-    A row stands for the component that its peak belongs to, at the levels at which that is the component's highest
-    peak (``visible``).
+    A row represents the component that contains its peak, at the levels where that peak is the component's highest
+    (``visible``).
     """
 
     levels: np.ndarray
     """int ``(H, W)``, 0..256."""
     basin: np.ndarray
-    """Row of every pixel, ``(H, W)``."""
+    """Row of each pixel, ``(H, W)``."""
     peak: np.ndarray
-    """Level of every row's peak, ``(R,)``."""
+    """Level of each row's peak, ``(R,)``."""
     joins: list[tuple[int, int, int]]
-    """(staying row, joining row, level) from the highest level down."""
+    """(surviving row, joining row, level), from the highest level down."""
 
     @cached_property
     def visible(self) -> np.ndarray:
-        """Whether a row stands for a component at a level, bool ``(R, 257)``."""
+        """Whether a row represents a component at a level, bool ``(R, 257)``."""
         joined_at = np.zeros(len(self.peak), dtype=np.int64)
         for _, row, level in self.joins:
             joined_at[row] = level
@@ -46,7 +46,7 @@ class ComponentTree:
 
     @cached_property
     def extents(self) -> np.ndarray:
-        """Least row-major place of a pixel, least x, -greatest x, -greatest y: int32 ``(R, 4, 257)``."""
+        """Smallest row-major pixel index, smallest x, -largest x, -largest y: int32 ``(R, 4, 257)``."""
         y, x = np.nonzero(self.levels)
         row, level = self.basin[y, x], self.levels[y, x]
         table = np.full((len(self.peak), 4, TOP + 1), _NONE, dtype=np.int32)
@@ -61,9 +61,9 @@ class ComponentTree:
 
     @cached_property
     def twice_area(self) -> np.ndarray:
-        """Twice the area of the polygon through the border pixels' centres, if there are no holes: int64 ``(R, 257)``.
+        """Twice the area of the polygon through the border pixels' centres, for maps without holes: int64 ``(R, 257)``.
 
-        Of four neighbouring centres, four inside span a square of area 1, three a triangle of area 1/2.
+        Of four neighbouring centres, four inside span a square of area 1 and three a triangle of area 1/2.
         """
         levels, basin = self.levels, self.basin
         corners = [(s[:-1, :-1], s[:-1, 1:], s[1:, :-1], s[1:, 1:]) for s in (levels, basin)]
@@ -73,7 +73,7 @@ class ComponentTree:
         second_least = np.minimum(np.maximum(low_ab, low_cd), np.minimum(high_ab, high_cd))
         row_of_highest = np.where(
             high_ab >= high_cd, np.where(a >= b, row_a, row_b), np.where(c >= d, row_c, row_d)
-        )  # in the same component as the others, wherever these are inside
+        )  # in the same component as the others wherever those are inside
         place = row_of_highest * (TOP + 1)
         size = len(self.peak) * (TOP + 1)
         halves = sum(np.bincount((place + corner)[corner > 0], minlength=size) for corner in (second_least, least))
@@ -84,12 +84,12 @@ class ComponentTree:
 
 
 def component_tree(levels: np.ndarray, heights: np.ndarray, diagonal: bool) -> ComponentTree:
-    """Components of all cuts of a map.
+    """Build the components of all cuts of a map.
 
     Args:
         levels: int ``(H, W)``, 0..256.
-        heights: Floats ``(H, W)`` in the same order, finer where they can be: fewer ties give fewer basins.
-        diagonal: Whether pixels that touch at a corner are connected.
+        heights: Floats ``(H, W)`` in the same order, possibly finer: fewer ties give fewer basins.
+        diagonal: Whether pixels that touch at a corner are connected (8-connectivity).
     """
     basin, peaks = _basins(heights, diagonal)
     peak = levels.reshape(-1)[peaks]
@@ -97,9 +97,9 @@ def component_tree(levels: np.ndarray, heights: np.ndarray, diagonal: bool) -> C
 
 
 def background_tree(levels: np.ndarray, heights: np.ndarray) -> ComponentTree:
-    """Components of the background {level <= t}, 4-connected, as components of {255 - level >= 255 - t}.
+    """Build the 4-connected components of the background {level <= t}, as components of {255 - level >= 255 - t}.
 
-    The map gets a border of one pixel, at level 256: what is not connected to it is a hole.
+    The map is padded by one pixel at level 256; components not connected to the padding are holes.
     """
     inverted = np.pad(255 - levels, 1, constant_values=TOP)
     depths = np.pad(-heights, 1, constant_values=np.inf)
@@ -107,12 +107,12 @@ def background_tree(levels: np.ndarray, heights: np.ndarray) -> ComponentTree:
 
 
 def fill_holes(background: ComponentTree) -> np.ndarray:
-    """Levels ``(H, W)`` of which every cut is the cut of the map with its holes filled.
+    """Return levels ``(H, W)`` whose every cut is the cut of the map with its holes filled.
 
-    A pixel is in the outer background of a cut if a way leads out on which no pixel is above the cut: so its new level
-    is the highest pixel of the best way out.
+    A pixel is in the outer background of a cut if a path leads outside on which no pixel is above the cut. Its new
+    level is therefore the highest pixel on the best path out.
     """
-    # Joins at level 0 are not listed: what is left alone is walled in by pixels of level 255.
+    # Joins at level 0 are not listed: basins without a join are walled in by pixels of level 255.
     way_out = np.where(background.peak == TOP, 0, 255)
     for stays, joins, level in reversed(background.joins):
         way_out[joins] = 255 - level if background.peak[stays] == TOP else way_out[stays]
@@ -121,19 +121,19 @@ def fill_holes(background: ComponentTree) -> np.ndarray:
 
 
 def _neighbours(diagonal: bool) -> list[tuple[int, int]]:
-    """Steps to the neighbours that come later, row by row."""
+    """Return the offsets to the neighbours that come later in row-major order."""
     return [(0, 1), (1, -1), (1, 0), (1, 1)] if diagonal else [(0, 1), (1, 0)]
 
 
 def _basins(heights: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the peak that every pixel climbs to ``(H, W)``, and the peaks' flat places ``(R,)``."""
+    """Return the index of the peak that each pixel climbs to ``(H, W)``, and the peaks' flat positions ``(R,)``."""
     height, width = heights.shape
     later = _neighbours(diagonal)
     padded = np.pad(heights, 1, constant_values=-np.inf)
     place = np.arange(heights.size).reshape(heights.shape)
     highest = np.full(heights.shape, -np.inf)
     target = place.copy()
-    # Row by row, and the last of equals wins: so equal heights are ordered by place, and no way is a circle.
+    # In row-major order the last of ties wins: equal heights are ordered by position, so no path is a cycle.
     for down, right in [*((-y, -x) for y, x in reversed(later)), (0, 0), *later]:
         neighbour = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
         better = neighbour >= highest
@@ -152,7 +152,7 @@ def _basins(heights: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def _joins(basin: np.ndarray, levels: np.ndarray, peak: np.ndarray, diagonal: bool) -> list[tuple[int, int, int]]:
-    """Which basins join at which level, from the highest down; the one with the higher peak stays."""
+    """List which basins join at which level, from the highest down; the basin with the higher peak survives."""
     ends, saddles = [], []
     height, width = basin.shape
     for down, right in _neighbours(diagonal):
@@ -162,7 +162,7 @@ def _joins(basin: np.ndarray, levels: np.ndarray, peak: np.ndarray, diagonal: bo
         ends.append(np.stack([basin[here][border], basin[there][border]]))
         saddles.append(np.minimum(levels[here][border], levels[there][border]))
     (first, second), saddle = np.sort(np.concatenate(ends, axis=1), axis=0), np.concatenate(saddles)
-    # Nothing is seen at level 0. Of several saddles between two basins the highest counts.
+    # Level 0 is never foreground. Of several saddles between two basins the highest counts.
     code = ((first * len(peak) + second) * (TOP + 1) + (TOP - saddle))[saddle > 0]
     code.sort()
     pair = code // (TOP + 1)
@@ -176,7 +176,7 @@ def _joins(basin: np.ndarray, levels: np.ndarray, peak: np.ndarray, diagonal: bo
 
 
 def _union(edges: Iterable[tuple[int, int, int]], peak: list[int]) -> list[tuple[int, int, int]]:
-    """Edges between any two rows as joins of the rows that stand for their components."""
+    """Turn edges between any two rows into joins of the rows that represent their components."""
     parent = list(range(len(peak)))
 
     def find(row: int) -> int:

@@ -1,4 +1,4 @@
-"""From raw score maps to maps in [0, 1] of the picture's size, as in CALM (ICCV 2021)."""
+"""Post-processing of raw score maps to maps in [0, 1] of the image's size, as in CALM (ICCV 2021)."""
 
 from typing import Literal, get_args
 
@@ -16,7 +16,7 @@ LOG_DECADES = 7
 
 
 def resize_score_map(s: AnyArray, size: int | tuple[int, int]) -> AnyArray:
-    """Bilinear, half-pixel centres, no antialiasing.
+    """Resize maps bilinearly, with half-pixel centres and no antialiasing.
 
     Args:
         s: One map ``(h, w)``, or ``(B, h, w)``.
@@ -26,7 +26,7 @@ def resize_score_map(s: AnyArray, size: int | tuple[int, int]) -> AnyArray:
         ``(H, W)`` or ``(B, H, W)`` in the dtype of s.
 
     Raises:
-        ValueError: Another shape, or a size below 1.
+        ValueError: Wrong shape, or a size below 1.
     """
     maps = _check(to_tensor(s))
     height, width = (size, size) if isinstance(size, int) else size
@@ -37,20 +37,20 @@ def resize_score_map(s: AnyArray, size: int | tuple[int, int]) -> AnyArray:
 
 
 def normalize_score_map(s: AnyArray, kind: Normalization = "minmax") -> AnyArray:
-    """Map by map to [0, 1].
+    """Normalise each map to [0, 1].
 
-    ``max``: s / max s; ``minmax``: (s - min s) / (max s - min s); ``clipping``: s itself, for values that are
-    probabilities. All are then cut to [0, 1]. A map that is constant or holds a value that is not finite becomes 0.
+    ``max``: s / max s; ``minmax``: (s - min s) / (max s - min s); ``clipping``: s itself, for probabilities. All are
+    then clipped to [0, 1]. A map that is constant or contains a non-finite value becomes 0.
 
     Args:
         s: One map ``(H, W)``, or ``(B, H, W)``.
-        kind: How.
+        kind: Normalisation to apply.
 
     Returns:
         The same shape and dtype.
 
     Raises:
-        ValueError: Unknown kind, another shape.
+        ValueError: Unknown kind, or wrong shape.
     """
     if kind not in get_args(Normalization):
         raise ValueError(f"kind must be one of {', '.join(get_args(Normalization))}, got {kind!r}")
@@ -63,20 +63,20 @@ def normalize_score_map(s: AnyArray, kind: Normalization = "minmax") -> AnyArray
     else:
         result = maps
     usable = torch.isfinite(low) & torch.isfinite(high) & (low < high)
-    # 0 / 0 where the greatest value of a map is 0: nothing stands out there.
+    # 0 / 0 where the maximum of a map is 0: nothing stands out there.
     result = torch.where(usable, result.nan_to_num(nan=0.0), 0.0).clamp(0, 1)
     return like(result if s.ndim == 3 else result[0], s)
 
 
 def score_thresholds(interval: float, kind: Spacing = "even") -> Tensor:
-    """Thresholds for a map in [0, 1].
+    """Return thresholds for a map in [0, 1].
 
     ``even``: 0, i, 2i ... below 1. ``log``: 10^-(0, 7i, 14i ... below 7), for probabilities of single locations, which
-    are tiny. Average precisions of different kinds are not comparable.
+    are tiny. Average precisions with different spacings are not comparable.
 
     Args:
         interval: i, in (0, 1).
-        kind: How they are spaced.
+        kind: Spacing of the thresholds.
 
     Returns:
         Ascending float64, 1-D.
@@ -95,8 +95,8 @@ def score_thresholds(interval: float, kind: Spacing = "even") -> Tensor:
 
 
 def _check(maps: Tensor) -> Tensor:
-    """As floating ``(B, H, W)``."""
+    """Check maps and return them as floating ``(B, H, W)``."""
     if maps.ndim not in (2, 3) or not maps.numel():
-        raise ValueError(f"a score map must be (H, W) or (B, H, W) with nothing empty, got {tuple(maps.shape)}")
+        raise ValueError(f"a score map must be (H, W) or (B, H, W) and not empty, got {tuple(maps.shape)}")
     maps = maps if maps.is_floating_point() else maps.to(torch.get_default_dtype())
     return maps if maps.ndim == 3 else maps[None]

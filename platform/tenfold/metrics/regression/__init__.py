@@ -1,1 +1,1 @@
-"""What regression with uncertainty is judged by."""
+"""Metrics of regression with predicted uncertainty."""

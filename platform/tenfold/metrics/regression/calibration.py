@@ -1,9 +1,9 @@
-"""Whether predicted variances are as large as the errors that they announce.
+"""Calibration of predicted variances: do they match the errors?
 
 Uncertainty calibration error: Laves et al., "Well-calibrated Regression Uncertainty in Medical Imaging with Deep
 Learning", MIDL 2020. Expected normalised calibration error: Levi et al., 2019. Quantile calibration: Kuleshov et al.,
 "Accurate Uncertainties for Deep Learning Using Calibrated Regression", ICML 2018.
-All arithmetic is in float64, whatever comes in; tensors and numpy arrays of any shape are flattened.
+All arithmetic is in float64 whatever the input dtype; tensors and numpy arrays of any shape are flattened.
 """
 
 import math
@@ -20,11 +20,11 @@ Strategy = Literal["width", "mass"]
 CorrelationKind = Literal["pearson", "spearman"]
 Values = Tensor | np.ndarray
 PART, DEVICE_PART = 2**16, 2**24
-"""So many values at once, on a CPU and elsewhere."""
+"""Values processed at a time on a CPU, and on another device."""
 
 
 class CalibrationBins(NamedTuple):
-    """Elements grouped by their predicted variance; k of the bins are not empty."""
+    """Elements binned by their predicted variance; k of the bins are not empty."""
 
     error: Tensor
     """Mean squared error in each non-empty bin, float64 ``(k,)``."""
@@ -41,26 +41,28 @@ class CalibrationBins(NamedTuple):
 
     @property
     def normalized_error(self) -> float:
-        """Mean over the non-empty bins of |sqrt variance - sqrt error| / sqrt variance; infinite where an error meets a
-        variance of 0."""
+        """Mean over the non-empty bins of |sqrt variance - sqrt error| / sqrt variance.
+
+        Infinite if a bin has a variance of 0 and an error above 0.
+        """
         std, error = self.variance.sqrt(), self.error.sqrt()
         gap = (std - error).abs()
         return float(torch.where(gap > 0, gap / std, 0.0).mean())
 
 
 class QuantileCalibration(NamedTuple):
-    """How often targets fall into central intervals, against how often they should."""
+    """Observed against nominal coverage of central prediction intervals."""
 
     expected: Tensor
-    """Nominal levels, ``(n_levels,)`` evenly from 0 to 1."""
+    """Nominal levels, ``(n_levels,)``, evenly spaced from 0 to 1."""
     observed: Tensor
-    """Share of the targets within the interval of that level, ``(n_levels,)``."""
+    """Share of the targets inside the interval of each level, ``(n_levels,)``."""
     mace: float
-    """Mean absolute difference of the two."""
+    """Mean absolute difference between the two."""
     rmsce: float
     """Root of the mean squared difference."""
     area: float
-    """Area between the curve of the two, drawn in straight pieces, and the diagonal."""
+    """Area between the piecewise linear reliability curve and the diagonal."""
 
 
 def uncertainty_calibration_error(
@@ -71,23 +73,23 @@ def uncertainty_calibration_error(
     strategy: Strategy = "width",
     include_min: bool = True,
 ) -> float:
-    """sum_m |B_m| / N |mean of squared errors - mean of variances| over bins B_m of the variance.
+    """Uncertainty calibration error: sum_m |B_m| / N |mean squared error - mean variance|, B_m binned by variance.
 
     Args:
         squared_error: (target - mean)^2, any shape.
-        variance: Predicted, as many values.
+        variance: Predicted variance, as many values.
         n_bins: M, at least 1.
-        strategy: ``width`` cuts [min, max] of the variances into equal bins, open at the left, closed at the right;
-            ``mass`` sorts them (equal ones stay in order) into bins of as equal a size as can be.
-        include_min: Close the first bin at the left too. The authors' own code leaves the elements of smallest variance
-            out of every bin, though N counts them: False does so. Without effect on ``mass``, and where all variances
-            are equal: then one bin holds all.
+        strategy: ``width`` divides [min, max] of the variances into bins of equal width, open at the left and closed at
+            the right; ``mass`` sorts the variances (stable) into bins of equal counts, up to one element.
+        include_min: Whether the first bin includes its left edge. False reproduces the authors' code, which drops the
+            elements of smallest variance from every bin but counts them in N. No effect for ``mass``, or if all
+            variances are equal: one bin then holds all elements.
 
     Returns:
-        The error in squared units of the target; ``calibration_bins`` gives the bins it is computed from.
+        The error in squared units of the target; ``calibration_bins`` gives the bins behind it.
 
     Raises:
-        ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity, fewer than one bin, unknown
+        ValueError: Different sizes, no values, negative values, NaN or infinity, fewer than one bin, unknown
             strategy.
     """
     bins = calibration_bins(squared_error, variance, n_bins=n_bins, strategy=strategy, include_min=include_min)
@@ -102,27 +104,28 @@ def expected_normalized_calibration_error(
     strategy: Strategy = "width",
     include_min: bool = True,
 ) -> float:
-    """Mean over the non-empty bins of |sqrt(mean variance) - sqrt(mean squared error)| / sqrt(mean variance).
+    """Expected normalised calibration error: mean over non-empty bins of |std - rmse| / std.
 
-    Arguments, bins and refusals are those of ``uncertainty_calibration_error``; the result has no unit.
+    ``std`` is the root of a bin's mean variance, ``rmse`` that of its mean squared error. Takes the arguments of
+    ``uncertainty_calibration_error`` and raises the same errors; the result has no unit.
     """
     bins = calibration_bins(squared_error, variance, n_bins=n_bins, strategy=strategy, include_min=include_min)
     return bins.normalized_error
 
 
 def error_uncertainty_correlation(squared_error: Values, variance: Values, kind: CorrelationKind = "pearson") -> float:
-    """Correlation of errors with predicted uncertainties.
+    """Correlation of errors and predicted uncertainties.
 
     Args:
-        squared_error: Any shape; give its root, and that of the variance, for the correlation of |r| with sigma.
+        squared_error: Any shape; pass square roots of both for the correlation of |r| and sigma.
         variance: As many values.
-        kind: ``spearman`` correlates the ranks, equal values sharing their mean rank.
+        kind: ``pearson``, or ``spearman`` for rank correlation with mean ranks for ties.
 
     Returns:
-        In [-1, 1]; NaN where one of the two is constant.
+        In [-1, 1]; NaN if either input is constant.
 
     Raises:
-        ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity, unknown kind.
+        ValueError: Different sizes, no values, negative values, NaN or infinity, unknown kind.
     """
     if kind not in get_args(CorrelationKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(CorrelationKind))}, got {kind!r}")
@@ -138,27 +141,26 @@ def error_uncertainty_correlation(squared_error: Values, variance: Values, kind:
 def quantile_calibration(
     mean: Values, std: Values, target: Values, n_levels: int = 100, *, nominal: Callable[[Tensor], Tensor] | None = None
 ) -> QuantileCalibration:
-    """How often targets fall into the central intervals of the predicted Gaussians.
+    """Compare the coverage of the predicted Gaussians' central intervals with their nominal levels.
 
     Args:
-        mean, target: One shape.
-        std: Positive, broadcasts to it.
-        n_levels: Levels from 0 to 1, at least 2.
-        nominal: Levels at which a recalibrated model asks its Gaussians so that the given ones hold; None: the same.
+        mean, target: Same shape.
+        std: Positive, broadcasts to that shape.
+        n_levels: Number of levels from 0 to 1, at least 2.
+        nominal: Recalibration: maps the desired levels to those to request from the Gaussians; None is the identity.
 
     Returns:
-        Levels, shares, and three summaries of how far they are apart.
+        Nominal and observed coverage, and three summaries of the difference.
 
     Raises:
-        ValueError: Shapes that don't fit, nothing in them, a std that is not positive, NaN or infinity, fewer than two
-            levels.
+        ValueError: Mismatched shapes, no values, a non-positive std, NaN or infinity, fewer than two levels.
     """
     if n_levels < 2:
         raise ValueError(f"n_levels must be at least 2, got {n_levels}")
     residual, spread = standard_scores(mean, std, target)
     distance = (residual / spread).abs().flatten().sort().values
     expected = torch.linspace(0, 1, n_levels, dtype=torch.float64, device=distance.device)
-    # A central interval is all within this many std; infinite at level 1. One sort then serves all levels.
+    # Half-width of the central interval in std, infinite at level 1; one sort serves all levels.
     reach = torch.special.ndtri(0.5 + (expected if nominal is None else nominal(expected)) / 2)
     observed = torch.searchsorted(distance, reach, right=True).to(torch.float64) / distance.numel()
     gap = observed - expected
@@ -179,9 +181,9 @@ def calibration_bins(
     strategy: Strategy = "width",
     include_min: bool = True,
 ) -> CalibrationBins:
-    """Group elements by their predicted variance.
+    """Bin elements by their predicted variance.
 
-    Arguments and refusals are those of ``uncertainty_calibration_error``.
+    Takes the arguments of ``uncertainty_calibration_error`` and raises the same errors.
 
     Returns:
         Means over the non-empty bins, and the share of all elements in every bin.
@@ -189,7 +191,7 @@ def calibration_bins(
     check_binning(n_bins, strategy)
     errors, variances = checked_values(squared_error, variance)
     place_of = _mass_bins(variances, n_bins) if strategy == "mass" else _width_bins(variances, n_bins, include_min)
-    # Part by part: what is between the values and the sums stays in the caches, and takes no memory of their size.
+    # In parts, so that intermediates stay in the caches and need no memory of the size of the input.
     part = PART if errors.device.type == "cpu" else DEVICE_PART
     sums = [errors.new_zeros(n_bins, dtype=torch.float64) for _ in range(3)]
     for error_part, variance_part in zip(errors.split(part), variances.split(part), strict=True):
@@ -201,17 +203,17 @@ def calibration_bins(
 
 
 def bins_of_sums(counts: Tensor, errors: Tensor, variances: Tensor, total: int) -> CalibrationBins:
-    """Bins from how many elements each has, and the sums of their squared errors and variances, ``(n_bins,)`` each."""
+    """Build bins from the count, sum of squared errors and sum of variances of each, ``(n_bins,)``."""
     filled = counts > 0
     size = counts[filled]
     return CalibrationBins(errors[filled] / size, variances[filled] / size, counts / total)
 
 
 def check_binning(n_bins: int, strategy: str) -> None:
-    """Refuse fewer than one bin and an unknown strategy.
+    """Check the number of bins and the strategy.
 
     Raises:
-        ValueError: Either.
+        ValueError: Fewer than one bin, or an unknown strategy.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins must be at least 1, got {n_bins}")
@@ -220,20 +222,20 @@ def check_binning(n_bins: int, strategy: str) -> None:
 
 
 def width_edges(low: float, high: float, n_bins: int, device: "torch.device | str" = "cpu") -> Tensor:
-    """float64 ``(n_bins + 1,)``, evenly from ``low`` to ``high``, both exact."""
+    """Return float64 edges ``(n_bins + 1,)``, evenly spaced from ``low`` to ``high``, both exact."""
     return torch.linspace(low, high, n_bins + 1, dtype=torch.float64, device=device)
 
 
 def checked_values(squared_error: Values, variance: Values) -> tuple[Tensor, Tensor]:
-    """Both in one dimension, on one device, in the dtypes they have.
+    """Check both inputs and return them flattened, on one device, in their own dtypes.
 
     Raises:
-        ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity.
+        ValueError: Different sizes, no values, negative values, NaN or infinity.
     """
     errors, variances = _flat(squared_error, "squared_error"), _flat(variance, "variance")
     if errors.numel() != variances.numel():
         raise ValueError(
-            f"squared_error and variance must have as many values, got {errors.numel()} and {variances.numel()}"
+            f"squared_error and variance must have equally many values, got {errors.numel()} and {variances.numel()}"
         )
     return errors, variances.to(errors.device)
 
@@ -242,31 +244,31 @@ def _flat(values: Values, name: str) -> Tensor:
     flat = torch.as_tensor(values).detach().flatten()
     if not flat.numel():
         raise ValueError(f"{name} must hold at least one value, got none")
-    low, high = (float(end) for end in flat.aminmax())  # NaN if there is one
+    low, high = (float(end) for end in flat.aminmax())  # NaN if any value is
     if not (low >= 0 and high < math.inf):
         raise ValueError(f"{name} must be finite and not negative, got values from {low} to {high}")
     return flat
 
 
 def _width_bins(variances: Tensor, n_bins: int, include_min: bool) -> Callable[[Tensor], Tensor]:
-    """Gives the bin of each of some variances, ``n_bins`` for those in none."""
+    """Return a function from variances to their bins, ``n_bins`` for those outside every bin."""
     low, high = (float(end) for end in variances.aminmax())
     edges = width_edges(low, high, n_bins, variances.device)
 
     def place_of(part: Tensor) -> Tensor:
         if low == high:
             return torch.zeros_like(part, dtype=torch.int64)
-        place = torch.searchsorted(edges, part) - 1  # -1: the smallest
+        place = torch.searchsorted(edges, part) - 1  # -1 for the minimum
         return place.clamp_(min=0) if include_min else torch.where(place < 0, n_bins, place)
 
     return place_of
 
 
 def _mass_bins(variances: Tensor, n_bins: int) -> Callable[[Tensor], Tensor]:
-    """Gives the bins of parts of the variances, in their order; the first ``N % n_bins`` have one more than the others.
+    """Return a function from consecutive parts of the variances to their bins.
 
-    The values at the bins' ends say where a variance belongs, but for those equal to one of them: the first of these
-    fill its bin, the others go on to the next.
+    The first ``N % n_bins`` bins have one element more than the others. The last value of each bin tells where a
+    variance belongs, except for ties with it: the first of these fill the bin, the others go to the next.
     """
     total = variances.numel()
     sizes = torch.full((n_bins,), total // n_bins, device=variances.device)
@@ -274,7 +276,7 @@ def _mass_bins(variances: Tensor, n_bins: int) -> Callable[[Tensor], Tensor]:
     ends = sizes.cumsum(0)
     if variances.dtype == torch.bfloat16:
         variances = variances.float()
-    # numpy sorts values alone, many times as fast as torch, which numbers them, too.
+    # numpy sorts only values, many times faster than torch, which also returns indices.
     ordered = torch.from_numpy(np.sort(variances.numpy())) if variances.is_cpu else variances.sort().values
     bounds = ordered[ends - 1].to(torch.float64)
     after = ordered[ends.clamp(max=total - 1)].to(torch.float64)
@@ -298,7 +300,7 @@ def _mass_bins(variances: Tensor, n_bins: int) -> Callable[[Tensor], Tensor]:
 
 
 def _area(gap: Tensor, step: float) -> float:
-    """Of |gap| between points ``step`` apart; a piece that changes sign is two triangles."""
+    """Area under |gap| between points ``step`` apart; a segment that changes sign is two triangles."""
     left, right = gap[:-1], gap[1:]
     both = left.abs() + right.abs()
     crossing = (left.square() + right.square()) / (2 * both.clamp_min(1e-300))

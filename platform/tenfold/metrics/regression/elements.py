@@ -1,4 +1,4 @@
-"""What the losses and scores of regression share: shapes that fit, the dtype to compute in, the reduction."""
+"""Input checks, dtype promotion and reductions shared by regression losses and scores."""
 
 from typing import Literal, TypeVar, get_args
 
@@ -12,7 +12,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse a reduction that there is not.
+    """Check the name of a reduction.
 
     Raises:
         ValueError: Not ``none``, ``mean`` or ``sum``.
@@ -22,25 +22,25 @@ def check_reduction(reduction: str) -> None:
 
 
 def reduced(values: Tensor, reduction: Reduction) -> Tensor:
-    """All elements, their mean or their sum.
+    """Return all elements, their mean or their sum.
 
     Raises:
-        ValueError: The mean of no element.
+        ValueError: The mean of no elements.
     """
     if reduction == "none":
         return values
     if reduction == "sum":
         return values.sum()
     if not values.numel():
-        raise ValueError(f"a mean needs at least one element, got the shape {tuple(values.shape)}")
+        raise ValueError(f"a mean needs at least one element, got shape {tuple(values.shape)}")
     return values.mean()
 
 
 def in_full_precision(tensor: Tensor, name: str) -> Tensor:
-    """Half precision as float32, float32 and float64 as they are.
+    """Convert half precision to float32; leave float32 and float64 unchanged.
 
     Raises:
-        ValueError: No floating dtype.
+        ValueError: Not a floating dtype.
     """
     if tensor.dtype in _HALF:
         return tensor.float()
@@ -50,23 +50,23 @@ def in_full_precision(tensor: Tensor, name: str) -> Tensor:
 
 
 def check_pair(mean: Tensor, target: Tensor, spread: Tensor, spread_name: str) -> None:
-    """Mean and target must have one shape, and what tells their spread must broadcast to it.
+    """Check that mean and target have the same shape and that the spread broadcasts to it.
 
     Raises:
-        ValueError: They don't; says all three shapes.
+        ValueError: They do not; names all three shapes.
     """
     shapes = f"mean {tuple(mean.shape)}, target {tuple(target.shape)}, {spread_name} {tuple(spread.shape)}"
     if mean.shape != target.shape:
-        # Left alone, (B,) against (B, 1) would broadcast to (B, B) and train on nonsense.
-        raise ValueError(f"mean and target must have one shape, got {shapes}")
+        # Otherwise (B,) against (B, 1) would broadcast to (B, B) and train on nonsense.
+        raise ValueError(f"mean and target must have the same shape, got {shapes}")
     check_broadcast(spread, mean, shapes, spread_name)
 
 
 def check_broadcast(smaller: Tensor, larger: Tensor, shapes: str, name: str) -> None:
-    """Refuse what does not broadcast to the shape of ``larger``.
+    """Check that ``smaller`` broadcasts to the shape of ``larger``.
 
     Raises:
-        ValueError: It doesn't, or would make it larger.
+        ValueError: It does not, or would enlarge it.
     """
     fits = smaller.ndim <= larger.ndim and all(
         own in (1, wanted) for own, wanted in zip(reversed(smaller.shape), reversed(larger.shape), strict=False)
@@ -76,20 +76,20 @@ def check_broadcast(smaller: Tensor, larger: Tensor, shapes: str, name: str) -> 
 
 
 def check_positive(tensor: Tensor, name: str) -> None:
-    """Refuse zero, negative numbers, NaN and infinity.
+    """Check that all values are positive and finite.
 
     Raises:
-        ValueError: There is one.
+        ValueError: A value is zero, negative, NaN or infinite.
     """
     if tensor.numel() and not bool(((tensor > 0) & (tensor < torch.inf)).all()):
         raise ValueError(f"{name} must be positive and finite everywhere, got {_range(tensor)}")
 
 
 def flat_float64(values: "Tensor | np.ndarray", name: str) -> Tensor:
-    """One dimension, float64, without a gradient.
+    """Return the values flattened, float64, detached.
 
     Raises:
-        ValueError: Nothing in it, negative numbers, NaN or infinity.
+        ValueError: No values, negative values, NaN or infinity.
     """
     flat = torch.as_tensor(values).detach().to(torch.float64).flatten()
     if not flat.numel():
@@ -102,16 +102,16 @@ def flat_float64(values: "Tensor | np.ndarray", name: str) -> Tensor:
 def standard_scores(
     mean: "Tensor | np.ndarray", std: "Tensor | np.ndarray", target: "Tensor | np.ndarray"
 ) -> tuple[Tensor, Tensor]:
-    """Residuals ``target - mean`` and the std of each, both float64 of the shape of ``mean``.
+    """Return the residuals ``target - mean`` and their std, both float64 of the shape of ``mean``.
 
     Raises:
-        ValueError: Shapes that don't fit, nothing in them, a std that is not positive, values that are not finite.
+        ValueError: Mismatched shapes, no values, a non-positive std, non-finite values.
     """
     tensors = [torch.as_tensor(each).detach().to(torch.float64) for each in (mean, std, target)]
     check_pair(tensors[0], tensors[2], tensors[1], "std")
     residual = tensors[2] - tensors[0]
     if not residual.numel():
-        raise ValueError(f"mean and target must hold at least one value, got the shape {tuple(residual.shape)}")
+        raise ValueError(f"mean and target must hold at least one value, got shape {tuple(residual.shape)}")
     if not bool(torch.isfinite(residual).all()):
         raise ValueError("mean and target must be finite, got NaN or infinity")
     check_positive(tensors[1], "std")
@@ -119,7 +119,7 @@ def standard_scores(
 
 
 def like(result: Tensor, given: AnyArray) -> AnyArray:
-    """As an array of numpy if that is what was given."""
+    """Convert to a numpy array if ``given`` is one."""
     return result.cpu().numpy() if isinstance(given, np.ndarray) else result
 
 

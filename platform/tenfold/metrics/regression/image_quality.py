@@ -1,7 +1,6 @@
-"""How close two pictures are, for networks whose targets are pictures.
+"""PSNR and SSIM, for networks whose targets are images.
 
-SSIM: Wang et al., 2004, here with a window of five taps, so torchmetrics' (whose width follows from sigma) is no
-substitute.
+SSIM: Wang et al., 2004, with a window of five taps. torchmetrics derives the window from sigma, so it cannot stand in.
 """
 
 import math
@@ -16,43 +15,43 @@ _EPS = 1e-12
 
 
 def image_psnr(prediction: Tensor, target: Tensor, *, max_value: float = 1.0) -> float:
-    """Peak signal-to-noise ratio 10 log10(max^2 / MSE) of each picture, averaged over pictures.
+    """Peak signal-to-noise ratio 10 log10(max^2 / MSE) per image, averaged over images.
 
     Args:
-        prediction, target: ``(C, H, W)`` or ``(B, C, H, W)``, one shape.
+        prediction, target: ``(C, H, W)`` or ``(B, C, H, W)``, same shape.
         max_value: Largest value that a pixel can have.
 
     Returns:
-        Decibels; infinite if a picture is met exactly.
+        Decibels; infinite if an image is predicted exactly.
 
     Raises:
-        ValueError: Other shapes, nothing in them, NaN or infinity, max_value not positive.
+        ValueError: Wrong shapes, empty images, NaN or infinity, max_value not positive.
     """
-    first, second = _pictures(prediction, target, max_value)
+    first, second = _as_batches(prediction, target, max_value)
     errors = (first - second).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(max_value**2 / errors)).mean())
 
 
 def image_ssim(prediction: Tensor, target: Tensor, *, max_value: float = 1.0) -> float:
-    """Structural similarity, averaged over pixels, channels and pictures.
+    """Structural similarity (SSIM), averaged over pixels, channels and images.
 
-    Gaussian window of sigma 1.5 and five taps, borders reflected, C1 = (0.01 max)^2, C2 = (0.03 max)^2; moments are
+    Gaussian window with sigma 1.5 and five taps, reflect padding, C1 = (0.01 max)^2, C2 = (0.03 max)^2; moments are
     weighted means, variances E[x^2] - E[x]^2; computed in float64.
 
     Args:
-        prediction, target: ``(C, H, W)`` or ``(B, C, H, W)``, one shape, at least 3 pixels high and wide.
+        prediction, target: ``(C, H, W)`` or ``(B, C, H, W)``, same shape, at least 3 x 3 pixels.
         max_value: Largest value that a pixel can have.
 
     Returns:
-        At most 1, which is equality.
+        At most 1, for equal images.
 
     Raises:
-        ValueError: Other shapes, too small or nothing in them, NaN or infinity, max_value not positive.
+        ValueError: Wrong shapes, empty or too small images, NaN or infinity, max_value not positive.
     """
-    first, second = _pictures(prediction, target, max_value)
+    first, second = _as_batches(prediction, target, max_value)
     margin = WINDOW_TAPS // 2
     if min(first.shape[2:]) <= margin:
-        raise ValueError(f"pictures must be at least {margin + 1} pixels high and wide, got {tuple(first.shape[2:])}")
+        raise ValueError(f"images must be at least {margin + 1} pixels high and wide, got {tuple(first.shape[2:])}")
     a, b, aa, bb, ab = _windowed(torch.stack([first, second, first**2, second**2, first * second]), margin)
     c1, c2 = (0.01 * max_value) ** 2, (0.03 * max_value) ** 2
     above = (2 * a * b + c1) * (2 * (ab - a * b) + c2)
@@ -61,7 +60,7 @@ def image_ssim(prediction: Tensor, target: Tensor, *, max_value: float = 1.0) ->
 
 
 def _windowed(stack: Tensor, margin: int) -> Tensor:
-    """Weighted mean around every pixel of ``(5, B, C, H, W)``; the window is a product, so one axis after the other."""
+    """Weighted mean around each pixel of ``(5, B, C, H, W)``; the window is separable, one axis at a time."""
     offsets = torch.arange(-margin, margin + 1, dtype=stack.dtype, device=stack.device)
     taps = torch.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
     taps = taps / taps.sum()
@@ -71,11 +70,11 @@ def _windowed(stack: Tensor, margin: int) -> Tensor:
     return functional.conv2d(rows, taps.view(1, 1, 1, -1)).reshape(stack.shape)
 
 
-def _pictures(prediction: Tensor, target: Tensor, max_value: float) -> tuple[Tensor, Tensor]:
-    """Both as float64 ``(B, C, H, W)``."""
+def _as_batches(prediction: Tensor, target: Tensor, max_value: float) -> tuple[Tensor, Tensor]:
+    """Check both images and return them as float64 ``(B, C, H, W)``."""
     if prediction.shape != target.shape or prediction.ndim not in (3, 4) or not prediction.numel():
         raise ValueError(
-            f"prediction and target must be (C, H, W) or (B, C, H, W), of one shape and not empty, got "
+            f"prediction and target must be (C, H, W) or (B, C, H, W), of the same shape and not empty, got "
             f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         )
     if not 0 < max_value < math.inf:

@@ -1,6 +1,6 @@
-"""Negative log-likelihoods of a prediction that says how sure it is.
+"""Negative log-likelihoods of predictive distributions.
 
-The Gaussian with a variance of its own for every element (Nix and Weigend, 1994) and the generalised Gaussian.
+The heteroscedastic Gaussian (Nix and Weigend, 1994) and the generalised Gaussian.
 """
 
 import math
@@ -19,7 +19,7 @@ from tenfold.metrics.regression.elements import (
 )
 
 SHAPE_LIMITS = (0.1, 10.0)
-"""To which the shape of a generalised Gaussian is cut: lgamma(3 / b) overflows below 0.03."""
+"""Range that the shape of a generalised Gaussian is clamped to; lgamma(3 / b) overflows below 0.03."""
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -32,21 +32,21 @@ def gaussian_nll(
     reduction: Reduction = "mean",
     validate: bool = True,
 ) -> Tensor:
-    """1/2 (ell + r^2 exp(-ell)) with r = target - mean and ell the log-variance.
+    """Gaussian negative log-likelihood 1/2 (ell + r^2 exp(-ell)), with r = target - mean and ell the log-variance.
 
     Args:
         mean: ``(B, ...)``, any floating dtype.
-        log_variance: Broadcasts to the shape of ``mean``; taken as it is, nothing is clamped.
-        target: The shape of ``mean``.
-        full: Add the constant 1/2 log(2 pi), so that the number is a log-density.
+        log_variance: Broadcasts to the shape of ``mean``; not clamped.
+        target: Same shape as ``mean``.
+        full: Add the constant 1/2 log(2 pi), for a proper log-density.
         reduction: Over all elements of the shape of ``mean``.
-        validate: Refuse NaN and infinity in the inputs. Costs a look at one number.
+        validate: Raise on NaN and infinity in the inputs; checks a single number.
 
     Returns:
         Nats, shape ``()`` or that of ``mean`` (reduction ``none``), float32 for half precision.
 
     Raises:
-        ValueError: Shapes that don't fit, no floating dtype, unknown reduction, inputs that are not finite.
+        ValueError: Mismatched shapes, not a floating dtype, unknown reduction, non-finite inputs.
     """
     check_reduction(reduction)
     mean, log_variance, target = full_precision_triple(mean, log_variance, target)
@@ -61,21 +61,21 @@ def gaussian_nll(
 def generalized_gaussian_nll(
     mean: Tensor, inv_scale: Tensor, shape: Tensor, target: Tensor, *, reduction: Reduction = "mean"
 ) -> Tensor:
-    """(a |r|)^b - log a - log b + lgamma(1/b) + log 2, with inverse scale a and shape b.
+    """Generalised Gaussian negative log-likelihood (a |r|)^b - log a - log b + lgamma(1/b) + log 2.
 
-    b = 2 and a = 1 / (sigma sqrt 2) is the Gaussian, b = 1 the Laplace distribution. The shape is cut to
-    ``SHAPE_LIMITS``.
+    a is the inverse scale and b the shape: b = 2 and a = 1 / (sigma sqrt 2) is the Gaussian, b = 1 the Laplace
+    distribution. The shape is clamped to ``SHAPE_LIMITS``.
 
     Args:
-        mean, target: One shape.
-        inv_scale, shape: a and b, positive, each broadcasting to that shape.
+        mean, target: Same shape.
+        inv_scale, shape: a and b, positive, broadcasting to that shape.
         reduction: Over all elements.
 
     Returns:
         Nats, shape ``()`` or that of ``mean``.
 
     Raises:
-        ValueError: Shapes that don't fit, unknown reduction, a or b not positive, mean or target not finite.
+        ValueError: Mismatched shapes, unknown reduction, a or b not positive, mean or target not finite.
     """
     check_reduction(reduction)
     mean, inv_scale, target = full_precision_triple(mean, inv_scale, target, "inv_scale")
@@ -92,13 +92,13 @@ def generalized_gaussian_nll(
 
 
 def generalized_gaussian_variance(inv_scale: Tensor, shape: Tensor) -> Tensor:
-    """a^-2 Gamma(3/b) / Gamma(1/b), the shape b cut to ``SHAPE_LIMITS``.
+    """Variance a^-2 Gamma(3/b) / Gamma(1/b) of a generalised Gaussian, b clamped to ``SHAPE_LIMITS``.
 
     Args:
         inv_scale, shape: a and b, positive; their shapes broadcast.
 
     Raises:
-        ValueError: Not positive, no floating dtype, shapes that don't broadcast.
+        ValueError: Values not positive, not a floating dtype, shapes that do not broadcast.
     """
     inv_scale, shape = in_full_precision(inv_scale, "inv_scale"), in_full_precision(shape, "shape")
     check_positive(inv_scale, "inv_scale")
@@ -116,10 +116,10 @@ def generalized_gaussian_variance(inv_scale: Tensor, shape: Tensor) -> Tensor:
 def full_precision_triple(
     mean: Tensor, spread: Tensor, target: Tensor, spread_name: str = "log_variance"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, what tells the spread, and target: shapes checked, half precision as float32.
+    """Check the shapes of mean, spread and target and convert half precision to float32.
 
     Raises:
-        ValueError: Shapes that don't fit or no floating dtype.
+        ValueError: Mismatched shapes or not a floating dtype.
     """
     check_pair(mean, target, spread, spread_name)
     return (
@@ -130,13 +130,13 @@ def full_precision_triple(
 
 
 def check_finite_inputs(result: Tensor, **inputs: Tensor) -> None:
-    """Refuse inputs that hold NaN or infinity, looking at them only where what came out of them is not finite.
+    """Raise on inputs with NaN or infinity; they are inspected only if ``result`` is not finite.
 
-    Whatever is computed must let NaN and infinity of every input through to ``result``. Finite inputs that overflow
-    are not refused.
+    The computation must propagate NaN and infinity of every input to ``result``. Finite inputs that overflow do not
+    raise.
 
     Raises:
-        ValueError: Names the input, how many of its values are not finite, and where the first is.
+        ValueError: Names the input, the number of its non-finite values, and the position of the first.
     """
     with torch.no_grad():
         if bool(torch.isfinite(result.sum())):
@@ -147,5 +147,5 @@ def check_finite_inputs(result: Tensor, **inputs: Tensor) -> None:
                 first = tuple(wrong.nonzero()[0].tolist())
                 raise ValueError(
                     f"{name} must be finite, got NaN or infinity in {int(wrong.sum())} of {tensor.numel()} values, "
-                    f"first at {first}; drop such targets, or lower the learning rate and clamp the log-variance"
+                    f"first at {first}; drop such targets, lower the learning rate or clamp the log-variance"
                 )

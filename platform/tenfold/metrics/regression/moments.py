@@ -1,4 +1,4 @@
-"""Many answers to one question, as one Gaussian."""
+"""Moment matching: the predictions of an ensemble as one Gaussian."""
 
 from typing import NamedTuple
 
@@ -9,30 +9,30 @@ from tenfold.metrics.regression.elements import in_full_precision
 
 
 class PredictiveMoments(NamedTuple):
-    """Of a mixture of Gaussians with equal weights."""
+    """Moments of a mixture of Gaussians with equal weights."""
 
     mean: Tensor
     """Mean of the means."""
     aleatoric: Tensor
-    """Mean of the variances: noise that no amount of data takes away."""
+    """Mean of the variances: irreducible noise."""
     epistemic: Tensor
-    """Variance of the means, divided by K: how far the answers disagree."""
+    """Biased variance (1/K) of the means: disagreement of the members."""
     total: Tensor
-    """Variance of the mixture, the sum of the two."""
+    """Variance of the mixture, the sum of both."""
 
 
 def predictive_moments(means: Tensor, variances: Tensor) -> PredictiveMoments:
-    """Mean and variance of the mixture of K Gaussians (passes with dropout, members of an ensemble, noisy inputs).
+    """Compute mean and variance of a mixture of K Gaussians (MC dropout, deep ensemble, test-time augmentation).
 
     Args:
         means: ``(K, ...)``, any floating dtype.
-        variances: Not negative; broadcasts to the shape of ``means``.
+        variances: Non-negative; broadcasts to the shape of ``means``.
 
     Returns:
-        Each of shape ``(...)``, float32 for half precision.
+        Moments of shape ``(...)`` each, float32 for half precision.
 
     Raises:
-        ValueError: No axis or nothing along it, shapes that don't fit, a negative or NaN variance, no floating dtype.
+        ValueError: No member axis or no members, mismatched shapes, a negative or NaN variance, not a floating dtype.
     """
     means, variances = in_full_precision(means, "means"), in_full_precision(variances, "variances")
     if not means.ndim or not len(means):
@@ -40,11 +40,11 @@ def predictive_moments(means: Tensor, variances: Tensor) -> PredictiveMoments:
     same_axes = means.ndim == variances.ndim
     if not same_axes or any(own not in (1, wanted) for own, wanted in zip(variances.shape, means.shape, strict=True)):
         raise ValueError(
-            f"variances must have the shape of means or 1 in its place, got {tuple(variances.shape)} and "
+            f"variances must have the shape of means or 1 along an axis, got {tuple(variances.shape)} and "
             f"{tuple(means.shape)}"
         )
     if not bool((variances >= 0).all()):
-        raise ValueError("variances must not be negative or NaN")
+        raise ValueError(f"variances must not be negative, got {variances.min().item()}")
     aleatoric = variances.expand_as(means).mean(dim=0)
     epistemic, mean = torch.var_mean(means, dim=0, correction=0)
     return PredictiveMoments(mean, aleatoric, epistemic, aleatoric + epistemic)

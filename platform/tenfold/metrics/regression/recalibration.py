@@ -1,4 +1,4 @@
-"""Repairs after training: what is fitted on held-out predictions so that the std fits the errors."""
+"""Post-hoc recalibration of a predicted std, fitted on held-out predictions."""
 
 from typing import Any, Literal, get_args
 
@@ -12,10 +12,10 @@ ScaleMethod = Literal["nll", "ratio"]
 
 
 class SigmaScaler:
-    """One factor for every std (Levi et al., 2019; Laves et al., 2020).
+    """Sigma scaling: one factor for all stds (Levi et al., 2019; Laves et al., 2020).
 
     Args:
-        method: ``nll``: S = sqrt(mean(r^2 / sigma^2)), at which the Gaussian likelihood is greatest; ``ratio``:
+        method: ``nll`` is S = sqrt(mean(r^2 / sigma^2)), which maximises the Gaussian likelihood; ``ratio`` is
             sum |r| / sum sigma.
 
     Raises:
@@ -31,15 +31,15 @@ class SigmaScaler:
     def fit(
         self, mean: "Tensor | np.ndarray", std: "Tensor | np.ndarray", target: "Tensor | np.ndarray"
     ) -> "SigmaScaler":
-        """Take the factor from predictions that the network was not trained on.
+        """Fit the factor on held-out predictions.
 
         Args:
-            mean, target: One shape.
-            std: Positive, broadcasts to it.
+            mean, target: Same shape.
+            std: Positive, broadcasts to that shape.
 
         Raises:
-            ValueError: Shapes that don't fit, nothing in them, a std that is not positive, NaN or infinity, or no error
-                at all (every std would become 0).
+            ValueError: Mismatched shapes, no values, a non-positive std, NaN or infinity, or only errors of 0 (every
+                std would become 0).
         """
         residual, spread = standard_scores(mean, std, target)
         if self.method == "nll":
@@ -47,46 +47,47 @@ class SigmaScaler:
         else:
             scale = float(residual.abs().sum() / spread.sum())
         if not scale > 0:
-            raise ValueError("mean must differ from target somewhere: without an error there is nothing to scale by")
+            raise ValueError("mean must differ from target somewhere, got no errors; there is nothing to scale by")
         self._scale = scale
         return self
 
     @property
     def scale(self) -> float:
-        """The factor.
+        """Factor applied to every std.
 
         Raises:
             ValueError: Before ``fit``.
         """
         if self._scale is None:
-            raise ValueError("there is no scale yet: call fit before")
+            raise ValueError("scale is not fitted; call fit first")
         return self._scale
 
     def transform(self, std: AnyArray) -> AnyArray:
-        """``scale * std``, same shape and dtype."""
+        """Return ``scale * std``, same shape and dtype."""
         return std * self.scale
 
 
 class IsotonicCalibrator:
-    """A rising curve through observed and expected proportions (Kuleshov et al., 2018), by scikit-learn."""
+    """Isotonic regression from observed to expected proportions (Kuleshov et al., 2018), by scikit-learn."""
 
     def __init__(self) -> None:
         self._curve: Any = None
 
     def fit(self, expected: "Tensor | np.ndarray", observed: "Tensor | np.ndarray") -> "IsotonicCalibrator":
-        """Fit which nominal level holds each observed share of the targets.
+        """Fit the map from observed coverage to nominal level.
 
         Args:
             expected: Nominal levels, 1-D, from ``quantile_calibration``.
-            observed: Share of the targets at each of them.
+            observed: Observed coverage at each level.
 
         Raises:
-            ValueError: Not two 1-D arrays of one length, at least 1, in [0, 1].
+            ValueError: Not two non-empty 1-D arrays of the same length in [0, 1].
         """
         levels, shares = (torch.as_tensor(each).detach().to(torch.float64) for each in (expected, observed))
         if levels.ndim != 1 or levels.shape != shares.shape or not len(levels):
             raise ValueError(
-                f"expected and observed must be 1-D of one length, got {tuple(levels.shape)} and {tuple(shares.shape)}"
+                f"expected and observed must be 1-D and equally long, "
+                f"got {tuple(levels.shape)} and {tuple(shares.shape)}"
             )
         for name, values in (("expected", levels), ("observed", shares)):
             if not bool(((values >= 0) & (values <= 1)).all()):
@@ -98,20 +99,20 @@ class IsotonicCalibrator:
         return self
 
     def transform(self, proportions: AnyArray) -> AnyArray:
-        """Nominal levels that should be asked for so that these proportions hold.
+        """Return the nominal levels to request so that the intervals have the desired coverage.
 
         Args:
-            proportions: Any shape.
+            proportions: Desired coverage, any shape.
 
         Returns:
-            Same shape, float64; straight between the fitted points, the outermost ones' beyond them.
+            Same shape, float64; linear between the fitted points, constant beyond the outermost.
 
         Raises:
             ValueError: Before ``fit``, or NaN.
         """
         if self._curve is None:
-            raise ValueError("there is no curve yet: call fit before")
+            raise ValueError("curve is not fitted; call fit first")
         wanted = torch.as_tensor(proportions).detach().to(torch.float64).cpu().numpy()
         if np.isnan(wanted).any():
-            raise ValueError("proportions must be numbers, got NaN")
+            raise ValueError("proportions must lie in [0, 1], got NaN")
         return like(torch.from_numpy(self._curve.predict(wanted.reshape(-1)).reshape(wanted.shape)), proportions)

@@ -1,6 +1,6 @@
-"""Scores of a predicted Gaussian: how close, and how sure.
+"""CRPS and sharpness of a predicted Gaussian.
 
-CRPS: Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007. The likelihoods are in
+CRPS: Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007. Likelihoods are in
 ``likelihoods``.
 """
 
@@ -18,17 +18,17 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor, *, reduction: Reduc
     """Continuous ranked probability score: sigma (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = (y - mu) / sigma.
 
     Args:
-        mean, target: One shape, any floating dtype.
-        std: sigma, positive, broadcasts to it.
+        mean, target: Same shape, any floating dtype.
+        std: sigma, positive, broadcasts to that shape.
         reduction: Over all elements.
 
     Returns:
         In the target's unit, at least 0, lower is better; shape ``()`` or that of ``mean``, float32 for half precision.
-        For sigma towards 0 it is the absolute error.
+        Tends to the absolute error as sigma tends to 0.
 
     Raises:
-        ValueError: Shapes that don't fit, no floating dtype, a std that is not positive, mean or target not finite,
-            unknown reduction.
+        ValueError: Mismatched shapes, not a floating dtype, a non-positive std, mean or target not finite, unknown
+            reduction.
     """
     check_reduction(reduction)
     mean, std, target = full_precision_triple(mean, std, target, "std")
@@ -41,13 +41,13 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor, *, reduction: Reduc
 
 
 def sharpness(std: "Tensor | np.ndarray") -> float:
-    """Root of the mean variance, in the target's unit: how sure the predictions are, right or wrong.
+    """Root mean variance, in the target's unit; depends on the predictions alone.
 
     Args:
         std: Positive, any shape.
 
     Raises:
-        ValueError: Nothing in it, a std that is not positive, NaN or infinity.
+        ValueError: No values, a non-positive std, NaN or infinity.
     """
     values = torch.as_tensor(std).detach().to(torch.float64)
     if not values.numel():

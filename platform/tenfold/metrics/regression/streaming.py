@@ -1,9 +1,9 @@
-"""Calibration errors of what does not fit into memory: one pass, a few megabytes, parts of a job can be added up.
+"""Streaming calibration errors: one pass, a few megabytes, mergeable over workers.
 
-Equal-width bins need the range of all variances, equal-mass bins their order; neither is known before the last batch.
-What is kept instead is a table of cells by predicted variance, each with a count and two sums. A cell is all variances
-that share the leading bits of a float32; it starts with all 32, and gives up the last bit whenever there are too many
-cells. The table therefore is as fine as the limit allows over whatever range the variances have.
+Equal-width bins need the range of all variances and equal-mass bins their order; neither is known before the last
+batch. Instead, a table keeps cells by predicted variance, each with a count and two sums. A cell holds all variances
+that share the leading bits of a float32: all 32 at first, one fewer whenever there are too many cells. The table is
+therefore as fine as its limit allows, whatever the range of the variances.
 """
 
 import torch
@@ -27,17 +27,17 @@ _MANTISSA_BITS = 23
 class StreamingCalibration:
     """Uncertainty calibration error of batches that are seen once.
 
-    Exact, up to float32 rounding of variances that lie on the edge of a bin, while no more than ``max_cells`` different
-    variances were seen (``exact`` says so; with equal-mass bins equal variances must have one cell's mean error, too).
-    Beyond that sums and range stay exact and only cells that an edge cuts are counted wholly on one side
-    (equal width) or shared out by count (equal mass): at most n_bins - 1 cells, each as wide as ``resolution`` times
-    its variance.
+    Exact, up to float32 rounding of variances on the edge of a bin, as long as no more than ``max_cells`` distinct
+    variances were seen (see ``exact``; with equal-mass bins, ties at an edge get the mean error of their cell).
+    Beyond that, sums and range stay exact, and only cells cut by an edge are approximated: counted on one side (equal
+    width) or split by count (equal mass). These are at most n_bins - 1 cells, each ``resolution`` times its variance
+    wide.
 
     Args:
-        max_cells: Limit of the table, at least 256; 24 bytes and a sort of as many numbers for each.
+        max_cells: Size limit of the table, at least 256; a cell takes 24 bytes.
 
     Raises:
-        ValueError: A lower limit.
+        ValueError: ``max_cells`` below 256.
     """
 
     def __init__(self, max_cells: int = MAX_CELLS) -> None:
@@ -49,24 +49,24 @@ class StreamingCalibration:
         self._sums = torch.empty(3, 0, dtype=torch.float64)  # counts, squared errors, variances
         self._low, self._high = torch.inf, -torch.inf
         self._at_low = torch.zeros(3, dtype=torch.float64)
-        self._waiting: list[Tensor] = []  # squared errors and variances: small batches go into the table together
+        self._waiting: list[Tensor] = []  # squared errors and variances of batches not yet in the table
         self._num_waiting = 0
 
     @property
     def count(self) -> int:
-        """Elements seen."""
+        """Number of elements seen."""
         self._settle()
         return int(self._sums[0].sum())
 
     @property
     def exact(self) -> bool:
-        """Whether every cell still is a single float32."""
+        """Whether every cell is still a single float32."""
         self._settle()
         return self._shift == 0
 
     @property
     def resolution(self) -> float:
-        """Width of a cell as a share of its variance."""
+        """Width of a cell relative to its variance."""
         self._settle()
         return 2.0 ** (self._shift - _MANTISSA_BITS)
 
@@ -75,10 +75,10 @@ class StreamingCalibration:
 
         Args:
             squared_error: (target - mean)^2, any shape.
-            variance: Predicted, as many values.
+            variance: Predicted variance, as many values.
 
         Raises:
-            ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity.
+            ValueError: Different sizes, no values, negative values, NaN or infinity.
         """
         errors, variances = (each.cpu() for each in checked_values(squared_error, variance))
         low, high = (float(end) for end in variances.aminmax())
@@ -93,7 +93,7 @@ class StreamingCalibration:
         self._note_range(low, high, torch.tensor(at_low, dtype=torch.float64))
 
     def merge(self, other: "StreamingCalibration") -> None:
-        """Add all that another one has seen; the order of merging changes nothing but rounding."""
+        """Add everything that ``other`` has seen; the order of merging affects only rounding."""
         self._settle()
         other._settle()
         if not len(other._keys):
@@ -105,15 +105,15 @@ class StreamingCalibration:
         self._insert(keys >> (self._shift - other._shift), other._sums)
 
     def bins(self, *, n_bins: int = 15, strategy: Strategy = "width", include_min: bool = True) -> CalibrationBins:
-        """Everything seen so far in the bins of ``uncertainty_calibration_error``, which see.
+        """Bin everything seen so far; arguments as in ``uncertainty_calibration_error``.
 
         Raises:
-            ValueError: Nothing was seen, fewer than one bin, unknown strategy.
+            ValueError: No batch was seen, fewer than one bin, unknown strategy.
         """
         check_binning(n_bins, strategy)
         self._settle()
         if not len(self._keys):
-            raise ValueError("there must be at least one batch, got none: call update before")
+            raise ValueError("bins need at least one batch, got none; call update first")
         sums = self._mass_sums(n_bins) if strategy == "mass" else self._width_sums(n_bins, include_min)
         return bins_of_sums(sums[0], sums[1], sums[2], self.count)
 
@@ -130,7 +130,7 @@ class StreamingCalibration:
         return result
 
     def _mass_sums(self, n_bins: int) -> Tensor:
-        """Differences of the cumulative sums at the bins' ends, straight within a cell."""
+        """Differences of the cumulative sums at the bins' ends, linear within a cell."""
         ends = torch.full((n_bins,), self.count // n_bins, dtype=torch.float64)
         ends[: self.count % n_bins] += 1
         ends = ends.cumsum(0)
@@ -142,12 +142,12 @@ class StreamingCalibration:
         return at_ends.diff(dim=1, prepend=nothing)
 
     def _settle(self) -> None:
-        """Put what waits into the table."""
+        """Insert waiting batches into the table."""
         if not self._waiting:
             return
         errors, variances = torch.cat(self._waiting, dim=1)
         self._waiting, self._num_waiting = [], 0
-        # The bits of positive floats, read as whole numbers, have the order of the floats.
+        # The bits of non-negative floats, read as integers, order like the floats.
         keys = variances.to(torch.float32).view(torch.int32).to(torch.int64) >> self._shift
         self._insert(keys, torch.stack([torch.ones_like(errors), errors, variances]))
 
@@ -171,7 +171,7 @@ class StreamingCalibration:
     def _set(self, keys: Tensor, sums: Tensor) -> None:
         first, last = (int(end) for end in keys.aminmax())
         if last - first < 8 * len(keys):
-            # A cell for each key that there could be, which spares the sort.
+            # One cell per possible key avoids the sort.
             cells, place = torch.arange(first, last + 1), keys - first
         else:
             cells, place = keys.unique(return_inverse=True)
