@@ -120,17 +120,34 @@ class RegressionData:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
-def check_counts(counts: Mapping[Part, int], seed: int) -> None:
-    """Refuse parts without an example, and a seed that is none.
+class GeneratedConfig:
+    """Base of the settings of data sets that are generated: the counts of the parts, and the checks all of them share.
+
+    It declares no dataclass fields: inherited ones would come first, and their order enters the fingerprint.
 
     Raises:
-        ValueError: A count below 1, or a negative seed.
+        ValueError: Another name than the data set's own, a count below 1, or a negative seed.
     """
-    for part, count in counts.items():
-        if count < 1:
-            raise ValueError(f"num_{part} must be at least 1, got {count}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+
+    name: str
+    num_train: int
+    num_val: int
+    num_test: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.name != type(self).name:
+            raise ValueError(f"name must be {type(self).name!r}, got {self.name!r}")
+        for part, count in self.counts.items():
+            if count < 1:
+                raise ValueError(f"num_{part} must be at least 1, got {count}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+    @property
+    def counts(self) -> dict[Part, int]:
+        """Number of examples of each part."""
+        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenfold.data.regression import PARTS, ArraySource, Part, RegressionData, check_counts, digest_of
+from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
 from tenfold.types import TensorSchema
 
 _VERSION = 1
@@ -22,7 +22,7 @@ _NAMES = tuple(_TISSUES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhantomsConfig:
+class PhantomsConfig(GeneratedConfig):
     """How many heads, how large, how noisy."""
 
     name: str = "phantoms"
@@ -41,16 +41,9 @@ class PhantomsConfig:
     """Of anatomy and noise."""
 
     def __post_init__(self) -> None:
-        if self.name != "phantoms":
-            raise ValueError(f"name must be 'phantoms', got {self.name!r}")
         if self.size < 16 or self.size % 16 or self.noise < 0:
             raise ValueError(f"size must be a multiple of 16 and noise not negative, got {self.size} and {self.noise}")
-        check_counts(self.counts, self.seed)
-
-    @property
-    def counts(self) -> dict[Part, int]:
-        """Heads of each part."""
-        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        super().__post_init__()
 
 
 def load_phantoms(config: PhantomsConfig) -> RegressionData:

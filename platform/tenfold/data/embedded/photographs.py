@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tenfold.data.images import decode_image
-from tenfold.data.regression import PARTS, TARGETS, Part, RegressionData, check_counts, digest_of, digest_of_files
+from tenfold.data.regression import PARTS, TARGETS, GeneratedConfig, Part, RegressionData, digest_of, digest_of_files
 from tenfold.types import Batch, TensorSchema
 
 _EMBEDDED: dict[Part, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotographsConfig:
+class PhotographsConfig(GeneratedConfig):
     """Which photographs, and how they are cut."""
 
     name: str = "photographs"
@@ -45,18 +45,11 @@ class PhotographsConfig:
     """Of the places."""
 
     def __post_init__(self) -> None:
-        if self.name != "photographs":
-            raise ValueError(f"name must be 'photographs', got {self.name!r}")
         if self.scale < 2 or self.crop < self.scale or self.crop % self.scale:
             raise ValueError(
                 f"scale must be at least 2 and crop a multiple of it, got scale {self.scale} and crop {self.crop}"
             )
-        check_counts(self.counts, self.seed)
-
-    @property
-    def counts(self) -> dict[Part, int]:
-        """Squares of each part."""
-        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        super().__post_init__()
 
 
 class Squares:

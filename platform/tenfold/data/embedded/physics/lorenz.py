@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tenfold.data.regression import PARTS, ArraySource, Part, RegressionData, check_counts, digest_of
+from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
 from tenfold.types import TensorSchema
 
 _SIGMA, _RHO, _BETA = 10.0, 28.0, 8 / 3
@@ -23,7 +23,7 @@ _DISCARDED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class LorenzConfig:
+class LorenzConfig(GeneratedConfig):
     """How many trajectories, how long, how noisy."""
 
     name: str = "lorenz"
@@ -50,8 +50,6 @@ class LorenzConfig:
     """Of starts and noise."""
 
     def __post_init__(self) -> None:
-        if self.name != "lorenz":
-            raise ValueError(f"name must be 'lorenz', got {self.name!r}")
         if self.source not in ("windows", "trajectory") or self.noise not in ("growing", "constant"):
             raise ValueError(
                 f"source must be windows or trajectory and noise growing or constant, got {self.source!r} and "
@@ -63,12 +61,7 @@ class LorenzConfig:
             raise ValueError(f"interval must lie in (0, 1], got {self.interval}: the integrator needs short steps")
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale must not be negative, got {self.noise_scale}")
-        check_counts(self.counts, self.seed)
-
-    @property
-    def counts(self) -> dict[Part, int]:
-        """Windows of each part."""
-        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        super().__post_init__()
 
 
 def lorenz_rhs(state: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenfold.data.regression import PARTS, ArraySource, Network, Part, RegressionData, check_counts, digest_of
+from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Network, Part, RegressionData, digest_of
 from tenfold.types import TensorSchema
 
 ELEMENTS = (1, 6, 7, 8, 9)
@@ -23,7 +23,7 @@ NETWORK: Network = "egnn"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoleculesConfig:
+class MoleculesConfig(GeneratedConfig):
     """How many molecules, how large."""
 
     name: str = "molecules"
@@ -42,19 +42,12 @@ class MoleculesConfig:
     """Of molecules and noise."""
 
     def __post_init__(self) -> None:
-        if self.name != "molecules":
-            raise ValueError(f"name must be 'molecules', got {self.name!r}")
         if not 2 <= self.min_atoms < self.max_atoms <= 12:
             raise ValueError(
                 f"min_atoms and max_atoms must satisfy 2 <= min_atoms < max_atoms <= 12, got {self.min_atoms} and "
                 f"{self.max_atoms}"
             )
-        check_counts(self.counts, self.seed)
-
-    @property
-    def counts(self) -> dict[Part, int]:
-        """Molecules of each part."""
-        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        super().__post_init__()
 
 
 def atom_features(charges: np.ndarray) -> np.ndarray:

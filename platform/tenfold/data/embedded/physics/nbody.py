@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tenfold.data.regression import PARTS, ArraySource, Part, RegressionData, check_counts, digest_of
+from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
 from tenfold.types import TensorSchema
 
 SUBSTEPS = 20
@@ -17,7 +17,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBodyConfig:
+class NBodyConfig(GeneratedConfig):
     """How many systems, of how many bodies, how noisy."""
 
     name: str = "nbody"
@@ -42,8 +42,6 @@ class NBodyConfig:
     """Of systems and noise."""
 
     def __post_init__(self) -> None:
-        if self.name != "nbody":
-            raise ValueError(f"name must be 'nbody', got {self.name!r}")
         if self.num_bodies < 2 or self.length < 1:
             raise ValueError(
                 f"num_bodies must be at least 2 and length at least 1, got {self.num_bodies} and {self.length}"
@@ -53,12 +51,7 @@ class NBodyConfig:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale must not be negative, got {self.noise_scale}")
-        check_counts(self.counts, self.seed)
-
-    @property
-    def counts(self) -> dict[Part, int]:
-        """Systems of each part."""
-        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}
+        super().__post_init__()
 
 
 def accelerations(positions: np.ndarray, masses: np.ndarray, softening: float) -> np.ndarray:
