@@ -9,6 +9,7 @@ import numpy as np
 
 from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
 from tenfold.data.domains import DOMAINS
+from tenfold.data.files.checks import check_disjoint, check_settings, require_root
 from tenfold.data.files.readers import torchvision_sets
 from tenfold.data.files.readers.cub import read_cub200
 from tenfold.data.files.readers.folders import read_few_shots, read_folders
@@ -76,12 +77,7 @@ class ClassificationFilesConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
-        if not self.root:
-            raise ValueError("root must be the data set's folder, got an empty string")
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        check_settings(self.name, NAMES, self.root, self.num_workers)
         if self.level not in ("variant", "family"):
             raise ValueError(f"level must be variant or family, got {self.level!r}")
         if self.level != "variant" and self.name != "fgvc_aircraft":
@@ -104,12 +100,13 @@ def load_classification_files(
         ValueError: Anything missing or malformed, with its path and what was expected; a picture in two parts.
         OSError: No room for the cache.
     """
-    root = Path(config.root)
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder: root must be where the data set {config.name} lies")
+    root = require_root(config.root, config.name)
     wanted = tuple(part for part in SPLITS if part in (*check_splits(splits), "test"))
     lists = _read_lists(config, root, wanted)
-    _check_disjoint(config.name, lists)
+    check_disjoint(
+        config.name,
+        {part: pictures.pictures for part, pictures in lists.parts.items() if isinstance(pictures.pictures, list)},
+    )
     sizes = {part: _sizes(pictures) for part, pictures in lists.parts.items()}
     domain = DOMAINS[config.name]
     loaded = {part: _split(config, part, pictures, preprocessing) for part, pictures in lists.parts.items()}
@@ -166,15 +163,6 @@ def _reader(config: ClassificationFilesConfig) -> _Reader:
     if config.name == "imagenet_100":
         return lambda root, parts: read_imagenet_100(root, parts, root / config.classes_file)
     return _READERS[config.name]
-
-
-def _check_disjoint(name: str, lists: PictureLists) -> None:
-    seen: dict[str, str] = {}
-    for part, pictures in lists.parts.items():
-        for path in pictures.pictures if isinstance(pictures.pictures, list) else ():
-            other = seen.setdefault(path, part)
-            if other != part:
-                raise ValueError(f"{name}: {path} is in the {other} part and in the {part} part")
 
 
 def _sizes(pictures: PictureList) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.classification import SPLITS, ClassificationData, ClassificationSplit, Split, check_splits
+from tenfold.data.files.checks import check_disjoint, check_settings, require_root
 from tenfold.data.files.readers.cub import read_cub_cues
 from tenfold.data.files.readers.imagenet import imagenet_names
 from tenfold.data.files.readers.masks import MaskPictures
@@ -81,12 +82,7 @@ class LocalisationFilesConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {self.name!r}")
-        if not self.root:
-            raise ValueError("root must be the data set's folder, got an empty string")
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        check_settings(self.name, NAMES, self.root, self.num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +128,7 @@ def load_localisation_files(
         )
     size = preprocessing.image_size
     train_size = size if train_size is None else train_size
-    root = _root(config)
+    root = require_root(config.root, config.name)
     classes, parts = _read(config, root, SPLITS, truth=True)
     test = parts["test"]
     cub = root / "CUB"
@@ -169,7 +165,7 @@ def load_localisation_classes(
         OSError: No room for the cache.
     """
     wanted = tuple(part for part in SPLITS if part in (*check_splits(splits), "test"))
-    classes, parts = _read(config, _root(config), wanted, truth=False)
+    classes, parts = _read(config, require_root(config.root, config.name), wanted, truth=False)
     loaded = {
         part: ClassificationSplit(
             images=_images(config, preprocessing, listed, preprocessing.image_size, keep=part != "train"),
@@ -190,13 +186,6 @@ def load_localisation_classes(
     )
 
 
-def _root(config: LocalisationFilesConfig) -> Path:
-    root = Path(config.root)
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder: root must be where the data set {config.name} lies")
-    return root
-
-
 def _read(
     config: LocalisationFilesConfig, root: Path, wanted: Sequence[Split], *, truth: bool
 ) -> tuple[tuple[str, ...], dict[Split, _Part]]:
@@ -215,12 +204,7 @@ def _read(
         part: _read_part(layout, root, lists / part, part, len(classes), truth=truth and part != "train")
         for part in wanted
     }
-    seen: dict[str, str] = {}
-    for part, listed in parts.items():
-        for path in listed.paths:
-            other = seen.setdefault(path, part)
-            if other != part:
-                raise ValueError(f"{config.name}: {path} is in the {other} part and in the {part} part")
+    check_disjoint(config.name, {part: listed.paths for part, listed in parts.items()})
     return classes, parts
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from tenfold.data.array_cache import cached_array
+from tenfold.data.files.checks import require_root
 from tenfold.data.files.readers import coco, cub, voc
 from tenfold.data.files.readers.matrices import has_matrices, read_matrices
 from tenfold.data.files.readers.official_lists import Listing, OfficialLists
@@ -101,9 +102,7 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
         ValueError: Anything missing or malformed, with its path and what was expected.
         OSError: No room for the cache.
     """
-    root = Path(config.root)
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder: root must be where the data set {config.name} lies")
+    root = require_root(config.root, config.name)
     lists = _read_lists(config, root)
     # The draw comes first: it runs over the whole official list, whatever is kept of it.
     train, train_sizes = _existing(config, _with_observed(config, lists.train))
