@@ -43,8 +43,8 @@ class Digits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glyphs:
-    """Printed digits (source domain), slightly turned, sheared, scaled and moved; each split has fonts of its own."""
+class _Printed:
+    """Printed characters, slightly turned, sheared, scaled and moved; each split has fonts of its own."""
 
     images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
     """uint8 ``(N, 32, 32, 3)``: grey as RGB, white on black."""
@@ -54,6 +54,12 @@ class Glyphs:
     """uint8 ``(N,)``: index into ``fonts.FONTS``."""
     parameters: Annotated[np.ndarray, Row("<f4", 5)]
     """float32 ``(N, 5)``: the jitter, columns ``affine.WARP_PARAMETERS``; scale 1 is 22 pixels of ink."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glyphs(_Printed):
+    """Printed digits (source domain)."""
+
     concepts: Annotated[np.ndarray, Row("|i1", len(DIGIT_CONCEPTS))]
     """int8 ``(N, 13)`` in {0, 1}: ``concepts.DIGIT_CONCEPTS`` of the class."""
     captions: Annotated[np.ndarray, Row("<U64")]
@@ -61,17 +67,9 @@ class Glyphs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Letters:
-    """Printed letters A-J, made like ``Glyphs``: what a model of digits has never seen."""
+class Letters(_Printed):
+    """Printed letters A-J, out of distribution for a model of digits; labels 0..9 are A..J, not the digits."""
 
-    images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
-    """uint8 ``(N, 32, 32, 3)``: grey as RGB, white on black."""
-    labels: Annotated[np.ndarray, Row("<i8")]
-    """int64 ``(N,)``: 0..9 for A..J (classes of their own, not those of the digits)."""
-    fonts: Annotated[np.ndarray, Row("|u1")]
-    """uint8 ``(N,)``: index into ``fonts.FONTS``."""
-    parameters: Annotated[np.ndarray, Row("<f4", 5)]
-    """float32 ``(N, 5)``: the jitter, as in ``Glyphs``."""
     captions: Annotated[np.ndarray, Row("<U64")]
     """unicode ``(N,)``: "a photo of the letter B" or another wording."""
 
