@@ -1,6 +1,7 @@
 """What every command line has in common: help, the composed settings, one message for a mistake, exit codes."""
 
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -196,8 +197,9 @@ def test_the_evaluation_that_is_printed_is_of_the_same_data():
 
 
 @pytest.mark.parametrize("script", ["jobs/evaluate.py", "jobs/deploy.py"])
-def test_the_commands_to_go_on_take_the_model_that_they_name(script):
-    words = [sys.executable, script, "model=models:/large_loss@champion", "--cfg", "job"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "platform"})
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["reference"] == "models:/large_loss@champion"
+def test_the_commands_to_go_on_take_the_model_that_they_name(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "model=models:/large_loss@champion", "--cfg", "job"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["reference"] == "models:/large_loss@champion"
