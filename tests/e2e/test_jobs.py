@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -117,23 +118,36 @@ def wait_for(head: Head, process: "subprocess.Popen[bytes]") -> None:
     raise TimeoutError(f"no job server at {head.address}")
 
 
+@pytest.mark.e2e
 def test_without_the_token_nothing_is_accepted(head):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
     assert refused.value.code == 401
 
 
+def train_submitted(submit: Submit, storage: Path) -> float:
+    """Submit a training that ends with a champion; return its test mAP."""
+    words = ["scale.cpus_per_worker=0.5", f"scale.storage={storage}", "run.num_epochs=2", *TINY.split()]
+    trained = submit("jobs/train.py", *words)
+    assert "models:/large_loss/1 @champion" in trained
+    return float(re.search(r"test/mAP\s+([\d.]+)", trained)[1])
+
+
+@pytest.mark.e2e
+def test_a_training_as_a_submitted_job(submit, tmp_path):
+    storage = tmp_path / "outputs"
+    assert 0 < train_submitted(submit, storage) <= 100
+    (bundle,) = storage.glob("stages/large_loss-*/bundle/model.safetensors")
+    assert bundle.stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_train_evaluate_deploy_and_sweep_as_submitted_jobs(submit, tmp_path):
     storage = tmp_path / "outputs"
-    small = TINY.split()
-    trained = submit(
-        "jobs/train.py", "scale.cpus_per_worker=0.5", f"scale.storage={storage}", "run.num_epochs=2", *small
-    )
-    assert "models:/large_loss/1 @champion" in trained
-    value = float(re.search(r"test/mAP\s+([\d.]+)", trained)[1])
+    value = train_submitted(submit, storage)
 
     uri = f"tracking_uri=sqlite:///{storage}/mlflow.db"
-    data = [word for word in small if word.startswith("data.")]
+    data = [word for word in TINY.split() if word.startswith("data.")]
     evaluated = submit("jobs/evaluate.py", "model=models:/large_loss@champion", uri, f"scale.storage={storage}", *data)
     assert float(re.search(r"test/mAP\s+([\d.]+)", evaluated)[1]) == pytest.approx(value, rel=1e-3)
 
@@ -156,8 +170,11 @@ def test_train_evaluate_deploy_and_sweep_as_submitted_jobs(submit, tmp_path):
         assert {output["name"] for output in json.load(reply)["outputs"]} >= {"probs"}
 
 
+@pytest.mark.e2e
 def test_demo_from_data_to_a_served_prediction(submit, tmp_path):
     small = ["scale.cpus_per_worker=0.5", "run.num_epochs=1", *TINY.split()]
     told = submit("jobs/demo.py", f"scale.storage={tmp_path}", *small)
     assert re.search(r"/predict says\s+\S+ \d\.\d\d", told), told
     assert "@champion" in told
+    for file in ("example.png", "example_map.png"):
+        assert Image.open(tmp_path / "demo" / file).size == (64, 64)
