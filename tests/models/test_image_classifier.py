@@ -92,7 +92,7 @@ def test_networks_of_the_libraries_give_feature_maps(name, dim):
         assert model(make_images(1)).shape == (1, K)
 
 
-def test_a_network_is_fed_what_it_was_trained_on():
+def test_a_network_keeps_the_normalisation_of_its_training():
     model = build_classifier(ModelConfig(name="timm:tf_efficientnet_lite0"), K, 64)
     assert model.preprocessing.mean == (0.5, 0.5, 0.5)
     assert model.preprocessing.std == (0.5, 0.5, 0.5)
@@ -121,7 +121,7 @@ def test_the_feature_map_can_be_made_finer_without_other_weights(name, stride, s
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "small_cnn", "output_stride": 8}, "leave it null for small_cnn"),
+        ({"name": "small_cnn", "output_stride": 8}, "output_stride must be null for small_cnn, got 8"),
     ],
 )
 def test_settings_that_a_network_does_not_have_are_refused(settings, message):
@@ -130,7 +130,7 @@ def test_settings_that_a_network_does_not_have_are_refused(settings, message):
 
 
 def test_a_finer_map_is_refused_where_the_library_has_none():
-    with pytest.raises(ValueError, match="leave it null for torchvision:mobilenet_v3_small"):
+    with pytest.raises(ValueError, match="output_stride must be null for torchvision:mobilenet_v3_small, got 16"):
         build_classifier(ModelConfig(name="torchvision:mobilenet_v3_small", output_stride=16), K, 64)
 
 
@@ -155,13 +155,13 @@ def test_the_packaged_network_knows_espresso_and_cats():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm:vit_tiny_patch16_224", r"gives \(1, 197, 192\) and no feature map"),
+        ("timm:vit_tiny_patch16_224", r"must return a feature map \(B, D, h, w\), got \(1, 197, 192\)"),
         ("torchvision:vit_b_16", "no convolutional feature map"),
-        ("torchvision:swin_t", "no feature map"),  # channels last
+        ("torchvision:swin_t", "must return a feature map"),  # channels last
         ("torchvision:resnet5000", "torchvision has no classifier 'resnet5000'"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier"),
         ("timm:resnet5000", "timm has no model 'resnet5000'"),
-        ("timm:resnet10t.nobody_in1k", r"out of reach .*set model\.checkpoint"),
+        ("timm:resnet10t.nobody_in1k", r"cannot download .*set model\.checkpoint"),
     ],
 )
 def test_networks_without_a_feature_map_and_unknown_ones_are_refused(name, message):
@@ -200,7 +200,7 @@ def test_a_checkpoint_fills_the_backbone_and_leaves_the_head(tmp_path, ending):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_a_published_checkpoint_of_the_whole_network_fits(tmp_path, name):
+def test_a_published_checkpoint_of_the_whole_network_loads(tmp_path, name):
     from torchvision import models
 
     network = models.get_model(name)
@@ -227,15 +227,15 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.checkpoint: there is no file .*nothing\.pth"):
+def test_checkpoints_that_do_not_match_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.checkpoint must be an existing file, got .*nothing\.pth"):
         small(checkpoint=str(tmp_path / "nothing.pth"))
     weights = small().backbone.state_dict()
     name = next(iter(weights))
     for number, (content, message) in enumerate(
         [
             ({key: value for key, value in weights.items() if key != name}, f"lacks 1 of the backbone's.*{name}"),
-            ({**weights, name: torch.zeros(2)}, "does not fit the network"),
+            ({**weights, name: torch.zeros(2)}, "does not match the network"),
             ({"state_dict": weights}, "lacks"),
             ([1, 2], r"model\.checkpoint"),
         ]

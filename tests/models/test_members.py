@@ -1,4 +1,4 @@
-"""Members that answer at once: what they would answer one by one, whatever the network, the shape and the thread."""
+"""Vectorised members: the outputs of the members one by one, for any network, input shape and thread."""
 
 import itertools
 import threading
@@ -27,11 +27,11 @@ MOLECULES = (
     TensorSchema(name="n_atoms", dtype="int64", shape=()),
 )
 EXACT = {"rtol": 1e-11, "atol": 1e-13}
-"""In float64: sums in another order."""
+"""For float64, where sums are taken in another order."""
 
 
-class Asks(nn.Module):
-    """Its operations depend on its inputs, which all members share."""
+class BranchesOnInput(nn.Module):
+    """Network whose operations depend on its inputs, which all members share."""
 
     def __init__(self):
         super().__init__()
@@ -41,20 +41,20 @@ class Asks(nn.Module):
         return self.layer(inputs) if inputs.sum() > 0 else -self.layer(inputs)
 
 
-class AsksInNumpy(Asks):
+class BranchesInNumpy(BranchesOnInput):
     def forward(self, inputs):
         return self.layer(inputs) if inputs.numpy().sum() > 0 else -self.layer(inputs)
 
 
-class Chooses(Asks):
-    """Its operations depend on a member's own numbers."""
+class BranchesOnParameter(BranchesOnInput):
+    """Network whose operations depend on a member's own parameters."""
 
     def forward(self, inputs):
         return self.layer(inputs).relu() if self.layer.bias[0] > 0 else self.layer(inputs)
 
 
-class Counts(Asks):
-    """Has a constant that it changes, and a tensor that is neither parameter nor buffer."""
+class ChangesConstant(BranchesOnInput):
+    """Network that changes a constant in place, and holds a tensor that is neither parameter nor buffer."""
 
     def __init__(self):
         super().__init__()
@@ -85,10 +85,10 @@ MAKERS = {
     "digit_cnn": lambda: DigitCNN(channels=(2, 3, 4), hidden=6),
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
     "convolutions": convolutions,
-    "asks": Asks,
-    "asks in numpy": AsksInNumpy,
-    "chooses": Chooses,
-    "counts": Counts,
+    "branches on input": BranchesOnInput,
+    "branches in numpy": BranchesInNumpy,
+    "branches on parameter": BranchesOnParameter,
+    "changes constant": ChangesConstant,
     **{name: lambda name=name: regressor(name) for name in (*REGRESSORS, "egnn")},
 }
 SHAPES = {"digit_cnn": (1, 28, 28), "perceptron": (2, 3), "convolutions": (1, 9, 11)}
@@ -101,8 +101,8 @@ def example(name, rows, seed=0):
         return features, positions, torch.randint(1, 5, (rows,), generator=generator)
     shape = SHAPES.get(name) or REGRESSORS.get(name, (None, (3,)))[1]
     values = torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
-    # What asks for the sum must be told the same by every part of the rows.
-    return (values.abs() if name.startswith("asks") else values,)
+    # Networks that branch on the sum must see the same sign in every part of the rows.
+    return (values.abs() if name in ("branches on input", "branches in numpy") else values,)
 
 
 def networks(name, count=3):
@@ -127,7 +127,7 @@ def identical(first, second):
     ("name", "budget"),
     [*itertools.product(MAKERS, (1, 2**40)), ("convolutions", 3000), ("cnn1d", 3000), ("egnn", 3000)],
 )
-def test_members_answer_as_one_by_one(name, budget, monkeypatch):
+def test_members_equal_one_by_one(name, budget, monkeypatch):
     monkeypatch.setattr(module, "ACTIVATION_BYTES", budget)
     monkeypatch.setattr(module, "MAX_ROWS", 6)
     made = networks(name)
@@ -144,9 +144,9 @@ def test_members_answer_as_one_by_one(name, budget, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [("perceptron", "forward"), ("asks", "_together"), ("asks in numpy", "_together")]
+    ("name", "way"), [("perceptron", "forward"), ("branches on input", "_together"), ("branches in numpy", "_together")]
 )
-def test_only_what_does_not_look_at_numbers_is_recorded(name, way):
+def test_only_networks_without_branches_on_numbers_are_recorded(name, way):
     members = Members.of(networks(name))
     for _ in range(2):
         members(*example(name, 3))
@@ -154,8 +154,8 @@ def test_only_what_does_not_look_at_numbers_is_recorded(name, way):
     assert [each._repeat.__name__ for each in plan.passes.values()] == [way]
 
 
-@pytest.mark.parametrize("name", ["asks", "asks in numpy", "chooses", "egnn"])
-def test_what_depends_on_numbers_is_asked_every_time(name):
+@pytest.mark.parametrize("name", ["branches on input", "branches in numpy", "branches on parameter", "egnn"])
+def test_branches_on_numbers_are_taken_anew_at_every_call(name):
     made = networks(name)
     members = Members.of(made)
     inputs = example(name, 3)
@@ -165,7 +165,7 @@ def test_what_depends_on_numbers_is_asked_every_time(name):
 
 
 @pytest.mark.parametrize("name", ["digit_cnn", "cnn1d"])
-def test_a_row_is_answered_the_same_whatever_its_neighbours(name):
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(name):
     members = Members.of(networks(name))
     inputs = example(name, 11)
     whole = members(*inputs)
@@ -174,7 +174,7 @@ def test_a_row_is_answered_the_same_whatever_its_neighbours(name):
         torch.testing.assert_close(members(*(each[rows] for each in inputs)), expected, **EXACT)
 
 
-def test_the_network_stays_as_it_is():
+def test_the_network_is_left_unchanged():
     (network,) = networks("convolutions", 1)
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -192,7 +192,7 @@ def test_the_network_stays_as_it_is():
     assert torch.is_grad_enabled()
 
 
-def test_what_members_don_t_name_is_the_network_s():
+def test_tensors_not_named_are_those_of_the_network():
     (network,) = networks("perceptron", 1)
     bias = torch.arange(12.0, dtype=torch.float64).view(4, 3)
     answers = Members(network, {"3.bias": bias})(*example("perceptron", 2))
@@ -201,22 +201,22 @@ def test_what_members_don_t_name_is_the_network_s():
     torch.testing.assert_close(answers, expected, **EXACT)
 
 
-def test_order_in_memory_dtype_and_modes_may_change_between_calls():
+def test_memory_layout_dtype_and_modes_may_change_between_calls():
     made = networks("digit_cnn")
     members = Members.of(made)
-    (pictures,) = example("digit_cnn", 4)
-    expected = one_by_one(made, (pictures,))
-    last = pictures.transpose(2, 3).contiguous().transpose(2, 3)
-    for inputs in (pictures, last, pictures.clone().requires_grad_()) * 2:
+    (images,) = example("digit_cnn", 4)
+    expected = one_by_one(made, (images,))
+    last = images.transpose(2, 3).contiguous().transpose(2, 3)
+    for inputs in (images, last, images.clone().requires_grad_()) * 2:
         torch.testing.assert_close(members(inputs), expected, **EXACT)
         with torch.inference_mode():
             torch.testing.assert_close(members(inputs), expected, **EXACT)
     single = Members.of([network.float() for network in made])
     for _ in range(3):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            coarse = single(pictures.float())
+            coarse = single(images.float())
         assert (coarse - expected).abs().max() > 1e-4
-        torch.testing.assert_close(single(pictures.float()), expected.float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single(images.float()), expected.float(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_pooling_refuses_what_torch_refuses():
         module._max_pool2d(torch.zeros(1, 1, 1, 4), 2)
 
 
-@pytest.mark.parametrize("name", ["convolutions", "asks", "chooses"])
-def test_threads_may_ask_at_the_same_time(name):
+@pytest.mark.parametrize("name", ["convolutions", "branches on input", "branches on parameter"])
+def test_threads_may_call_at_the_same_time(name):
     made = networks(name)
     members = Members.of(made)
     expected = {rows: one_by_one(made, example(name, rows, rows)) for rows in (1, 2, 3, 5)}
@@ -268,7 +268,7 @@ def test_threads_may_ask_at_the_same_time(name):
     assert failures == []
 
 
-def test_only_so_many_shapes_are_remembered(monkeypatch):
+def test_the_number_of_kept_shapes_is_limited(monkeypatch):
     monkeypatch.setattr(module, "MAX_SHAPES", 2)
     made = networks("perceptron")
     members = Members.of(made)
@@ -279,7 +279,7 @@ def test_only_so_many_shapes_are_remembered(monkeypatch):
         assert len(members._plans) <= 2
 
 
-def test_what_is_wrong_with_the_inputs_is_said_as_the_network_says_it():
+def test_errors_in_the_inputs_are_those_of_the_network():
     members = Members.of(networks("digit_cnn"))
     with pytest.raises(ValueError, match=r"images must be \(B, 1, 28, 28\)"):
         members(torch.zeros(2, 1, 8, 8, dtype=torch.float64))
@@ -301,8 +301,8 @@ def test_what_is_wrong_with_the_inputs_is_said_as_the_network_says_it():
         ({}, "got 0 names"),
         ({"weight": torch.zeros(2, 1, 3), "bogus": torch.zeros(2)}, r"unknown: \['bogus'\]"),
         ({"weight": torch.zeros(2, 1, 3), "bias": torch.zeros(3, 1)}, r"got \[2, 3\]"),
-        ({"weight": torch.zeros(0, 1, 3)}, r"at least one; got \[0\]"),
-        ({"bias": torch.zeros(())}, r"at least one; got \[0\]"),
+        ({"weight": torch.zeros(0, 1, 3)}, r"at least one, got \[0\]"),
+        ({"bias": torch.zeros(())}, r"at least one, got \[0\]"),
     ],
 )
 def test_members_that_are_refused(parameters, message):
@@ -324,6 +324,6 @@ def test_inputs_that_are_refused(inputs, message):
         Members(nn.Linear(3, 1), {"bias": torch.zeros(2, 1)})(*inputs)
 
 
-def test_no_network_is_no_ensemble():
+def test_an_ensemble_without_networks_is_refused():
     with pytest.raises(ValueError, match="at least one network"):
         Members.of([])

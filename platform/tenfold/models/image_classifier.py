@@ -1,15 +1,15 @@
-"""Convolutional image classifiers: a backbone that gives a feature map, and a head.
+"""Convolutional image classifiers: a backbone that returns a feature map, and a head.
 
-The plain head is linear on the map's mean; a method may bring one that reads the map itself (class activation maps).
-Backbone and head are apart because methods also freeze the backbone (linear initialisation) or give the head another
-learning rate.
+The plain head is linear in the mean of the map; a method may supply one that reads the map itself (class activation
+maps). Backbone and head are separate modules because methods also freeze the backbone (linear initialisation) or train
+the head at another learning rate.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises where it refuses; nothing is unpickled
+from pickle import UnpicklingError  # raised by torch.load when it refuses a file; nothing is unpickled
 from typing import Any, Literal
 
 import torch
@@ -26,31 +26,31 @@ SMALL_CNN_WIDTHS = (16, 32, 64, 128)
 DILATED_CNN_WIDTH = 64
 OWN_NETWORKS = ("small_cnn", "dilated_cnn", "efficientnet_lite0")
 EMBEDDED_PRETRAINING = ("small_cnn", "dilated_cnn")
-"""Networks that are pre-trained here, on single digits."""
+"""Networks pre-trained by this project, on single digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network."""
+    """Settings of the network."""
 
     name: str = "small_cnn"
-    """``small_cnn``; ``dilated_cnn`` (small too, every place sees the whole picture); ``efficientnet_lite0`` (its
-    ImageNet weights come with a package); ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME``
+    """``small_cnn``; ``dilated_cnn`` (also small, with a receptive field of the whole image); ``efficientnet_lite0``
+    (ImageNet weights from a package); ``torchvision:NAME`` (``torchvision:resnet50``) or ``timm:NAME``
     (``timm:resnet50.a1_in1k``)."""
     pretrained: bool = False
-    """Load the library's own weights, which must be in its cache or within reach; for ``small_cnn`` and
-    ``dilated_cnn`` the embedded pre-training on single digits."""
+    """Load the library's weights, from its cache or a download; for ``small_cnn`` and ``dilated_cnn`` the embedded
+    pre-training on single digits."""
     output_stride: Literal[8, 16] | None = None
-    """Pixels of the picture for a place of the feature map: 16 and 8 give a ResNet (torchvision) or a timm network
-    finer maps than its own, mostly 32; None leaves the network as it is."""
+    """Image pixels per location of the feature map: 16 and 8 give a ResNet (torchvision) or a timm network finer maps
+    than its own, mostly 32; None leaves the network unchanged."""
     checkpoint: str | None = None
-    """Local weights (.safetensors, or .pth read without pickle) for the backbone; wins over ``pretrained``."""
+    """Local weights of the backbone (.safetensors, or .pth read without pickle); overrides ``pretrained``."""
     init: Literal["end_to_end", "linear"] = "end_to_end"
-    """``linear``: first a linear classifier on the frozen backbone, then everything (LinearInit)."""
+    """``linear``: first a linear classifier on the frozen backbone, then the whole network (LinearInit)."""
     linear_epochs: int = 25
-    """Epochs of that first phase."""
+    """Epochs of the linear phase."""
     linear_learning_rate: float = 1e-3
-    """Adam's learning rate of that first phase."""
+    """Learning rate of Adam in the linear phase."""
 
     def __post_init__(self) -> None:
         library = self.name.split(":", 1)[0]
@@ -61,7 +61,7 @@ class ModelConfig:
                 f"name must be {', '.join(OWN_NETWORKS)}, torchvision:NAME or timm:NAME, got {self.name!r}"
             )
         if self.output_stride is not None and self.name in OWN_NETWORKS:
-            raise ValueError(f"output_stride is for networks of torchvision and timm; leave it null for {self.name}")
+            raise ValueError(f"output_stride must be null for {self.name}, got {self.output_stride}")
         if self.linear_epochs < 1:
             raise ValueError(f"linear_epochs must be at least 1, got {self.linear_epochs}")
         if self.linear_learning_rate <= 0:
@@ -69,13 +69,13 @@ class ModelConfig:
 
 
 class ImageClassifier(nn.Module):
-    """Logits = head(mean over space of backbone(normalised picture)), or head(backbone(normalised picture)).
+    """Logits = head(spatial mean of backbone(normalised image)), or head(backbone(normalised image)).
 
     Args:
         backbone: ``(B, 3, H, W)`` float to a feature map ``(B, D, h, w)``.
         feature_dim: Channels D of that map.
         num_classes: Classes K, at least 1.
-        preprocessing: What the backbone was made for.
+        preprocessing: Preprocessing that the backbone expects.
         map_head: Feature map ``(B, D, h, w)`` to logits ``(B, K)``; None: linear on the map's mean.
     """
 
@@ -102,21 +102,21 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(B, H, W, 3)`` to the backbone's float ``(B, 3, H, W)``."""
+        """Convert uint8 ``(B, H, W, 3)`` to the backbone's float ``(B, 3, H, W)``."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
         return (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """``(B, D, h, w)`` of uint8 pictures ``(B, H, W, 3)``."""
+        """Return the feature map ``(B, D, h, w)`` of uint8 images ``(B, H, W, 3)``."""
         return self.backbone(self.normalise(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled ``(B, D)`` of uint8 pictures."""
+        """Return the mean-pooled features ``(B, D)`` of uint8 images ``(B, H, W, 3)``."""
         return self.feature_map(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of uint8 pictures ``(B, H, W, 3)``."""
+        """Return the logits ``(B, K)`` of uint8 images ``(B, H, W, 3)``."""
         return self.head(self.feature_map(images) if self.reads_map else self.features(images))
 
 
@@ -126,16 +126,17 @@ def build_classifier(
     image_size: int,
     map_head: Callable[[int, int], nn.Module] | None = None,
 ) -> ImageClassifier:
-    """The network that a configuration names, with fresh head.
+    """Build the network of a configuration, with a randomly initialised head.
 
     Args:
-        config: Which network.
+        config: Settings of the network.
         num_classes: Classes K.
-        image_size: Side of the pictures.
-        map_head: Channels D and classes K to a head that reads the feature map; None: the plain head.
+        image_size: Side of the images.
+        map_head: Function of channels D and classes K that returns a head on the feature map; None: the plain head.
 
     Raises:
-        ValueError: Unknown network, missing or unfitting checkpoint, weights out of reach, no feature map.
+        ValueError: The network is unknown or has no feature map, the checkpoint is missing or does not match, or the
+            weights can't be downloaded.
     """
     library, _, name = config.name.partition(":")
     if library == "small_cnn":
@@ -151,7 +152,7 @@ def build_classifier(
     else:
         build = _torchvision_backbone if library == "torchvision" else _timm_backbone
         backbone, feature_dim = build(name, config.pretrained and config.checkpoint is None, config.output_stride)
-        # timm knows what each of its networks was trained on; torchvision's share one normalisation.
+        # timm records the normalisation of each network; those of torchvision share one.
         trained_on = getattr(backbone, "pretrained_cfg", {})
         mean, std = trained_on.get("mean", IMAGENET_MEAN), trained_on.get("std", IMAGENET_STD)
         preprocessing = Preprocessing(image_size=image_size, mean=tuple(mean), std=tuple(std))
@@ -162,7 +163,7 @@ def build_classifier(
 
 
 def small_cnn() -> nn.Sequential:
-    """Four 3x3 convolutions with batch norm: 64x64 pictures become 8x8 maps of 128 channels, about 0.1 M weights."""
+    """Build four 3x3 convolutions with batch norm: 64x64 images to 8x8 maps of 128 channels, about 0.1 M weights."""
     layers: list[nn.Module] = []
     width_before, strides = 3, (2, 2, 2, 1)
     for width, stride in zip(SMALL_CNN_WIDTHS, strides, strict=True):
@@ -172,9 +173,9 @@ def small_cnn() -> nn.Sequential:
 
 
 def dilated_cnn() -> nn.Sequential:
-    """Six 3x3 convolutions with batch norm: 64x64 pictures become 8x8 maps of 64 channels, about 0.13 M weights.
+    """Build six 3x3 convolutions with batch norm: 64x64 images to 8x8 maps of 64 channels, about 0.13 M weights.
 
-    Dilation lets every place of the map see 127 pixels around it, so the whole picture.
+    With dilation, the receptive field of every location is 127 pixels wide, so it covers the whole image.
     """
     layers: list[nn.Module] = []
     width_before = 3
@@ -188,7 +189,7 @@ def dilated_cnn() -> nn.Sequential:
 def parameter_groups(
     model: ImageClassifier, learning_rate: float, head_multiplier: float
 ) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Backbone at the learning rate, everything else (the head) at a multiple of it."""
+    """Return optimiser groups: the backbone at ``learning_rate``, all else (the head) at a multiple of it."""
     backbone = {id(parameter) for parameter in model.backbone.parameters()}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in backbone]
     return [
@@ -208,18 +209,22 @@ def _torchvision_backbone(name: str, pretrained: bool, output_stride: int | None
     try:
         network = models.get_model(name, weights="DEFAULT" if pretrained else None)
     except OSError as error:
-        raise ValueError(f"weights of torchvision:{name} are out of reach ({error}); set model.checkpoint") from error
+        raise ValueError(
+            f"cannot download the weights of torchvision:{name} ({error}); set model.checkpoint"
+        ) from error
     if name.startswith(("resnet", "resnext", "wide_resnet")):
         if output_stride is not None:
-            # Without dilation, as in the code of CALM: the weights fit, the stages see finer maps.
+            # Without dilation, as in the code of CALM: the weights still match, the stages see finer maps.
             for stage in (network.layer3, network.layer4) if output_stride == 8 else (network.layer4,):
                 for layer in stage[0].modules():
                     if isinstance(layer, nn.Conv2d):
                         layer.stride = (1, 1)
-        # Named as in the network, so that published weights fit.
+        # Named as in the network, so that published weights load.
         backbone: nn.Module = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
     elif output_stride is not None:
-        raise ValueError(f"output_stride of torchvision networks is for ResNets; leave it null for torchvision:{name}")
+        raise ValueError(
+            f"output_stride must be null for torchvision:{name}, got {output_stride}; only its ResNets take one"
+        )
     else:
         nodes = get_graph_node_names(network)[1]
         if "features" not in nodes and not hasattr(network, "features"):
@@ -240,31 +245,31 @@ def _timm_backbone(name: str, pretrained: bool, output_stride: int | None) -> tu
     try:
         network = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **stride)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"weights of timm:{name} are out of reach ({error}); set model.checkpoint") from error
+        raise ValueError(f"cannot download the weights of timm:{name} ({error}); set model.checkpoint") from error
     except TypeError as error:
         if output_stride is None:
             raise
-        raise ValueError(f"timm:{name} cannot change its output_stride; leave it null") from error
+        raise ValueError(f"output_stride must be null for timm:{name}, got {output_stride}") from error
     return network, _map_channels(network, f"timm:{name}")
 
 
 def _map_channels(backbone: nn.Module, name: str) -> int:
-    """Channels D of the feature map; refuses networks that have none."""
+    """Return the channels D of the feature map, or raise if the network has no such map."""
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
         output = backbone(torch.zeros(1, 3, 224, 224))
     backbone.train(was_training)
-    # A square picture has a square map: Swin and its like keep their channels last.
+    # A square image has a square map; Swin and similar networks keep their channels last.
     if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] != output.shape[3]:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{name} gives {shape} and no feature map (B, D, h, w): choose a convolutional network")
+        raise ValueError(f"{name} must return a feature map (B, D, h, w), got {shape}; choose a convolutional network")
     return output.shape[1]
 
 
 def _load_backbone(backbone: nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"model.checkpoint: there is no file {path}")
+        raise ValueError(f"model.checkpoint must be an existing file, got {path}")
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)
@@ -279,7 +284,7 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
     try:
         incompatible = backbone.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"model.checkpoint {path} does not fit the network: {error}") from error
+        raise ValueError(f"model.checkpoint {path} does not match the network: {error}") from error
     if incompatible.missing_keys:
         missing = ", ".join(incompatible.missing_keys[:5])
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Members of an ensemble, or of a posterior: K sets of parameters of one network that answer the same inputs.
+"""Vectorised forward passes of ensemble members or posterior samples: K sets of parameters of one network.
 
-One after the other, small networks with few inputs cost mostly the calls. ``vmap`` makes K calls one, and costs some
-tens of microseconds an operation itself. So a vectorised pass that comes again is recorded, once for each shape of the
-inputs, and repeated: the same operations on the same numbers, without the calls around them.
+Run one by one, small networks on few inputs spend most of their time on call overhead. ``vmap`` merges K calls into one
+but costs some tens of microseconds per operation itself. A repeated vectorised pass is therefore recorded, once per
+input shape, and replayed: the same operations on the same numbers, without that overhead.
 """
 
 import copy
@@ -21,33 +21,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ACTIVATION_BYTES = 4 * 2**20
-"""On a CPU so many members answer at once that no tensor between inputs and answers is larger than this. Beyond it they
-leave the caches, and the allocator takes new pages from the system at every call: 30 ``DigitCNN`` with 32 inputs are
-twice as slow in one pass as in turn (``tests/benchmarks/bench_members.py``)."""
+"""Largest intermediate tensor on a CPU; sets how many members run at once. Larger ones fall out of the caches, and the
+allocator requests new pages at every call: 30 ``DigitCNN`` with 32 inputs take twice as long in one pass as one by one
+(``tests/benchmarks/bench_members.py``)."""
 MAX_ROWS = 256
-"""Inputs at once on a CPU, for what is between them and the answers not to fill the memory."""
+"""Rows at once on a CPU, to bound the memory of intermediate tensors."""
 DEVICE_ROWS = 4096
-"""Inputs times members at once elsewhere."""
+"""Rows times members at once on other devices."""
 MAX_SHAPES = 64
-"""Shapes of inputs that are remembered; those seen first go first."""
+"""Input shapes whose plans are kept; the oldest is dropped first."""
 Sides = int | list[int] | tuple[int, ...]
 
 
 class Members:
-    """One network with K sets of parameters, as one function of its inputs.
+    """One network with K sets of parameters, as one function of its inputs; thread-safe.
 
-    Answers are those of the members one by one but for rounding, and the same at every call. Any network can be a
-    member: what cannot be recorded, as its operations depend on the numbers, is vectorised at each call, and what
-    cannot be vectorised answers member by member. Several threads may call it.
+    Outputs equal those of the members one by one up to rounding, and are the same at every call. Any network works: a
+    network whose operations depend on the numbers cannot be recorded and is vectorised at each call; one that cannot be
+    vectorised either runs member by member.
 
     Args:
-        network: The architecture, which answers each row of its inputs by itself; as in ``eval()``, and it stays as it
-            is.
-        parameters: Of K members by name, ``(K, ...)``. What they don't name of the network's parameters and buffers is
-            the network's for all members.
+        network: The architecture, which treats the rows of its inputs independently. It runs as in ``eval()``, on a
+            copy that shares its tensors.
+        parameters: Parameters and buffers of K members by name, ``(K, ...)``. Those not named are taken from the
+            network, for all members.
 
     Raises:
-        ValueError: No member, names that the network doesn't have, or not as many members under each name.
+        ValueError: There is no member, a name is unknown, or the names have different numbers of members.
     """
 
     def __init__(self, network: nn.Module, parameters: Mapping[str, Tensor]) -> None:
@@ -55,11 +55,11 @@ class Members:
         unknown = sorted(set(parameters) - set(known))
         if unknown or not parameters:
             raise ValueError(
-                f"members must name parameters of the module; got {len(parameters)} names, unknown: {unknown}"
+                f"parameters must name tensors of the network, got {len(parameters)} names, unknown: {unknown}"
             )
         counts = {len(value) if value.ndim else 0 for value in parameters.values()}
         if len(counts) > 1 or 0 in counts:
-            raise ValueError(f"each name must have parameters of all members, at least one; got {sorted(counts)}")
+            raise ValueError(f"parameters must have the same number of members, at least one, got {sorted(counts)}")
         self.count = counts.pop()
         self._network = _same_tensors(network).eval()
         self._idle: list[nn.Module] = []
@@ -69,11 +69,11 @@ class Members:
 
     @classmethod
     def of(cls, networks: Sequence[nn.Module]) -> "Members":
-        """Members from networks of one architecture, whose parameters and buffers are copied.
+        """Build members from networks of one architecture; their parameters and buffers are copied.
 
         Raises:
-            ValueError: No network.
-            RuntimeError: Networks of different classes or shapes.
+            ValueError: There is no network.
+            RuntimeError: The networks differ in class or shapes.
         """
         if not networks:
             raise ValueError("an ensemble needs at least one network, got none")
@@ -81,23 +81,23 @@ class Members:
         return cls(networks[0], {**parameters, **buffers})
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """What every member gives.
+        """Run all members.
 
         Args:
-            inputs: As the network takes them, ``(N, ...)`` each, on the device of the parameters.
+            inputs: Inputs of the network, ``(N, ...)`` each, on the device of the parameters.
 
         Returns:
-            A tensor, or tuple of tensors, as the network gives, each ``(K, N, ...)``, without a gradient.
+            The network's output (a tensor or a tree of tensors), each tensor ``(K, N, ...)``, without gradient.
 
         Raises:
-            ValueError: No input, or not N rows in each, N at least 1.
+            ValueError: There is no input, or the inputs do not all have N rows, N at least 1.
         """
         lengths = {len(each) if each.ndim else 0 for each in inputs}
         if len(lengths) != 1 or 0 in lengths:
             shapes = ", ".join(str(tuple(each.shape)) for each in inputs) or "none"
             raise ValueError(f"inputs must be (N, ...) with N at least 1, got {shapes}")
         rows = MAX_ROWS if inputs[0].is_cpu else max(1, DEVICE_ROWS // self.count)
-        # An operation is recorded for one order in memory.
+        # A recorded operation assumes one memory layout.
         parts = zip(*(each.contiguous().split(rows) for each in inputs), strict=True)
         with torch.no_grad():
             return _joined([self._answer(part) for part in parts], dim=1)
@@ -109,27 +109,27 @@ class Members:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._make_plan(inputs)
-            # A new dictionary each time: no thread sees it change.
+            # Always a new dictionary, so that no thread sees it change.
             self._plans = dict([*self._plans.items(), (key, plan)][-MAX_SHAPES:])
-        groups = plan.groups  # those of this call, whatever another thread finds out meanwhile
+        groups = plan.groups  # fixed for this call; another thread may replace them
         try:
             return self._follow(plan, groups, inputs)
         except (RuntimeError, TypeError, ValueError):
-            # The network's own errors came up while a member answered alone: it is vmap that refuses.
+            # Errors of the network itself surfaced when one member ran alone, so this one is from vmap.
             if len(groups) == self.count:
                 raise
             plan.groups = self._groups(1)
             return self._follow(plan, plan.groups, inputs)
 
     def _make_plan(self, inputs: tuple[Tensor, ...]) -> "_Plan":
-        """Have one member answer, which shows what is wrong with the inputs, and how large its activations are."""
+        """Run one member alone, to surface errors in the inputs and to measure its largest activation."""
         with _Largest() as largest, _Substitutes():
             self._alone(*(value[:1] for value in self._values), *inputs)
         at_once = min(max(1, ACTIVATION_BYTES // max(1, largest.num_bytes)), self.count)
         return _Plan(self._groups(at_once if inputs[0].is_cpu else self.count), {})
 
     def _groups(self, at_once: int) -> list[tuple[Tensor, ...]]:
-        """Parameters of all members, at most so many at once, in parts of one size but for the last."""
+        """Split the parameters of all members into parts of at most ``at_once``, equal in size except the last."""
         size = -(-self.count // -(-self.count // at_once))
         return list(zip(*(value.split(size) for value in self._values), strict=True))
 
@@ -150,7 +150,7 @@ class Members:
         return vmap(lambda *values: self._call(values, tensors))(*tensors[: len(self._names)])
 
     def _call(self, values: Sequence[Tensor], tensors: tuple[Tensor, ...]) -> Any:
-        # functional_call puts the parameters into the network for a while: a network for each call at the same time.
+        # functional_call temporarily swaps the parameters in, so concurrent calls need a network each.
         try:
             network = self._idle.pop()
         except IndexError:
@@ -163,18 +163,18 @@ class Members:
 
 @dataclass
 class _Plan:
-    """How inputs of one shape are answered."""
+    """Execution plan for inputs of one shape."""
 
     groups: list[tuple[Tensor, ...]]
-    """Parameters of those that answer at once, for each pass."""
+    """Parameters of the members that run at once, for each pass."""
     passes: dict[int, "_Pass"]
-    """By how many answer at once."""
+    """Pass by the number of members that run at once."""
 
 
 class _Pass:
-    """A function of tensors of fixed shapes: called the first time, recorded the second, repeated from the third.
+    """Function of tensors of fixed shapes: called the first time, recorded the second, replayed from the third.
 
-    Each time the operations are the same, and so is the answer to the last bit.
+    The operations are the same each time, so the outputs are bitwise equal.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -201,20 +201,20 @@ class _Pass:
 
 
 class _Recording(TorchDispatchMode):
-    """Operations on tensors, as a graph of ``torch.fx``.
+    """Recording of tensor operations as a ``torch.fx`` graph.
 
-    Not traced by ``torch.fx`` itself: while that traces, it changes ``nn.Module`` for all threads.
+    Not traced by ``torch.fx`` itself, which patches ``nn.Module`` for all threads while it traces.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self._graph, self._constants = fx.Graph(), nn.Module()
         self._nodes = {id(tensor): self._graph.placeholder(f"given{i}") for i, tensor in enumerate(tensors)}
-        self._alive = list(tensors)  # an id is a tensor's as long as that lives
+        self._alive = list(tensors)  # an id is unique only while its tensor lives
         self._complete = True
 
     def program(self, answer: Any) -> Callable[..., Any] | None:
-        """The operations that gave the answer; None where what they are depends on the numbers."""
+        """Return the recorded operations as a function; None if they depend on the numbers."""
         if not self._complete:
             return None
         self._graph.output(tree_map(self._node, answer))
@@ -224,7 +224,7 @@ class _Recording(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten.lift_fresh.default:
-            # A constant of the network's code: changed in place, it would not be the same the next time.
+            # A constant in the network's code, cloned so that in-place changes do not carry over to the next call.
             func = torch.ops.aten.clone.default
         operation = self._graph.call_function(func, *tree_map(self._node, (tuple(args), dict(kwargs or {}))))
         answer = func(*args, **(kwargs or {}))
@@ -251,7 +251,7 @@ class _Recording(TorchDispatchMode):
 
 
 class _Largest(TorchDispatchMode):
-    """How large the largest tensor is that is computed."""
+    """Size of the largest computed tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class _Largest(TorchDispatchMode):
 
 
 class _Substitutes(TorchFunctionMode):
-    """A faster way to the same numbers, and an eye on those that leave torch: what becomes of them is not recorded."""
+    """Replace max-pooling by an equal, faster version, and note whether values leave torch, where recording ends."""
 
     LEAVING = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr})
 
@@ -293,14 +293,14 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """``functional.max_pool2d``; on a CPU, windows side by side as the larger of slices.
+    """Compute ``functional.max_pool2d``; on a CPU, non-overlapping windows as the maximum of slices.
 
-    PyTorch's own kernel takes one number after the other: a third of the time of ``DigitCNN``.
+    PyTorch's CPU kernel is scalar: it takes a third of the time of ``DigitCNN``.
     """
     window, step = _pair(kernel_size), _pair(stride or kernel_size)
     tiles = window == step and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
     if not tiles or ceil_mode or return_indices or not input.is_cpu or min(input.shape[-2:]) < max(window):
-        pool: Any = functional.max_pool2d  # its type knows return_indices only as a literal
+        pool: Any = functional.max_pool2d  # its type hints accept return_indices only as a literal
         return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     height, width = (side // size * size for side, size in zip(input.shape[-2:], window, strict=True))
     rows = functools.reduce(torch.maximum, [input[..., i : height : window[0], :] for i in range(window[0])])
@@ -316,6 +316,6 @@ def _joined(answers: Sequence[Any], dim: int) -> Any:
 
 
 def _same_tensors(network: nn.Module) -> nn.Module:
-    """A copy of the modules, with the same parameters and buffers."""
+    """Copy the modules, sharing parameters and buffers."""
     tensors = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
