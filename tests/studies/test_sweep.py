@@ -19,7 +19,8 @@ from tenfold.studies.run import StudyFailedError, run_study
 from tenfold.studies.study import StudyError, parse_study
 from tenfold.studies.tracking import StudyTracking
 from tenfold.studies.trial import Trial, TrialOutcome
-from tenfold.tracking.runs import child_runs, start_run
+from tenfold.tracking.runs import start_run
+from tests.tracking.store import child_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -231,8 +232,8 @@ def test_trials_are_nested_under_one_tracked_run_for_all_starts(tmp_path):
     assert first.run_id is not None
     assert again.run_id == first.run_id
     children = child_runs(uri, first.run_id)
-    assert sorted(child.status for child in children) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
-    assert {child.run_id for child in children} == {record.run_id for record in first.records}
+    assert sorted(child.info.status for child in children) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    assert {child.info.run_id for child in children} == {record.run_id for record in first.records}
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

@@ -29,7 +29,7 @@ from tenfold.engine import cluster
 from tenfold.files import write_atomically
 from tenfold.studies.jobs import study_folder_name
 from tenfold.studies.records import StudyFolder, TrialRecord, write_json
-from tenfold.studies.results import PointResult, StudyResult, collect, format_spread
+from tenfold.studies.results import StudyResult, collect
 from tenfold.studies.space import Axis
 from tenfold.studies.study import Point, Study, StudyError, digest, format_value, short_name
 from tenfold.studies.tracking import StudyTracking, open_study_run
@@ -375,12 +375,3 @@ def _say_interrupted(result: StudyResult, command: str) -> None:
     done = sum(record.status != "failed" for record in result.records)
     again = f"the same command goes on: {command}" if command else "the same command goes on"
     log.warning("interrupted with %d finished trials kept in %s; %s", done, result.folder, again)
-
-
-def describe(result: StudyResult) -> str:
-    """Two lines for the end of a job: the best point and where the report is."""
-    best: PointResult | None = result.best
-    if best is None:
-        return f"{result.study.name}: no point finished with every seed\nreport: {result.folder / 'report.md'}"
-    metrics = ", ".join(f"{metric} {format_spread(best.spread(metric))}" for metric in result.study.metrics)
-    return f"{result.study.name}: best is {best.point.label}: {metrics}\nreport: {result.folder / 'report.md'}"

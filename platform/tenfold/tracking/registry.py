@@ -243,15 +243,6 @@ def resolve(uri: str, model: str) -> Resolved:
     return Resolved(name, number, found.tags["run_id"], dict(bundle.metadata.metrics), bundle.folder)
 
 
-def resolve_version(uri: str, model: str) -> str:
-    """The version number that a reference names now; cheap enough to ask every second.
-
-    Raises:
-        ValueError: As ``resolve``.
-    """
-    return str(find_version(open_client(uri), uri, model).version)
-
-
 def registered_champions(uri: str) -> list[str]:
     """Names of all registered models that have a champion, in alphabetical order."""
     return sorted(name for name, aliases in registered_aliases(open_client(uri)).items() if CHAMPION in aliases)

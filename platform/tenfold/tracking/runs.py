@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 # Before MLflow: the module quietens it, which works at import only.
-from tenfold.tracking.client import SQLITE, check_model_name, database_exists, database_path, open_client, quoted, shown  # isort: split
+from tenfold.tracking.client import SQLITE, check_model_name, database_path, open_client, quoted, shown  # isort: split
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
@@ -265,48 +265,6 @@ def _artifact_name(name: str) -> str:
 def check_status(status: str) -> None:
     if status not in get_args(Status):
         raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {status!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildRun:
-    """What a sweep reads back of one nested run."""
-
-    run_id: str
-    name: str
-    status: str
-    """RUNNING, SCHEDULED, FINISHED, FAILED or KILLED."""
-    params: dict[str, str]
-    metrics: dict[str, float]
-    """The latest value of each."""
-    tags: dict[str, str]
-
-
-def find_run(uri: str, experiment: str, tags: Mapping[str, str]) -> str | None:
-    """Id of the latest run of an experiment that carries all of the tags; None if there is none."""
-    if not database_exists(uri):
-        return None
-    client = open_client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return None
-    condition = " and ".join(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())
-    runs = client.search_runs([found.experiment_id], condition, order_by=["attributes.start_time DESC"], max_results=1)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def child_runs(uri: str, parent: str) -> list[ChildRun]:
-    """All runs nested directly in the run ``parent``, oldest first."""
-    return [
-        ChildRun(
-            run_id=run.info.run_id,
-            name=run.info.run_name or "",
-            status=run.info.status,
-            params=dict(run.data.params),
-            metrics=dict(run.data.metrics),
-            tags=dict(run.data.tags),
-        )
-        for run in _search_children(open_client(uri), parent)
-    ]
 
 
 def close_stale_children(uri: str, parent: str, status: Status = "KILLED") -> list[str]:
