@@ -1,4 +1,4 @@
-"""Posterior annealing end to end on tiny data: objectives, where the std comes from, repairs, and what is refused."""
+"""Posterior annealing end to end on tiny data: objectives, sources of the std, recalibration, rejected settings."""
 
 import math
 from itertools import pairwise
@@ -173,8 +173,8 @@ def test_an_input_in_the_targets_unit_is_standardised_with_them():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "the inputs must be input, got none"),
-        ({"input": torch.zeros(2, 10), "mask": torch.zeros(2)}, "the inputs must be input, got input, mask"),
+        ({}, "inputs must be input, got none"),
+        ({"input": torch.zeros(2, 10), "mask": torch.zeros(2)}, "inputs must be input, got input, mask"),
         ({"input": torch.zeros(2, 9)}, r"input must be float32 \(B, 10\), got float32 \(2, 9\)"),
         ({"input": torch.zeros(2, 10).double()}, "got float64"),
     ],
@@ -207,11 +207,11 @@ def test_what_does_not_fit_together_is_refused_before_any_work(tmp_path: Path, s
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("method.end=1.2", r"end must lie in \(0, 1\], got 1\.2: tau has to be 0 before training ends"),
+        ("method.end=1.2", r"end must lie in \(0, 1\], got 1\.2; tau has to be 0 before training ends"),
         ("method.hold=1.0", "hold must lie in"),
         ("method.form=sum", r"below 1 for the sum form"),
         ("method.start=0", r"start must lie in \(0, 1\]"),
-        ("method.coupling_weight=-1", "coupling_weight must not be negative"),
+        ("method.coupling_weight=-1", "coupling_weight must be at least 0"),
         ("method.residual_power=0.5", "residual_power must be at least 1"),
         ("method.num_members=1", "must be at least 2"),
         ("method.calibration_fraction=1", "calibration_fraction must lie in"),

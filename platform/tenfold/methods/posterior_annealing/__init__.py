@@ -2,9 +2,9 @@
 
 Uddeshya Upadhyay, Jae Myung Kim, Cordelia Schmid, Bernhard Schoelkopf, Zeynep Akata. 2023, arXiv 2302.11012.
 
-A network that predicts a mean and a variance learns slowly where its errors are large, and is badly calibrated. Begin
-with an improper likelihood, whose gradients are larger there, and anneal it to the Gaussian one in the course of
-training, together with the learning rate.
+A network that predicts a mean and a variance converges slowly where its errors are large, and is badly calibrated. The
+method starts from an improper likelihood, whose gradients are larger there, and anneals it to the Gaussian likelihood
+during training, together with the learning rate.
 """
 
 from tenfold.data.embedded.physics.lorenz import lorenz_rhs, simulate_lorenz

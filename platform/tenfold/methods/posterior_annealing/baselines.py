@@ -1,4 +1,4 @@
-"""The likelihood losses that posterior annealing is compared with."""
+"""Baseline losses for posterior annealing."""
 
 import torch
 from torch import Tensor
@@ -16,24 +16,24 @@ def beta_nll_loss(
     reduction: Reduction = "mean",
     validate: bool = True,
 ) -> Tensor:
-    """Gaussian likelihood, each element weighted with its variance to the power beta, through which nothing is learnt.
+    """Return the beta-NLL: the Gaussian NLL, each element weighted by its detached variance to the power beta.
 
     Seitzer, Tavakoli, Antic and Martius, "On the Pitfalls of Heteroscedastic Uncertainty Estimation with Probabilistic
-    Neural Networks", ICLR 2022. beta = 0 is the plain likelihood; beta = 1 gives the mean the gradient of the squared
+    Neural Networks", ICLR 2022. beta = 0 is the plain NLL; with beta = 1 the mean receives the gradient of the squared
     error.
 
     Args:
-        mean, target: One shape.
-        log_variance: Broadcasts to it.
-        beta: In [0, 1].
-        reduction: Over all elements.
-        validate: Refuse NaN and infinity in the inputs.
+        mean, target: Tensors of one shape.
+        log_variance: Log-variance; broadcasts to that shape.
+        beta: Exponent of the variance, in [0, 1].
+        reduction: Reduction over all elements.
+        validate: Reject NaN and infinity in the inputs.
 
     Returns:
         Shape ``()`` or that of ``mean``, float32 for half precision.
 
     Raises:
-        ValueError: Shapes that don't fit, beta outside [0, 1], unknown reduction, inputs that are not finite.
+        ValueError: Shapes that do not match, beta outside [0, 1], an unknown reduction, inputs that are not finite.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")

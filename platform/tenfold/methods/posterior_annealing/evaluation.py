@@ -1,4 +1,4 @@
-"""How good a regressor's means are, and whether its std can be believed."""
+"""Evaluation of probabilistic regressors: errors of the mean, calibration of the std."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tenfold.data.regression import TARGETS, RegressionData, RegressionSource
 from tenfold.engine.run import Run
+from tenfold.methods.posterior_annealing.predictor import RegressionEnsemble
 from tenfold.metrics.regression.calibration import (
     error_uncertainty_correlation,
     expected_normalized_calibration_error,
@@ -20,18 +21,18 @@ from tenfold.metrics.regression.scores import gaussian_crps, sharpness
 
 BATCH = 256
 LEVELS = (0.5, 0.9, 0.95)
-"""Levels whose intervals' coverage is reported."""
+"""Interval levels whose coverage is reported."""
 MAX_QUANTILES = 2_000_000
-"""Most elements that the quantile calibration and the rank correlation look at, evenly spread; all other figures take
-every element."""
+"""Maximum number of (evenly spaced) elements in the quantile calibration and the rank correlation; all other metrics
+use every element."""
 MIN_STD = 1e-12
 Nominal = Callable[[Tensor], Tensor]
-"""Levels of intervals to those at which the Gaussian is asked, as ``RegressionEnsemble.nominal`` gives them."""
+"""Map from interval levels to Gaussian levels, as ``RegressionEnsemble.nominal``."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split, beside what is true; each float32 ``(N, C, ...)``."""
+    """Predictions and targets of a split, each float32 ``(N, C, ...)``."""
 
     mean: Tensor
     std: Tensor
@@ -47,11 +48,11 @@ class Predictions:
 def predict_source(
     run: Run, predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], source: RegressionSource
 ) -> Predictions:
-    """All predictions of a split, computed by all workers together.
+    """Predict a whole split, distributed over all workers.
 
     Args:
-        run: The machine.
-        predict: A batch of inputs by name to ``mean`` and ``std``.
+        run: Execution context.
+        predict: Maps a batch of inputs by name to ``mean`` and ``std``.
         source: The split.
     """
     parts: dict[str, list[Tensor]] = {"mean": [], "std": [], TARGETS: []}
@@ -70,7 +71,7 @@ def predict_source(
 
 
 def point_metrics(predictions: Predictions, prefix: str) -> dict[str, float]:
-    """MSE, RMSE, MAE in the target's unit, and the mean Gaussian NLL with all constants, in nats."""
+    """Return MSE, RMSE and MAE in target units, and the mean Gaussian NLL with all constants, in nats."""
     mean, std, targets = predictions.flat
     error = targets - mean
     return {
@@ -84,13 +85,13 @@ def point_metrics(predictions: Predictions, prefix: str) -> dict[str, float]:
 def uncertainty_metrics(
     predictions: Predictions, prefix: str, num_bins: int, nominal: Nominal | None = None
 ) -> dict[str, float]:
-    """Calibration errors of the variance, correlations with the error, CRPS, sharpness and coverage of intervals.
+    """Return calibration errors of the variance, its correlation with the error, CRPS, sharpness and coverage.
 
     Args:
-        predictions: Of a split.
-        prefix: Before the names.
-        num_bins: Of the calibration errors.
-        nominal: What a recalibrated model makes of the level of an interval; None: nothing.
+        predictions: Predictions of a split.
+        prefix: Prefix of the metric names.
+        num_bins: Number of bins of the calibration errors.
+        nominal: Level map of a recalibrated model; None: identity.
     """
     mean, std, targets = predictions.flat
     squared_error, variance = (targets - mean).square(), std.square()
@@ -121,8 +122,8 @@ def uncertainty_metrics(
     }
 
 
-def picture_metrics(predictions: Predictions, prefix: str, max_value: float) -> dict[str, float]:
-    """PSNR in dB and SSIM, of each picture and then averaged."""
+def image_metrics(predictions: Predictions, prefix: str, max_value: float) -> dict[str, float]:
+    """Return PSNR in dB and SSIM, each averaged over images."""
     sums = {"psnr": 0.0, "ssim": 0.0}
     for start in range(0, len(predictions.mean), BATCH):
         predicted = predictions.mean[start : start + BATCH].clamp(0, max_value)
@@ -135,8 +136,17 @@ def picture_metrics(predictions: Predictions, prefix: str, max_value: float) -> 
 def all_metrics(
     predictions: Predictions, prefix: str, num_bins: int, data: RegressionData, nominal: Nominal | None = None
 ) -> dict[str, float]:
-    """Everything that is reported of a split; arguments as in ``uncertainty_metrics``."""
+    """Return all reported metrics of a split; arguments as in ``uncertainty_metrics``."""
     metrics = point_metrics(predictions, prefix) | uncertainty_metrics(predictions, prefix, num_bins, nominal)
     if data.max_value is not None:
-        metrics |= picture_metrics(predictions, prefix, data.max_value)
+        metrics |= image_metrics(predictions, prefix, data.max_value)
+    return metrics
+
+
+def held_out_metrics(run: Run, predictor: RegressionEnsemble, data: RegressionData, num_bins: int) -> dict[str, float]:
+    """Return all metrics of a predictor on the validation and test splits, named ``val/...`` and ``test/...``."""
+    metrics: dict[str, float] = {}
+    for part in ("val", "test"):
+        predictions = predict_source(run, predictor, data.part(part))
+        metrics |= all_metrics(predictions, part, num_bins, data, predictor.nominal)
     return metrics

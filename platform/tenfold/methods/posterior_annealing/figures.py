@@ -1,4 +1,4 @@
-"""What people look at after a training: convergence, calibration, and examples with their uncertainty."""
+"""Figures of a training run: convergence, calibration, and examples with their uncertainty."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def log_figures(
     predictions: Predictions,
     history: list[dict[str, float]],
 ) -> None:
-    """All figures of a finished training, in the tracked run; ``predictions`` are those of the test part."""
+    """Log all figures of a finished training to the tracked run; ``predictions`` are those of the test split."""
     title = f"{config.objective} on {data.name}"
     mean, std, targets = predictions.flat
     step = -(-len(mean) // MAX_QUANTILES)
@@ -42,31 +42,29 @@ def log_figures(
     truth = batch.pop(TARGETS)
     outputs = predictor(batch)
     if truth.ndim == 4:
-        run.log_figure("examples.png", figure_pictures(batch["input"], truth, outputs, data.max_value or 1.0, title))
+        run.log_figure("examples.png", figure_images(batch["input"], truth, outputs, data.max_value or 1.0, title))
     elif truth.ndim == 3:
         run.log_figure("examples.png", figure_series(batch["input"], truth, outputs, data.targets, title))
 
 
-def figure_pictures(
-    inputs: Tensor, truth: Tensor, outputs: Mapping[str, Tensor], max_value: float, title: str
-) -> Figure:
-    """A row per picture: input, target, predicted mean, absolute error, predicted std; the last two on one scale.
+def figure_images(inputs: Tensor, truth: Tensor, outputs: Mapping[str, Tensor], max_value: float, title: str) -> Figure:
+    """Draw a row per image: input, target, predicted mean, absolute error, predicted std; the last two on one scale.
 
     Args:
         inputs: ``(N, C', h, w)``.
         truth: ``(N, C, H, W)``, C 1 or 3.
-        outputs: ``mean`` and ``std``, like ``truth``.
-        max_value: What is white.
-        title: Above it all.
+        outputs: ``mean`` and ``std``, shaped like ``truth``.
+        max_value: Pixel value of white.
+        title: Title of the figure.
     """
     error = (truth - outputs["mean"]).abs().mean(1)
     std = outputs["std"].mean(1)
     figure = Figure(figsize=(9.2, 1.85 * len(truth) + 0.5), layout="constrained")
     panels: Any = figure.subplots(len(truth), 5, squeeze=False)
-    shown = [_picture(each, max_value) for each in (inputs, truth, outputs["mean"])]
+    shown = [_displayed(each, max_value) for each in (inputs, truth, outputs["mean"])]
     for row in range(len(truth)):
-        for column, pictures in enumerate(shown):
-            panels[row, column].imshow(pictures[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for column, images in enumerate(shown):
+            panels[row, column].imshow(images[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         top = float(max(error[row].max(), std[row].max()))
         for column, values in ((3, error[row]), (4, std[row])):
             drawn = panels[row, column].imshow(values, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
@@ -83,14 +81,14 @@ def figure_pictures(
 def figure_series(
     inputs: Tensor, truth: Tensor, outputs: Mapping[str, Tensor], names: Sequence[str], title: str
 ) -> Figure:
-    """A row per series, a column per channel: target, noisy input, and the mean within two std.
+    """Draw a row per series and a column per channel: target, noisy input, and the mean with a band of two std.
 
     Args:
-        inputs: ``(N, C', T)``; drawn where it has the targets' channels.
+        inputs: ``(N, C', T)``; drawn if it has the channels of the targets.
         truth: ``(N, C, T)``; at most the first four channels are drawn.
-        outputs: ``mean`` and ``std``, like ``truth``.
-        names: Of the channels.
-        title: Above it all.
+        outputs: ``mean`` and ``std``, shaped like ``truth``.
+        names: Names of the channels.
+        title: Title of the figure.
     """
     num_channels = min(truth.shape[1], 4)
     figure = Figure(figsize=(3.2 * num_channels, 1.9 * len(truth) + 0.5), layout="constrained")
@@ -112,7 +110,7 @@ def figure_series(
     return figure
 
 
-def _picture(pictures: Tensor, max_value: float) -> np.ndarray:
-    """``(N, C, H, W)`` to what is shown: RGB, or the mean channel."""
-    scaled = (pictures / max_value).clamp(0, 1)
+def _displayed(images: Tensor, max_value: float) -> np.ndarray:
+    """Convert ``(N, C, H, W)`` to displayable values in [0, 1]: RGB, or the mean over channels."""
+    scaled = (images / max_value).clamp(0, 1)
     return (scaled.permute(0, 2, 3, 1) if scaled.shape[1] == 3 else scaled.mean(1)).numpy()

@@ -2,7 +2,7 @@
 
 Upadhyay, Kim, Schmid, Schoelkopf and Akata, "Likelihood Annealing: Fast Calibrated Uncertainty for Regression", 2023.
 The energy of a target is its Gaussian negative log-likelihood plus T times a prior: residuals are small, and sigma
-equals them. T falls to 0 in the course of training. At large residuals the prior's gradient is the larger one.
+matches them. T is annealed to 0 during training. At large residuals the gradient of the prior dominates.
 Symbols: r = target - mean, ell the log-variance, sigma = exp(ell / 2), tau = T / (1 + T).
 """
 
@@ -32,28 +32,28 @@ def annealed_likelihood_loss(
     reduction: Reduction = "mean",
     validate: bool = True,
 ) -> Tensor:
-    """(1 - tau) NLL + tau (l1 |r|^p + l2 (|r| - sigma)^2), NLL = 1/2 (ell + r^2 exp(-ell)).
+    """Return (1 - tau) NLL + tau (l1 |r|^p + l2 (|r| - sigma)^2), with NLL = 1/2 (ell + r^2 exp(-ell)).
 
     Args:
-        mean: ``(B, ...)``, any floating dtype; targets in units in which 1 is a usual size.
-        log_variance: ell; broadcasts to the shape of ``mean``; taken as it is, nothing is clamped.
-        target: The shape of ``mean``.
+        mean: ``(B, ...)``, any floating dtype; standardised, so that 1 is a typical magnitude.
+        log_variance: ell; broadcasts to the shape of ``mean``; it is not clamped.
+        target: Same shape as ``mean``.
         tau: Weight of the prior in [0, 1], from ``annealing_weight``. At 0 the loss is the plain likelihood.
         residual_weight: l1, at least 0.
         coupling_weight: l2, at least 0.
         residual_power: p, at least 1.
-        detach_residual: Let the coupling teach sigma only: its |r| is then a constant.
-        form: ``sum`` leaves the likelihood its whole weight: NLL + T (...), T = tau / (1 - tau). Its scale falls with
-            T, which Adam's second moment follows slowly.
-        reduction: Over all elements of the shape of ``mean``.
-        validate: Refuse NaN and infinity in the inputs. Costs a look at one number.
+        detach_residual: Treat |r| in the coupling term as a constant, so that the term trains sigma only.
+        form: ``sum`` keeps the full weight of the likelihood: NLL + T (...), T = tau / (1 - tau). Its scale falls with
+            T, and Adam's second moment lags behind.
+        reduction: Reduction over all elements of the shape of ``mean``.
+        validate: Reject NaN and infinity in the inputs; costs one scalar check.
 
     Returns:
         Shape ``()`` or that of ``mean`` (reduction ``none``), float32 for half precision.
 
     Raises:
-        ValueError: Shapes that don't fit, no floating dtype, tau outside [0, 1] or 1 in the sum form, a negative
-            weight, a power below 1, unknown form or reduction, inputs that are not finite.
+        ValueError: Shapes that do not match, a dtype that is not floating point, tau outside [0, 1] or 1 in the sum
+            form, a negative weight, a power below 1, an unknown form or reduction, inputs that are not finite.
     """
     tau = _check_weight(tau)
     _check_settings(tau, residual_weight, coupling_weight, residual_power, form)
@@ -64,7 +64,7 @@ def annealed_likelihood_loss(
     residual_weight, coupling_weight = strength * residual_weight, strength * coupling_weight
 
     residual = target - mean
-    # One exponential serves both: sigma is its reciprocal. It has the shape of the log-variance, which may be smaller.
+    # One exponential serves both terms: sigma is its reciprocal. It has the (possibly smaller) shape of log_variance.
     inverse_std = torch.exp(-0.5 * log_variance)
     distance = residual.abs() if coupling_weight or residual_power != 2 else residual
     losses: Tensor | None = None
@@ -83,7 +83,7 @@ def annealed_likelihood_loss(
     if losses is None:
         losses = torch.zeros_like(residual)
     if not likelihood:
-        # What has no weight still has a gradient, 0, and still shows NaN; sigma hides a log-variance of -infinity.
+        # Inputs without weight keep a gradient, 0, and still propagate NaN; sigma hides a log-variance of -infinity.
         losses = losses + 0.0 * log_variance
         if not residual_weight and (detach_residual or not coupling_weight):
             losses = losses + 0.0 * residual
@@ -96,21 +96,21 @@ def annealed_likelihood_loss(
 def annealed_likelihood_modes(
     sigma: Tensor | float, tau: float, residual_weight: float, coupling_weight: float
 ) -> Tensor | float:
-    """How far the two modes of the improper likelihood lie from the mean, for p = 2.
+    """Return the distance r* of the two modes of the improper likelihood from the mean, for p = 2.
 
-    r* = 2 T l2 sigma / (1 / sigma^2 + 2 T (l1 + l2)); as T goes to infinity it becomes sigma l2 / (l1 + l2).
+    r* = 2 T l2 sigma / (1 / sigma^2 + 2 T (l1 + l2)); it tends to sigma l2 / (l1 + l2) as T goes to infinity.
 
     Args:
         sigma: Predicted std, positive.
-        tau: In [0, 1]; 1 is the limit.
+        tau: Weight of the prior in [0, 1]; 1 is the limit of infinite T.
         residual_weight: l1, at least 0.
         coupling_weight: l2, at least 0.
 
     Returns:
-        r*, at least 0, a tensor if sigma is one; 0 (a single mode) where tau or l2 is 0.
+        r*, at least 0, a tensor if sigma is a tensor; 0 (a single mode) where tau or l2 is 0.
 
     Raises:
-        ValueError: Sigma not positive, tau outside [0, 1], a negative weight.
+        ValueError: A sigma that is not positive, tau outside [0, 1], or a negative weight.
     """
     tau = _check_weight(tau)
     _check_settings(tau, residual_weight, coupling_weight, 2.0, "convex")
@@ -121,7 +121,7 @@ def annealed_likelihood_modes(
         raise ValueError(f"sigma must be positive and finite, got {sigma}")
     if not tau * coupling_weight:
         return torch.zeros_like(sigma) if isinstance(sigma, Tensor) else 0.0
-    # Both sides times 1 - tau, so that tau = 1 is no special case.
+    # Numerator and denominator are multiplied by 1 - tau, so that tau = 1 is no special case.
     return 2 * tau * coupling_weight * sigma / ((1 - tau) / sigma**2 + 2 * tau * (residual_weight + coupling_weight))
 
 
@@ -138,7 +138,7 @@ def _check_settings(
     if form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
     if form == "sum" and tau == 1:
-        raise ValueError("tau must be below 1 in the sum form, where the prior's weight is tau / (1 - tau); got 1")
+        raise ValueError("tau must be below 1 in the sum form, got 1; the weight of the prior is tau / (1 - tau)")
     for name, weight in (("residual_weight", residual_weight), ("coupling_weight", coupling_weight)):
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} must be finite and not negative, got {weight}")

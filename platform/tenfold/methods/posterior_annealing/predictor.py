@@ -1,4 +1,4 @@
-"""A trained regressor, ready to answer with a mean and how sure it is of it."""
+"""Predictor of a trained regressor: mean, std and intervals."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -16,29 +16,29 @@ from tenfold.models.regressors.build import RegressorConfig, build_regressor
 from tenfold.types import Task, TensorSchema
 
 TARGET_MEAN, TARGET_STD, SCALE = "target.mean", "target.std", "target.scale"
-"""Tensors of a bundle beside the networks': standardisation of the targets, and the factor of every std."""
+"""Bundle tensors besides the weights: standardisation of the targets, and the factor of every std."""
 OBSERVED, EXPECTED = "isotonic.observed", "isotonic.expected"
 MEMBER = "member{}."
 _NOISE_SEED = 0
-"""Passes with dropout and noisy inputs draw the same numbers at every call, one draw for all examples: what an example
-is answered depends neither on when it is asked nor on what else is in the batch."""
+"""Seed of MC dropout and input noise. Every call draws the same numbers, one draw for all examples: a prediction
+depends neither on earlier calls nor on the rest of the batch."""
 
 
 class RegressionEnsemble:
-    """Networks whose answers are one Gaussian: the mixture's mean and variance, in the target's unit.
+    """One or several networks whose prediction is a Gaussian with the moments of their mixture, in target units.
 
     Args:
-        networks: One, or those of an ensemble; each gives mean and log-variance of standardised targets.
-        inputs: What they take, in the order of their arguments.
-        classes: Names of the target's channels.
-        mean, std: Of the targets in training, ``(C,)``.
-        uncertainty: Where the variance comes from.
+        networks: One network or the members of an ensemble; each returns mean and log-variance of standardised targets.
+        inputs: Input schemas, in the order of the arguments of the networks.
+        classes: Names of the target channels.
+        mean, std: Mean and std of the training targets, ``(C,)``.
+        uncertainty: Source of the variance.
         num_passes, input_noise: As in ``Config``.
-        scale: Factor of every std (sigma scaling); for a network that learns no variance the std itself, in units of
-            the targets' std.
+        scale: Factor of every std (sigma scaling); for a network without a variance head the std itself, in units of
+            the std of the targets.
         homoscedastic: Whether the std is ``scale`` everywhere.
-        calibrator: Nominal levels of intervals to those that hold; None: as the Gaussian has them.
-        device: Where it computes.
+        calibrator: Map from nominal to calibrated interval levels; None: the levels of the Gaussian.
+        device: Device of the computation.
     """
 
     task = Task.REGRESSION
@@ -68,16 +68,16 @@ class RegressionEnsemble:
         self._members = Members.of(self.networks) if len(self.networks) > 1 else None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``mean``, ``std``, and the std that is due to noise (``aleatoric``) and to the model (``epistemic``).
+        """Return ``mean``, ``std``, and the std due to noise (``aleatoric``) and to the model (``epistemic``).
 
         Args:
-            inputs: A batch of each input by name.
+            inputs: Batch of each input by name.
 
         Returns:
-            float32 ``(B, C, ...)`` on the CPU in the target's unit; ``std`` squared is the sum of the others' squares.
+            float32 ``(B, C, ...)`` on the CPU in target units; ``std``^2 = ``aleatoric``^2 + ``epistemic``^2.
 
         Raises:
-            ValueError: An input is missing, unknown, or of another dtype or shape.
+            ValueError: An input is missing, unknown, or has the wrong dtype or shape.
         """
         tensors = self._checked(inputs)
         with torch.inference_mode():
@@ -93,14 +93,14 @@ class RegressionEnsemble:
         return {name: value.float().cpu() for name, value in answers.items()}
 
     def interval(self, outputs: Mapping[str, Tensor], level: float) -> tuple[Tensor, Tensor]:
-        """Ends of the central interval that should hold the target with probability ``level``.
+        """Return the central interval that should contain the target with probability ``level``.
 
         Args:
-            outputs: What a call gave.
-            level: In (0, 1).
+            outputs: Result of a call.
+            level: Probability in (0, 1).
 
         Returns:
-            Lower and upper end, each like ``mean``.
+            Lower and upper end, each with the shape of ``mean``.
 
         Raises:
             ValueError: A level outside (0, 1).
@@ -112,25 +112,25 @@ class RegressionEnsemble:
         return outputs["mean"] - half_width, outputs["mean"] + half_width
 
     def nominal(self, levels: Tensor) -> Tensor:
-        """Levels at which the Gaussian is asked so that intervals hold the target with the given ones; same shape."""
+        """Return the Gaussian levels whose intervals contain the target with the given probabilities; same shape."""
         if self.calibrator is None:
             return levels
-        # The ends stay finite where the calibration says "everything".
+        # Intervals stay finite where the calibrated level is 1.
         return self.calibrator.transform(levels).clamp(1e-6, 1 - 1e-6)
 
     def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         names = [schema.name for schema in self.inputs]
         if sorted(inputs) != sorted(names):
-            raise ValueError(f"the inputs must be {', '.join(names)}, got {', '.join(sorted(inputs)) or 'none'}")
+            raise ValueError(f"inputs must be {', '.join(names)}, got {', '.join(sorted(inputs)) or 'none'}")
         lengths = {name: len(inputs[name]) for name in names}
         for schema in self.inputs:
             schema.check(inputs[schema.name])
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"the inputs must have one row for each example, got {lengths}")
+            raise ValueError(f"inputs must have one row for each example, got {lengths}")
         return [inputs[name].to(self._device) for name in names]
 
     def _passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Means and variances of standardised targets, each ``(passes, B, C, ...)``."""
+        """Return means and variances of standardised targets, each ``(passes, B, C, ...)``."""
         if self.uncertainty in ("head", "deep_ensemble"):
             if self._members is not None:
                 means, log_variances = self._members(*inputs)
@@ -148,25 +148,25 @@ class RegressionEnsemble:
         with torch.random.fork_rng(devices):
             torch.manual_seed(_NOISE_SEED)
             with shared_dropout(network) if drops else nullcontext():
-                answers = [network(*(inputs if drops else self._disturbed(inputs))) for _ in range(self.num_passes)]
+                answers = [network(*(inputs if drops else self._perturbed(inputs))) for _ in range(self.num_passes)]
         means, log_variances = zip(*answers, strict=True)
         return torch.stack(means), torch.stack(log_variances)
 
-    def _disturbed(self, inputs: list[Tensor]) -> list[Tensor]:
-        return [_disturbed(each, self.input_noise) if each.is_floating_point() else each for each in inputs]
+    def _perturbed(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [_perturbed(each, self.input_noise) if each.is_floating_point() else each for each in inputs]
 
 
-def _disturbed(values: Tensor, share: float) -> Tensor:
-    """With noise of a share of each example's largest absolute value, the same draw for all examples."""
+def _perturbed(values: Tensor, fraction: float) -> Tensor:
+    """Add noise scaled by the largest absolute value of each example; one draw for all examples."""
     largest = values.abs().reshape(len(values), -1).amax(1).view(-1, *(1,) * (values.ndim - 1))
-    return values + share * largest * torch.randn_like(values[:1])
+    return values + fraction * largest * torch.randn_like(values[:1])
 
 
 def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
-    """The networks that a bundle describes, with their weights.
+    """Load the networks of a bundle.
 
     Raises:
-        ValueError: The weights don't fit the network that the bundle's settings name.
+        ValueError: The weights do not fit the network named by the settings of the bundle.
     """
     settings = {name: value for name, value in bundle.config["method"].items() if name != "name"}
     config = Config(**settings)
@@ -184,7 +184,7 @@ def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
             )
         except RuntimeError as error:
             raise ValueError(
-                f"the weights in {bundle.folder} don't fit {bundle.config['model']['name']!r}: {error}"
+                f"weights in {bundle.folder} must fit the network {bundle.config['model']['name']!r}: {error}"
             ) from error
         networks.append(network)
     calibrator = None

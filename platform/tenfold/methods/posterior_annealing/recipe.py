@@ -1,4 +1,4 @@
-"""From data with real-valued targets to a regressor that says how sure it is: the annealed likelihood, its rivals."""
+"""Training of regressors with calibrated uncertainty: the annealed likelihood and its baselines."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from tenfold.engine.recipe import save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.posterior_annealing.baselines import beta_nll_loss
-from tenfold.methods.posterior_annealing.evaluation import all_metrics, point_metrics, predict_source
+from tenfold.methods.posterior_annealing.evaluation import held_out_metrics, point_metrics, predict_source
 from tenfold.methods.posterior_annealing.figures import log_figures
 from tenfold.methods.posterior_annealing.loss import annealed_likelihood_loss
 from tenfold.methods.posterior_annealing.predictor import (
@@ -46,15 +46,15 @@ _READ_AT_ONCE = 512
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Standardise the targets, train one network or several, recalibrate if asked, test, and leave a bundle.
+    """Standardise the targets, train one or several networks, recalibrate if configured, evaluate and write a bundle.
 
     Args:
-        job: Settings; ``job.method`` is this room's ``Config``.
-        run: The machine.
+        job: Settings; ``job.method`` is a ``Config`` of this method.
+        run: Execution context.
     """
     data = run.once_per_node(lambda: load_regression(job.data))
     trained = train_once(run, job, data.fingerprint, lambda folder: _train(job, data, run, folder))
-    if run.share(run.recorder is not None):  # all workers predict together
+    if run.share(run.recorder is not None):  # all workers take part in prediction
         predictor = load(load_bundle(trained.bundle), str(run.device))
         predictions = predict_source(run, predictor, data.test)
         if run.is_main:
@@ -63,22 +63,18 @@ def train(job: JobConfig, run: Run) -> Outcome:
 
 
 def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
-    """Errors and calibration of a trained model on the validation and test parts of any data with the same targets.
+    """Return errors and calibration of a trained model on the validation and test splits of data with the same targets.
 
     Raises:
-        ValueError: The data have other targets or inputs than the model.
+        ValueError: The targets or inputs of the data differ from those of the model.
     """
     loaded = run.once_per_node(lambda: load_regression(data))
     check_classes(predictor.classes, loaded.name, loaded.targets)
-    metrics: dict[str, float] = {}
-    for part in ("val", "test"):
-        predictions = predict_source(run, predictor, loaded.part(part))
-        metrics |= all_metrics(predictions, part, Config().num_bins, loaded, predictor.nominal)
-    return metrics
+    return held_out_metrics(run, predictor, loaded, Config().num_bins)
 
 
 def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None:
-    """The stage: everything it writes goes into ``folder``."""
+    """Run the training stage; all of its output goes into ``folder``."""
     config: Config = job.method
     fitted, kept = _divide(config, len(data.train), run.seed)
     mean, std = target_statistics(data.train, fitted)
@@ -88,7 +84,7 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
         network = _network(job, data)
         share_units(network, data, mean, std)
         if config.uncertainty == "mc_dropout":
-            with shared_dropout(network):  # refuses a network without, before any work
+            with shared_dropout(network):  # raises before training if the network has no dropout
                 pass
         stage = f"member{member}" if config.uncertainty == "deep_ensemble" else "fit"
         results.append(_fit(job, data, run, network, (mean, std), fitted, stage))
@@ -101,10 +97,7 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
         config, run, RegressionEnsemble(networks, **options, device=str(run.device)), data, kept
     )
     predictor = RegressionEnsemble(networks, **options, **recalibrated, device=str(run.device))
-    metrics: dict[str, float] = {}
-    for part in ("val", "test"):
-        predictions = predict_source(run, predictor, data.part(part))
-        metrics |= all_metrics(predictions, part, config.num_bins, data, predictor.nominal)
+    metrics = held_out_metrics(run, predictor, data, config.num_bins)
     if not run.is_main:
         return
     served = RegressionEnsemble([network.cpu() for network in networks], **options, **recalibrated)
@@ -132,10 +125,10 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
 
 
 def _network(job: JobConfig, data: RegressionData) -> nn.Module:
-    """A fresh network for the data; refuses one that they don't fit, before any work."""
+    """Build an untrained network for the data; raises if it does not fit them."""
     if job.model.name.startswith("cnn2d_sr") and job.model.upscale != data.upscale:
         raise ValueError(
-            f"model.upscale must be {data.upscale}, as much larger as the targets of {data.name} are than the input, "
+            f"model.upscale must be {data.upscale}, the scale of the targets of {data.name} relative to the inputs, "
             f"got {job.model.upscale}"
         )
     try:
@@ -147,15 +140,15 @@ def _network(job: JobConfig, data: RegressionData) -> nn.Module:
 
 
 def share_units(network: nn.Module, data: RegressionData, mean: Tensor, std: Tensor) -> None:
-    """Have the network see an input with the channels of the targets in the targets' units, and all else as it is.
+    """Standardise an input with the channels of the targets by the statistics of the targets; leave others unchanged.
 
-    A noisy trajectory and the true one, a small picture and the large one: both are the same quantity, and a network
-    may pass the one through to the other.
+    A noisy trajectory and the true one, a low-resolution image and the high-resolution one are the same quantity, so
+    the network may pass its input through to its output.
 
     Args:
-        network: Fresh.
-        data: What it learns from.
-        mean, std: Of the targets in training, ``(C,)``.
+        network: Untrained network.
+        data: Training data.
+        mean, std: Mean and std of the training targets, ``(C,)``.
     """
     spatial = len(data.inputs) == 1 and len(data.inputs[0].shape) > 1
     if spatial and isinstance(network, Regressor) and data.inputs[0].shape[0] == len(mean):
@@ -175,7 +168,7 @@ def _fit(
     mean, std = (each.to(run.device) for each in statistics)
 
     def validate(model: nn.Module) -> Mapping[str, float]:
-        # The network as it is at tau = 0: the schedule never touches prediction.
+        # The schedule affects the loss only, never prediction.
         predictor = RegressionEnsemble(
             [model], inputs=data.inputs, classes=data.targets, mean=mean, std=std,
             homoscedastic=config.objective == "mse", device=str(run.device),
@@ -203,12 +196,12 @@ def _fit(
 
 
 def training_loss(config: Config, data: RegressionData, mean: Tensor, std: Tensor) -> Loss:
-    """The loss of a network on standardised targets, at the weight of the prior that the schedule has reached.
+    """Return the training loss on standardised targets, with the weight of the prior taken from the schedule.
 
     Args:
         config: Settings.
-        data: What the batches are read from.
-        mean, std: Of the targets' channels, ``(C,)``, on the device of the batches.
+        data: Source of the batches.
+        mean, std: Mean and std of the target channels, ``(C,)``, on the device of the batches.
     """
 
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
@@ -221,7 +214,7 @@ def training_loss(config: Config, data: RegressionData, mean: Tensor, std: Tenso
 
 
 def tau_at(config: Config, clock: Clock) -> float:
-    """Weight of the prior at an optimiser step: ``start`` times the schedule, 1 at the first step and 0 at the last."""
+    """Return the weight of the prior at an optimiser step: ``start`` at the first step, 0 at the last."""
     last = max(clock.total_steps - 1, 1)
     weight = annealing_weight(
         min(clock.step, last), last, kind=config.schedule, hold=config.hold, end=config.end, rate=config.rate
@@ -230,7 +223,7 @@ def tau_at(config: Config, clock: Clock) -> float:
 
 
 def objective_loss(config: Config, mean: Tensor, log_variance: Tensor, targets: Tensor, tau: float) -> Tensor:
-    """The loss that ``config.objective`` names, a mean over all elements."""
+    """Return the loss named by ``config.objective``, averaged over all elements."""
     if config.objective == "annealed":
         return annealed_likelihood_loss(
             mean,
@@ -242,10 +235,10 @@ def objective_loss(config: Config, mean: Tensor, log_variance: Tensor, targets: 
             residual_power=config.residual_power,
             detach_residual=config.detach_residual,
             form=config.form,
-            validate=False,  # the loop refuses a loss that is not finite, once an epoch
+            validate=False,  # the training loop rejects a loss that is not finite once per epoch
         )
     if config.objective == "mse":
-        # 0 times the second head: weights without a gradient would make a distributed step wait for them.
+        # 0 times the variance head: DDP would wait for parameters without a gradient.
         return (targets.float() - mean.float()).square().mean() + 0.0 * log_variance.float().mean()
     if config.objective == "gaussian_nll":
         return gaussian_nll(mean, log_variance, targets, validate=False)
@@ -253,14 +246,14 @@ def objective_loss(config: Config, mean: Tensor, log_variance: Tensor, targets: 
 
 
 def target_statistics(source: RegressionSource, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and std of every channel of the targets, float32 ``(C,)``; a constant channel has std 1."""
+    """Return the mean and std of every target channel, float32 ``(C,)``; a constant channel gets std 1."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     shift: Tensor | None = None
     for start in range(0, len(rows), _READ_AT_ONCE):
         targets = (
             source.read(rows[start : start + _READ_AT_ONCE])[TARGETS].double().transpose(0, 1).flatten(1)
         )  # (C, n)
-        # Sums about the first batch's mean: a difference of large squares would lose all digits.
+        # Sums are centred at the mean of the first batch to avoid catastrophic cancellation.
         shift = targets.mean(1) if shift is None else shift
         centred = targets - shift[:, None]
         count, total, squares = count + targets.shape[1], total + centred.sum(1), squares + centred.square().sum(1)
@@ -271,18 +264,21 @@ def target_statistics(source: RegressionSource, rows: np.ndarray) -> tuple[Tenso
 
 
 def _divide(config: Config, num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are learnt from, and rows kept for what is fitted afterwards."""
+    """Split the training rows into those used for training and those held out for recalibration."""
     if config.recalibration == "none":
         return np.arange(num), np.arange(0)
     order = np.random.default_rng((seed, num)).permutation(num)
     size = round(config.calibration_fraction * num)
     if not 0 < size < num:
-        raise ValueError(f"calibration_fraction {config.calibration_fraction} of {num} training examples leaves none")
+        raise ValueError(
+            f"calibration_fraction must leave both splits of {num} training examples non-empty, "
+            f"got {config.calibration_fraction}"
+        )
     return np.sort(order[size:]), np.sort(order[:size])
 
 
 class _Rows:
-    """Some rows of a source."""
+    """A subset of the rows of a source."""
 
     def __init__(self, source: RegressionSource, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
@@ -297,7 +293,7 @@ class _Rows:
 def _recalibrate(
     config: Config, run: Run, predictor: RegressionEnsemble, data: RegressionData, kept: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What is fitted after training: options of the predictor, and the same as tensors."""
+    """Fit the recalibration; return it as options of the predictor and as tensors of the bundle."""
     if config.objective == "mse" and config.uncertainty == "head":
         mean, std, targets = predict_source(run, predictor, data.val).flat
         scale = float(((targets - mean).square().mean() / std.square().mean()).sqrt())

@@ -1,4 +1,4 @@
-"""How the weight of the prior falls from 1 to 0 in the course of training."""
+"""Schedules of the weight of the prior, from 1 to 0 during training."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 ScheduleKind = Literal["cosine", "linear", "exponential", "staged"]
 STAGES = ((0.2, 1.0), (0.4, 0.5), (1.0, 0.1))
-"""Of ``staged``: the weight on the right holds until the share of the way on the left."""
+"""Stages of ``staged``: the weight on the right applies up to the fraction of the schedule on the left."""
 
 
 def annealing_weight(
@@ -18,26 +18,26 @@ def annealing_weight(
     end: float = 1.0,
     rate: float = 6.0,
 ) -> float:
-    """Weight tau of the prior at a step.
+    """Return the weight tau of the prior at a step.
 
-    With v the share of the way from ``hold`` to ``end``: ``cosine`` (1 + cos(pi v)) / 2; ``linear`` 1 - v;
+    With v the fraction of the way from ``hold`` to ``end``: ``cosine`` (1 + cos(pi v)) / 2; ``linear`` 1 - v;
     ``exponential`` (exp(-k v) - exp(-k)) / (1 - exp(-k)); ``staged`` 1, 0.5 and 0.1 until v = 0.2, 0.4 and 1.
 
     Args:
-        step: 0 to ``total_steps``, at which the weight is 1 and 0.
+        step: 0 (weight 1) to ``total_steps`` (weight 0).
         total_steps: Number of intervals, at least 1.
-        kind: The curve.
-        hold: Share of all steps before it begins to fall, at least 0.
-        end: Share of all steps at which it is 0, at most 1: the prior alone is over-confident, so training must not
-            end with it.
-        rate: k of ``exponential``, positive.
+        kind: Shape of the curve.
+        hold: Fraction of all steps before the weight starts to fall, at least 0.
+        end: Fraction of all steps at which the weight reaches 0, at most 1: the prior alone is over-confident, so
+            training must not end with it.
+        rate: Decay rate k of ``exponential``, positive.
 
     Returns:
-        In [0, 1]; exactly 0 from ``end`` on.
+        A weight in [0, 1]; exactly 0 from ``end`` on.
 
     Raises:
-        ValueError: A step outside 0..total, fewer than one step in all, not 0 <= hold < end <= 1, a rate that is not
-            positive, unknown kind.
+        ValueError: A step outside 0..total, no steps, not 0 <= hold < end <= 1, a rate that is not positive, or an
+            unknown kind.
     """
     if kind not in get_args(ScheduleKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(ScheduleKind))}, got {kind!r}")
@@ -47,7 +47,7 @@ def annealing_weight(
         raise ValueError(f"step must lie in 0..{total_steps}, got {step}")
     if not 0 <= hold < end <= 1:
         raise ValueError(
-            f"hold and end must satisfy 0 <= hold < end <= 1, got {hold} and {end}: the weight has to reach 0 before "
+            f"hold and end must satisfy 0 <= hold < end <= 1, got {hold} and {end}; the weight has to reach 0 before "
             f"training ends, or the model stays over-confident"
         )
     if not 0 < rate < math.inf:

@@ -1,4 +1,4 @@
-"""Settings of posterior annealing and of the baselines that it is compared with."""
+"""Settings of posterior annealing and its baselines."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,68 +13,68 @@ class Config:
     """Settings of one training; a Config that exists is a valid one."""
 
     objective: Objective = "annealed"
-    """``annealed`` is the method; ``gaussian_nll`` the plain likelihood; ``beta_nll`` the same weighted with
-    sigma^(2 beta); ``mse`` learns the mean alone, and its std is the error on the validation part, everywhere alike."""
+    """``annealed`` is the method; ``gaussian_nll`` the plain likelihood; ``beta_nll`` the same weighted by
+    sigma^(2 beta); ``mse`` trains the mean only and uses one constant std, the error on the validation split."""
     schedule: Literal["cosine", "linear", "exponential", "staged"] = "cosine"
-    """How the weight tau of the prior falls from ``start`` to 0."""
+    """Schedule of the weight tau of the prior, from ``start`` to 0."""
     start: float = 1.0
-    """Weight tau of the first step, in (0, 1]; below 1 for the sum form."""
+    """Weight tau at the first step, in (0, 1]; below 1 for the sum form."""
     hold: float = 0.0
-    """Share of the training before tau begins to fall, in [0, ``end``)."""
+    """Fraction of training before tau starts to fall, in [0, ``end``)."""
     end: float = 1.0
-    """Share of the training at which tau is 0, in (0, 1]: beyond it the plain likelihood is learnt."""
+    """Fraction of training at which tau reaches 0, in (0, 1]; from there on the loss is the plain likelihood."""
     rate: float = 6.0
-    """How steep ``exponential`` falls."""
+    """Decay rate of ``exponential``."""
     residual_weight: float = 1.0
-    """Weight l1 of the prior that residuals are small."""
+    """Weight l1 of the prior on small residuals."""
     coupling_weight: float = 1.0
-    """Weight l2 of the prior that sigma equals the residual."""
+    """Weight l2 of the prior that couples sigma to the residual."""
     residual_power: float = 2.0
     """Power p of the residual, at least 1."""
     detach_residual: bool = False
-    """Whether the coupling teaches sigma alone and leaves the mean in peace."""
+    """Whether the coupling trains sigma only and sends no gradient to the mean."""
     form: Literal["convex", "sum"] = "convex"
-    """``convex`` weighs likelihood against prior; ``sum`` adds the prior to the whole likelihood."""
+    """``convex`` interpolates between likelihood and prior; ``sum`` adds the prior to the full likelihood."""
     beta: float = 0.5
-    """Of ``beta_nll``, in [0, 1]."""
+    """Exponent of the variance in ``beta_nll``, in [0, 1]."""
     uncertainty: Uncertainty = "head"
-    """Where the std comes from: the network's second head; passes with dropout; networks trained apart; noisy inputs.
-    The last three add to the head's variance that of the means."""
+    """Source of the std: ``head``, the variance head; ``mc_dropout``, passes with dropout; ``deep_ensemble``, networks
+    trained independently; ``tta``, noisy inputs. The last three add the variance of the means to that of the head."""
     num_members: int = 5
-    """Networks of a deep ensemble, at least 2."""
+    """Number of networks of a deep ensemble, at least 2."""
     num_passes: int = 30
-    """Passes of MC dropout and of noisy inputs, at least 2."""
+    """Number of passes of MC dropout and of ``tta``, at least 2."""
     input_noise: float = 0.05
-    """Std of the noise on inputs (``tta``), as a share of each input's largest absolute value."""
+    """Std of the noise on inputs (``tta``), as a fraction of the largest absolute value of each input."""
     recalibration: Recalibration = "none"
-    """What is fitted after training on a share of the training part that the networks don't see."""
+    """Post-hoc recalibration, fitted on a calibration split that is held out from the training split."""
     calibration_fraction: float = 0.2
-    """That share, in (0, 1); only taken where something is fitted on it."""
+    """Fraction of the training split in the calibration split, in (0, 1); only used with a recalibration."""
     learning_rate: float = 1e-3
-    """Adam's, at the start."""
+    """Initial learning rate of Adam."""
     learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
-    """``cosine`` falls to 0 along with the temperature, at every step."""
+    """``cosine`` anneals it to 0 along with the temperature, at every step."""
     weight_decay: float = 0.0
     """L2 penalty."""
     num_bins: int = 15
-    """Bins M of the calibration errors."""
+    """Number of bins M of the calibration errors."""
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= 1 or (self.form == "sum" and self.start == 1):
             raise ValueError(
-                f"start must lie in (0, 1], and below 1 for the sum form, where the prior's weight is "
-                f"tau / (1 - tau); got {self.start} for {self.form}"
+                f"start must lie in (0, 1], and be below 1 for the sum form, got {self.start} for {self.form}; the "
+                f"weight of the prior in the sum form is tau / (1 - tau)"
             )
         if not 0 < self.end <= 1:
             raise ValueError(
-                f"end must lie in (0, 1], got {self.end}: tau has to be 0 before training ends, or the model stays "
+                f"end must lie in (0, 1], got {self.end}; tau has to be 0 before training ends, or the model stays "
                 f"over-confident"
             )
         if not 0 <= self.hold < self.end:
             raise ValueError(f"hold must lie in [0, end = {self.end}), got {self.hold}")
         for name in ("residual_weight", "coupling_weight", "weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("rate", "learning_rate", "input_noise"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -92,6 +92,6 @@ class Config:
             raise ValueError(f"num_bins must be at least 1, got {self.num_bins}")
         if self.objective == "mse" and self.uncertainty == "head" and self.recalibration != "none":
             raise ValueError(
-                "mse has one std for all, fitted to the validation part: leave recalibration none, or choose another "
-                "objective"
+                f"recalibration must be none for objective mse, whose single std is fitted on the validation split, "
+                f"got {self.recalibration}; choose another objective to recalibrate"
             )
