@@ -75,7 +75,7 @@ def check_scored(scores: Tensor, labels: Tensor) -> None:
         ValueError: Not floating ``(N, C)`` and integers ``(N,)`` in 0..C - 1, N and C at least 1.
     """
     if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
-        raise ValueError(f"scores must be floating (N, C) and not empty, got {scores.dtype} {tuple(scores.shape)}")
+        raise ValueError(f"scores must be floating and (N, C), not empty, got {scores.dtype} {tuple(scores.shape)}")
     if labels.shape != scores.shape[:1] or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integer ({len(scores)},), got {labels.dtype} {tuple(labels.shape)}")
     check_label_range(labels, scores.shape[1])

@@ -147,5 +147,5 @@ def check_finite_inputs(result: Tensor, **inputs: Tensor) -> None:
                 first = tuple(wrong.nonzero()[0].tolist())
                 raise ValueError(
                     f"{name} must be finite, got NaN or infinity in {int(wrong.sum())} of {tensor.numel()} values, "
-                    f"first at {first}; drop such targets, lower the learning rate or clamp the log-variance"
+                    f"first at {first}; drop such targets, or lower the learning rate and clamp the log-variance"
                 )

@@ -102,7 +102,7 @@ class IsotonicCalibrator:
         """Return the nominal levels to request so that the intervals have the desired coverage.
 
         Args:
-            proportions: Desired coverage, any shape.
+            proportions: Desired coverage, any shape; clipped to the fitted range.
 
         Returns:
             Same shape, float64; linear between the fitted points, constant beyond the outermost.
@@ -114,5 +114,5 @@ class IsotonicCalibrator:
             raise ValueError("curve is not fitted; call fit first")
         wanted = torch.as_tensor(proportions).detach().to(torch.float64).cpu().numpy()
         if np.isnan(wanted).any():
-            raise ValueError("proportions must lie in [0, 1], got NaN")
+            raise ValueError("proportions must not contain NaN, got NaN")
         return like(torch.from_numpy(self._curve.predict(wanted.reshape(-1)).reshape(wanted.shape)), proportions)
