@@ -227,5 +227,5 @@ def test_figures_show_what_they_are_given():
         figure.canvas.draw()
     assert "MACE 0.014" in reliability.axes[0].get_legend().get_texts()[0].get_text()
     assert len(scatter.axes[0].collections[0].get_offsets()) == 400
-    with pytest.raises(ValueError, match="at least one thing to draw"):
+    with pytest.raises(ValueError, match="at least one entry to draw"):
         figure_reliability({})

@@ -180,7 +180,7 @@ def test_figures_show_every_set_and_classifier():
     assert sorted(legend) == ["digits", "letters", "threshold 0.70"]
     heights = sum(patch.get_path().vertices[:, 1].max() > 0 for patch in figure.axes[0].patches)
     assert heights == 2
-    with pytest.raises(ValueError, match="at least one score"):
+    with pytest.raises(ValueError, match="at least one score per set"):
         figure_scores({"digits": torch.rand(0)}, "entropy", "test")
     probs = make_probs(0, (50, 3))
     shown = figure_reliability({"one": probs, "mean": probs}, probs.argmax(1), "test")

@@ -1,1 +1,1 @@
-"""Images of numbers: curves, histograms, reliability diagrams, heat maps."""
+"""Figures: training curves, histograms, reliability diagrams, heatmap overlays."""

@@ -1,4 +1,4 @@
-"""Pictures that every method draws of its training."""
+"""Training curves, drawn by every method."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def figure_history(history: Sequence[dict[str, float]], names: Sequence[str], title: str) -> Figure:
-    """Curves of metrics over epochs, one panel each."""
+    """Plot metrics over epochs, one panel per metric."""
     shown = [name for name in names if any(name in row for row in history)]
     figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.2), layout="constrained")
     panels: Any = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""What a classifier answers, for people to judge: labels under images, and a confusion matrix."""
+"""Figures of a classifier's predictions: images with labels, and a confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 _COLOURS = {1: "tab:green", 0: "tab:red", -1: "tab:blue"}
-"""Of a label that the model gives, by the truth."""
+"""Colour of a predicted label by its true value."""
 
 
 def figure_predictions(
     images: np.ndarray, probs: np.ndarray, truth: np.ndarray, classes: Sequence[str], num_columns: int = 6
 ) -> Figure:
-    """Pictures with the labels a model gives them: green where right, red wrong, blue unknown, grey where missed.
+    """Show images with their predicted labels: green if right, red if wrong, blue if unknown, grey if missed.
 
     Args:
         images: uint8 ``(P, S, S, 3)``.
-        probs: ``(P, K)`` in [0, 1]; a label is given at 0.5.
+        probs: ``(P, K)`` in [0, 1]; a label is predicted at 0.5 and above.
         truth: ``(P, K)`` in {0, 1}, -1 where unknown.
         classes: K names.
     """
@@ -42,19 +42,19 @@ def figure_predictions(
             )  # fmt: skip
         if not words:
             panel.text(0.02, -0.06, "no label", transform=panel.transAxes, color="tab:gray", fontsize=7.5, va="top")
-    legend = "green: given and true · red: given, not true · blue: given, unknown · (grey): true, not given"
+    legend = "green: true positive · red: false positive · blue: predicted, unknown · (grey): missed"
     figure.suptitle(legend, fontsize=9)
     return figure
 
 
 def figure_confusion(logits: Tensor, labels: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """Share of each true class (rows) that was given each name (columns), in percent.
+    """Plot the confusion matrix in percent of each true class: true classes in rows, predicted ones in columns.
 
     Args:
         logits: ``(N, K)``.
         labels: int64 ``(N,)``.
-        classes: K names; they are written at the axes where there are at most 40.
-        title: Above the picture.
+        classes: K names, shown as tick labels if there are at most 40.
+        title: Title of the figure.
     """
     matrix = 100 * multiclass_confusion_matrix(logits, labels, len(classes), normalize="true").numpy()
     named = len(classes) <= 40

@@ -1,4 +1,4 @@
-"""Maps laid over pictures, for people to look at."""
+"""Score maps overlaid on images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,25 +11,25 @@ from tenfold.metrics.localisation.arrays import Array, to_numpy
 
 
 def overlay(image: Array, score: Array, alpha: float = 0.5, colormap: str = "jet") -> np.ndarray:
-    """A picture under the colours of a map.
+    """Blend a colour-mapped score map over an image.
 
     Args:
         image: uint8 ``(H, W, 3)``.
-        score: ``(H, W)`` in [0, 1]; ``normalize_score_map`` and ``resize_score_map`` lead there.
-        alpha: Share of the colours, in [0, 1]; the picture has the rest.
-        colormap: One of matplotlib's.
+        score: ``(H, W)`` in [0, 1]; see ``normalize_score_map`` and ``resize_score_map``.
+        alpha: Opacity of the map, in [0, 1].
+        colormap: Name of a matplotlib colour map.
 
     Returns:
         uint8 ``(H, W, 3)``.
 
     Raises:
-        ValueError: Another dtype or shape, NaN or values outside [0, 1], unknown colour map.
+        ValueError: Wrong dtype or shape, NaN or values outside [0, 1], unknown colour map.
     """
-    picture, values = to_numpy(image), to_numpy(score)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"image must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-    if values.shape != picture.shape[:2]:
-        raise ValueError(f"score must be {picture.shape[:2]} as the image, got {values.shape}; see resize_score_map")
+    pixels, values = to_numpy(image), to_numpy(score)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    if values.shape != pixels.shape[:2]:
+        raise ValueError(f"score must be {pixels.shape[:2]} like the image, got {values.shape}; see resize_score_map")
     if values.size and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
             f"score must lie in [0, 1] without NaN, got {values.min()} to {values.max()}; see normalize_score_map"
@@ -37,9 +37,9 @@ def overlay(image: Array, score: Array, alpha: float = 0.5, colormap: str = "jet
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     if colormap not in matplotlib.colormaps:
-        raise ValueError(f"matplotlib has no colour map {colormap!r}; for example jet, viridis, magma")
+        raise ValueError(f"colormap must be a colour map of matplotlib, got {colormap!r}; try jet, viridis or magma")
     colours = matplotlib.colormaps[colormap](values.astype(np.float64))[..., :3] * 255
-    return ((1 - alpha) * picture + alpha * colours).round().astype(np.uint8)
+    return ((1 - alpha) * pixels + alpha * colours).round().astype(np.uint8)
 
 
 def figure_overlays(
@@ -51,23 +51,23 @@ def figure_overlays(
     alpha: float = 0.5,
     colormap: str = "jet",
 ) -> Figure:
-    """A row per picture: the picture, then a column per method with that method's map over it.
+    """Show one row per image: the image, then one column per method with its map overlaid.
 
     Args:
-        images: N pictures, uint8 ``(H, W, 3)`` each.
-        maps: For each of M methods N maps ``(H, W)`` in [0, 1].
-        titles: M names.
-        row_titles: N texts at the left.
-        truth: N masks ``(H, W)``; the outline of the pixels that are 1 is drawn in white.
+        images: N images, uint8 ``(H, W, 3)`` each.
+        maps: N maps ``(H, W)`` in [0, 1] for each of M methods.
+        titles: Names of the M methods.
+        row_titles: Labels of the N rows.
+        truth: N masks ``(H, W)``; pixels equal to 1 are outlined in white.
         alpha, colormap: As in ``overlay``.
 
     Raises:
-        ValueError: Lengths that don't fit; and as in ``overlay``.
+        ValueError: Mismatched lengths; also as in ``overlay``.
     """
     num_images, num_methods = len(images), len(maps)
     if not num_images or len(titles) != num_methods or any(len(of_method) != num_images for of_method in maps):
         raise ValueError(
-            f"maps must hold, for each of {len(titles)} titles, a map of each of {num_images} images (at least one); "
+            f"maps must hold, for each of {len(titles)} titles, a map of each of {num_images} images (at least one), "
             f"got {[len(of_method) for of_method in maps]}"
         )
     for name, given in (("row_titles", row_titles), ("truth", truth)):
@@ -76,8 +76,8 @@ def figure_overlays(
     figure = Figure(figsize=(1.8 * (num_methods + 1), 1.8 * num_images + 0.4), layout="constrained")
     panels: Any = figure.subplots(num_images, num_methods + 1, squeeze=False)
     for row in range(num_images):
-        picture = to_numpy(images[row])
-        shown = [picture, *(overlay(picture, of_method[row], alpha, colormap) for of_method in maps)]
+        image = to_numpy(images[row])
+        shown = [image, *(overlay(image, of_method[row], alpha, colormap) for of_method in maps)]
         for panel, content in zip(panels[row], shown, strict=True):
             panel.imshow(content, interpolation="nearest")
             panel.set_xticks([])
@@ -87,6 +87,6 @@ def figure_overlays(
                 panel.contour(inside.astype(float), levels=[0.5], colors="white", linewidths=0.9)
         if row_titles is not None:
             panels[row, 0].set_ylabel(row_titles[row], fontsize=8)
-    for panel, title in zip(panels[0], ["picture", *titles], strict=True):
+    for panel, title in zip(panels[0], ["image", *titles], strict=True):
         panel.set_title(title, fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of how well predicted uncertainties fit the errors."""
+"""Figures of regression uncertainty: reliability, calibration, errors against predicted std."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,14 @@ _MAX_POINTS = 5000
 
 
 def figure_reliability(curves: Mapping[str, QuantileCalibration], title: str = "Reliability") -> Figure:
-    """Share of targets within central intervals over the interval's level, one line each; the diagonal is perfect.
+    """Plot the coverage of central intervals over their nominal level, one line per curve; the diagonal is ideal.
 
     Args:
-        curves: By the name for the legend.
-        title: Above the panel.
+        curves: Curves by their name in the legend.
+        title: Title of the panel.
 
     Raises:
-        ValueError: No curve.
+        ValueError: No curves.
     """
     _check_any(curves)
     figure, panel = _panel("level of the interval", "share of targets within", title)
@@ -34,11 +34,11 @@ def figure_reliability(curves: Mapping[str, QuantileCalibration], title: str = "
 
 
 def figure_calibration(bins: Mapping[str, CalibrationBins], title: str = "Uncertainty calibration") -> Figure:
-    """Mean squared error over mean predicted variance in each bin; larger marks hold more elements.
+    """Plot the mean squared error over the mean predicted variance of each bin; larger markers hold more elements.
 
     Args:
-        bins: By the name for the legend.
-        title: Above the panel.
+        bins: Bins by their name in the legend.
+        title: Title of the panel.
 
     Raises:
         ValueError: No bins.
@@ -59,33 +59,33 @@ def figure_calibration(bins: Mapping[str, CalibrationBins], title: str = "Uncert
 def figure_error_scatter(
     squared_error: Values, variance: Values, title: str = "Error and uncertainty", seed: int = 0
 ) -> Figure:
-    """Absolute error over predicted std, one point an element (a seeded choice of 5,000), both axes logarithmic.
+    """Scatter absolute errors over predicted std, at most 5,000 elements chosen by the seed, on logarithmic axes.
 
-    The line is where they are equal; of a calibrated Gaussian 68% of the points lie below it.
+    The line marks equality; for a calibrated Gaussian 68 % of the points lie below it.
 
     Args:
         squared_error, variance: As in ``uncertainty_calibration_error``.
-        title: Above the panel.
-        seed: Of the choice.
+        title: Title of the panel.
+        seed: Seed of the choice.
 
     Raises:
-        ValueError: Unequal sizes, nothing in them, negative values, NaN or infinity.
+        ValueError: Different sizes, no values, negative values, NaN or infinity.
     """
     error = flat_float64(squared_error, "squared_error").sqrt().cpu().numpy()
     std = flat_float64(variance, "variance").sqrt().cpu().numpy()
     if len(error) != len(std):
-        raise ValueError(f"squared_error and variance must have as many values, got {len(error)} and {len(std)}")
+        raise ValueError(f"squared_error and variance must have equally many values, got {len(error)} and {len(std)}")
     if len(error) > _MAX_POINTS:
         chosen = np.random.default_rng(seed).choice(len(error), _MAX_POINTS, replace=False)
         error, std = error[chosen], std[chosen]
     figure, panel = _panel("predicted std", "absolute error", title)
-    shown = (error > 0) & (std > 0)  # 0 has no place on a logarithmic axis
+    shown = (error > 0) & (std > 0)  # 0 cannot be shown on a logarithmic axis
     panel.scatter(std[shown], error[shown], s=4, alpha=0.3, linewidths=0)
     if shown.any():
         ends = [std[shown].min(), std[shown].max()]
         panel.plot(ends, ends, color="0.4", linestyle="--", linewidth=1)
         panel.set(xscale="log", yscale="log")
-        # A std spans a decade or two: matplotlib's own labels would run into each other.
+        # The std spans a decade or two, where matplotlib's default labels overlap.
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.xaxis.set_minor_formatter(NullFormatter())
@@ -95,7 +95,7 @@ def figure_error_scatter(
 
 def _check_any(named: Mapping[str, object]) -> None:
     if not named:
-        raise ValueError("there must be at least one thing to draw, got none")
+        raise ValueError("a figure needs at least one entry to draw, got none")
 
 
 def _panel(horizontal: str, vertical: str, title: str) -> tuple[Figure, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of how unsure a classifier is."""
+"""Figures of a classifier's predictive uncertainty."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,22 @@ from tenfold.metrics.uncertainty import CALIBRATION_BINS
 def figure_scores(
     scores: Mapping[str, Tensor], label: str, title: str, threshold: float | None = None, bins: int = 30
 ) -> Figure:
-    """Histograms of one score over several sets of inputs.
+    """Plot histograms of one score over several sets of inputs.
 
     Args:
-        scores: Name of a set to its scores ``(N,)``; the first is the one that the classifier knows.
-        label: What the score is called, with its unit.
-        title: Above the picture.
-        threshold: Drawn as a line, where given.
-        bins: Of equal width over the range of all sets.
+        scores: Scores ``(N,)`` by the name of the set; the first set is in-distribution.
+        label: Name of the score, with its unit.
+        title: Title of the figure.
+        threshold: Drawn as a line if given.
+        bins: Number of bins of equal width over the range of all sets.
 
     Raises:
-        ValueError: No set, or an empty one.
+        ValueError: No sets, or an empty one.
     """
     if not scores or any(not len(values) for values in scores.values()):
-        raise ValueError(f"every set needs at least one score, got { ({name: len(v) for name, v in scores.items()}) }")
+        raise ValueError(
+            f"scores must hold at least one score per set, got { ({name: len(v) for name, v in scores.items()}) }"
+        )
     highest = max(float(values.max()) for values in scores.values())
     lowest = min(float(values.min()) for values in scores.values())
     edges = np.linspace(lowest, max(highest, lowest + 1e-6), bins + 1)
@@ -48,12 +50,12 @@ def figure_scores(
 
 
 def figure_reliability(probs: Mapping[str, Tensor], labels: Tensor, title: str) -> Figure:
-    """Accuracy against confidence in 15 bins, a curve for each classifier, and how often each confidence occurs.
+    """Plot accuracy over confidence in 15 bins, one curve per classifier, above histograms of confidence.
 
     Args:
-        probs: Name of a classifier to its mean probabilities ``(N, C)``.
+        probs: Mean probabilities ``(N, C)`` by the name of the classifier.
         labels: int64 ``(N,)``.
-        title: Above the picture.
+        title: Title of the figure.
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     figure = Figure(figsize=(4.6, 4.8), layout="constrained")
