@@ -1,11 +1,10 @@
 """Low-rank adapters: a frozen linear map plus a trainable update of small rank.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022:
-``y = W x + b + (alpha / r) B A x`` with A ``(r, i)``, B ``(o, r)``, B = 0 at the start. For the fused projection of an
-attention, A and B are stacks with one block for each adapted part of query, key and value, as in ``MergedLinear`` of
-loralib.
+``y = W x + b + (alpha / r) B A x`` with A ``(r, i)``, B ``(o, r)``, B initialised to 0. For the fused projection of an
+attention, A and B stack one block for each adapted part of query, key and value, as ``MergedLinear`` of loralib does.
 
-The base is never touched: no mode of a module and no merge writes into it. Merged weights are always copies.
+The base weights are never modified, by no module mode and no merge; merged weights are always copies.
 Shapes: E width, r rank, k adapted parts of q, k, v, L tokens, N sequences.
 """
 
@@ -18,20 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Init = Literal["gaussian", "kaiming"]
-"""Start of A: Normal(0, std 1/r), or uniform in ±1/sqrt(input width)."""
+"""Initialisation of A: Normal(0, std 1/r), or uniform in ±1/sqrt(input width)."""
 
 _MERGED_NAMES = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 
 
 class LoRALinear(nn.Module):
-    """A linear layer, frozen, with an update of rank r.
+    """Frozen linear layer with a trainable update of rank r.
 
     Args:
         base: The layer to adapt; its parameters stop requiring gradients.
         rank: r, at least 1.
         alpha: The update is scaled by alpha / r.
-        init: Start of A; B starts at 0, so that the layer starts as its base.
-        dropout: Probability with which the update, and only the update, loses an input entry in training.
+        init: Initialisation of A; B is 0, so that the layer starts equal to its base.
+        dropout: Dropout probability of the update's input (not of the base's), in training.
 
     Raises:
         ValueError: If rank, alpha or dropout are out of range or ``init`` is unknown.
@@ -62,35 +61,25 @@ class LoRALinear(nn.Module):
         return base + update
 
     def delta_weight(self) -> Tensor:
-        """The scaled update ``(alpha / r) B A``, ``(o, i)``."""
+        """Return the scaled update ``(alpha / r) B A``, ``(o, i)``."""
         return self.scale * (self.lora_B @ self.lora_A)
-
-    def merged(self) -> nn.Linear:
-        """A new plain layer that does the same in one product; shares nothing with this one."""
-        base = self.base
-        linear = nn.Linear(base.in_features, base.out_features, base.bias is not None).to(base.weight)
-        with torch.no_grad():
-            linear.weight.copy_(base.weight + self.delta_weight())
-            if base.bias is not None:
-                linear.bias.copy_(base.bias)
-        return linear
 
 
 class LoRAQKV(nn.Module):
-    """The fused query, key and value projection of an attention, frozen, with updates for some of the three.
+    """Frozen fused query, key and value projection of an attention, with low-rank updates of some of the three.
 
-    One dropout mask is shared by all adapted parts, and the update of a part that is not adapted is exactly zero.
+    All adapted parts share one dropout mask; the update of a part that is not adapted is exactly zero.
 
     Args:
-        weight: ``(3E, E)``, row blocks q, k, v. Not copied; kept as a frozen parameter of its own.
+        weight: ``(3E, E)``, row blocks q, k, v. Not copied; registered as a frozen parameter.
         bias: ``(3E,)``, or None.
         rank: r of each adapted part, at least 1.
         alpha: The update is scaled by alpha / r.
-        dropout: Probability with which the update loses an input entry in training.
-        adapt: Whether q, k, v are adapted; the method's choice is q and v.
+        dropout: Dropout probability of the update's input, in training.
+        adapt: Flags for q, k, v; the method adapts q and v.
 
     Raises:
-        ValueError: If a shape does not fit, nothing is adapted, or rank, alpha or dropout are out of range.
+        ValueError: If a shape does not match, no part is adapted, or rank, alpha or dropout are out of range.
     """
 
     def __init__(
@@ -109,7 +98,7 @@ class LoRAQKV(nn.Module):
             raise ValueError(f"bias must be (3E,) = ({weight.shape[0]},), got {tuple(bias.shape)}")
         adapt = tuple(bool(part) for part in adapt)
         if len(adapt) != 3 or not any(adapt):
-            raise ValueError(f"adapt must say yes or no for q, k and v, and yes at least once, got {adapt}")
+            raise ValueError(f"adapt must be three flags for q, k and v, at least one of them true, got {adapt}")
         super().__init__()
         self.rank = rank
         self.scale = alpha / rank
@@ -123,7 +112,7 @@ class LoRAQKV(nn.Module):
 
     @property
     def embed_dim(self) -> int:
-        """E."""
+        """Width E."""
         return self.weight.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,9 +121,9 @@ class LoRAQKV(nn.Module):
         return functional.linear(x, self.weight, self.bias) + functional.linear(down, self.block_matrix() * self.scale)
 
     def block_matrix(self) -> Tensor:
-        """B as one ``(3E, k·r)`` matrix: block (part, adapted part) of the diagonal, zeros elsewhere.
+        """Return B as one block matrix ``(3E, k·r)``: the block of each adapted part in its rows, zeros elsewhere.
 
-        One wide product with zeros in it is faster than a narrow product and a copy for each part.
+        One wide product with zeros is faster than a narrow product and a copy for each part.
         """
         adapted = iter(self.lora_B.unflatten(0, (-1, self.embed_dim)))  # k blocks of (E, r)
         rows, column, total = [], 0, self.lora_A.shape[0]
@@ -147,7 +136,7 @@ class LoRAQKV(nn.Module):
         return torch.cat(rows)
 
     def delta_weight(self) -> Tensor:
-        """The scaled update, ``(3E, E)``; rows of a part that is not adapted are exactly 0."""
+        """Return the scaled update, ``(3E, E)``; rows of a part that is not adapted are exactly 0."""
         down = self.lora_A.unflatten(0, (-1, self.rank))  # (k, r, E)
         up = self.lora_B.unflatten(0, (-1, self.embed_dim))  # (k, E, r)
         adapted = iter(self.scale * torch.bmm(up, down))  # k blocks of (E, E)
@@ -166,10 +155,10 @@ class LoRAMultiheadAttention(nn.Module):
         num_heads: Divides E.
         rank: r, at least 1.
         alpha: The updates are scaled by alpha / r.
-        dropout: Of the updates' input (not of the attention weights), in training.
+        dropout: Dropout probability of the updates' input (not of the attention weights), in training.
 
     Raises:
-        ValueError: If shapes do not fit, ``num_heads`` does not divide E, or another argument is out of range.
+        ValueError: If shapes do not match, ``num_heads`` does not divide E, or another argument is out of range.
     """
 
     def __init__(
@@ -200,19 +189,19 @@ class LoRAMultiheadAttention(nn.Module):
     def from_torch(
         cls, mha: nn.MultiheadAttention, rank: int, alpha: float, dropout: float = 0.0
     ) -> "LoRAMultiheadAttention":
-        """Adapt an attention of PyTorch; its weights are shared, not copied, and stay as they are.
+        """Adapt an attention of PyTorch; its weights are shared, not copied, and stay unchanged.
 
-        Whatever its ``batch_first``, what comes back takes ``(L, N, E)``.
+        Whatever its ``batch_first``, the returned module takes ``(L, N, E)``.
 
         Raises:
-            ValueError: If it is no plain self-attention: keys or values of another width, extra key and value rows.
+            ValueError: If it is not plain self-attention: keys or values of another width, extra key and value rows.
         """
         if mha.in_proj_weight is None or mha.kdim != mha.embed_dim or mha.vdim != mha.embed_dim:
             raise ValueError(
                 f"kdim and vdim must equal embed_dim {mha.embed_dim} (self-attention), got {mha.kdim} and {mha.vdim}"
             )
         if mha.bias_k is not None or mha.bias_v is not None or mha.add_zero_attn:
-            raise ValueError("an attention with add_bias_kv or add_zero_attn cannot be adapted: it has extra tokens")
+            raise ValueError("add_bias_kv and add_zero_attn must be off in an adapted attention: they add tokens")
         weights = (mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, mha.out_proj.bias)
         adapted = cls(*weights, mha.num_heads, rank, alpha, dropout)
         adapted.attention_dropout = mha.dropout
@@ -223,23 +212,23 @@ class LoRAMultiheadAttention(nn.Module):
 
         Args:
             x: ``(L, N, E)``.
-            attn_mask: ``(L, L)`` or ``(N * num_heads, L, L)``, added to the scores, or boolean with True where a
-                token must not look, as ``nn.MultiheadAttention`` has it.
+            attn_mask: ``(L, L)`` or ``(N * num_heads, L, L)``, added to the scores, or boolean with True for
+                masked positions, as in ``nn.MultiheadAttention``.
 
         Returns:
             ``(L, N, E)``.
 
         Raises:
-            ValueError: If the width of ``x`` or the mask does not fit.
+            ValueError: If the width of ``x`` or the mask's shape does not match.
         """
         return self.attend(x, attn_mask, batch_first=False)
 
     def attend(
         self, x: Tensor, attn_mask: Tensor | None = None, *, batch_first: bool, is_causal: bool = False
     ) -> Tensor:
-        """``forward`` for either layout: ``(N, L, E)`` with ``batch_first``, else ``(L, N, E)``.
+        """Attend as ``forward`` does, in either layout: ``(N, L, E)`` with ``batch_first``, else ``(L, N, E)``.
 
-        ``is_causal`` is the causal mask without a mask in memory; the fused kernels are faster with it.
+        ``is_causal`` applies the causal mask without storing one; the fused kernels are faster with it.
         """
         width, heads = self.qkv.embed_dim, self.num_heads
         if x.ndim != 3 or x.shape[-1] != width:
@@ -267,16 +256,16 @@ class LoRAMultiheadAttention(nn.Module):
             raise ValueError(f"attn_mask must be {expected}, got {tuple(attn_mask.shape)}")
         if attn_mask.ndim == 3:
             attn_mask = attn_mask.unflatten(0, (num_sequences, heads))
-        # nn.MultiheadAttention marks what to hide, scaled_dot_product_attention what to show.
+        # nn.MultiheadAttention marks positions to mask, scaled_dot_product_attention those to attend to.
         return ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(query.dtype)
 
     def delta_weight(self) -> Tensor:
-        """The scaled update of the fused input projection, ``(3E, E)``."""
+        """Return the scaled update of the fused input projection, ``(3E, E)``."""
         return self.qkv.delta_weight()
 
     @torch.no_grad()
     def merged_state(self) -> dict[str, Tensor]:
-        """A state dict of copies, updates included, that a plain ``nn.MultiheadAttention`` loads."""
+        """Return a state dict of merged copies that a plain ``nn.MultiheadAttention`` loads."""
         in_weight = self.qkv.weight + self.delta_weight()
         tensors = (in_weight, self.qkv.bias, self.out_weight, self.out_bias)
         merged = zip(_MERGED_NAMES, tensors, strict=True)
@@ -294,6 +283,6 @@ def _check(rank: int, alpha: float, dropout: float) -> None:
 
 @torch.no_grad()
 def _kaiming(matrix: Tensor) -> Tensor:
-    # Kaiming's uniform bound with a = sqrt(5) comes down to 1 / sqrt(fan-in).
+    # Kaiming's uniform bound with a = sqrt(5) is 1 / sqrt(fan-in).
     bound = 1 / math.sqrt(matrix.shape[1])
     return matrix.uniform_(-bound, bound)
