@@ -1,7 +1,7 @@
-"""CLIP: pictures and sentences in one space; any model that open_clip can build, or the small one shipped here.
+"""CLIP: images and texts in one embedding space; any model that open_clip can build, or the small one shipped here.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
-Shapes: B pictures of side S, N texts of L tokens, D numbers per embedding.
+Shapes: B images of side S, N texts of L tokens, embeddings of width D.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises where it refuses; nothing is unpickled
+from pickle import UnpicklingError  # raised by torch.load when it refuses a file; nothing is unpickled
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from tenfold.models.text_cache import TextCache
 from tenfold.types import Preprocessing
 
 TINY_FOLDER = Path(__file__).parent / "weights" / "tiny_clip"
-"""The small CLIP that is shipped; a folder that ``open_clip.create_model("local-dir:...")`` loads, too."""
+"""Folder of the shipped small CLIP, which ``open_clip.create_model("local-dir:...")`` loads too."""
 RANDOM = "random"
-"""The value of ``ClipConfig.pretrained`` that leaves the weights as they are initialised."""
+"""Value of ``ClipConfig.pretrained`` for randomly initialised weights."""
 
 _SCHEMES = ("local-dir:", "hf-hub:")
 _CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
@@ -34,14 +34,14 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, Attribute
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Which CLIP."""
+    """Settings of the CLIP model."""
 
     name: str = "tiny"
-    """``tiny``: the shipped one; an architecture of open_clip (``ViT-B-16``, ``RN50``); ``local-dir:/folder`` with
-    open_clip_config.json and weights; ``hf-hub:organisation/model``."""
+    """``tiny`` (the shipped model), an architecture of open_clip (``ViT-B-16``, ``RN50``), ``local-dir:/folder`` with
+    open_clip_config.json and weights, or ``hf-hub:organisation/model``."""
     pretrained: str | None = None
-    """For an architecture only, and needed there: a tag of open_clip (``openai``, ``laion2b_s34b_b79k``), the path of a
-    checkpoint, or ``random`` for untrained weights."""
+    """Required for an architecture, null otherwise: a tag of open_clip (``openai``, ``laion2b_s34b_b79k``), the path of
+    a checkpoint, or ``random`` for untrained weights."""
 
     def __post_init__(self) -> None:
         if not self.name or self.name in _SCHEMES:
@@ -51,25 +51,27 @@ class ClipConfig:
             )
         whole = self.name == "tiny" or self.name.startswith(_SCHEMES)
         if whole and self.pretrained is not None:
-            raise ValueError(f"{self.name!r} brings its own weights: pretrained must be null, got {self.pretrained!r}")
+            raise ValueError(
+                f"pretrained must be null for {self.name!r}, which has its own weights, got {self.pretrained!r}"
+            )
         if not whole and not self.pretrained:
             raise ValueError(
-                f"{self.name!r} needs pretrained: a tag of open_clip, the path of a checkpoint, or 'random' for "
-                f"untrained weights; got {self.pretrained!r}"
+                f"pretrained must be a tag of open_clip, the path of a checkpoint, or 'random' for untrained weights "
+                f"of {self.name!r}, got {self.pretrained!r}"
             )
 
 
 class Clip(nn.Module):
-    """A CLIP with its tokenizer and its normalisation; frozen and in eval mode as it is built.
+    """CLIP with its tokenizer and normalisation; built frozen and in evaluation mode.
 
-    Whoever unfreezes parameters, or changes weights in place, gets new embeddings: what is remembered of texts is tied
-    to the weights that made it.
+    Cached text embeddings are tied to the weights that computed them: unfreezing parameters, or changing weights in
+    place, invalidates them.
 
     Args:
-        network: open_clip's model.
-        tokenizer: Texts to int64 ``(N, L)``.
-        preprocessing: What the picture tower was trained on.
-        fingerprint: Of architecture and weights as they were loaded.
+        network: Model of open_clip.
+        tokenizer: Function from texts to token ids int64 ``(N, L)``.
+        preprocessing: Preprocessing that the image tower was trained with.
+        fingerprint: Digest of the architecture and the loaded weights.
     """
 
     mean: Tensor
@@ -96,22 +98,22 @@ class Clip(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Clip":
-        """As ``nn.Module.train``; whoever trains changes weights, so texts are forgotten."""
-        if mode:  # fused optimisers change weights without raising their version
+        """Set the mode as ``nn.Module.train`` does; training mode clears the cache of texts."""
+        if mode:  # fused optimisers change weights without incrementing their version
             self.text_cache.clear()
         return super().train(mode)
 
     @property
     def log_scale(self) -> Tensor:
-        """Logarithm of the factor on cosines, ``()``, without gradient; zero-shot logits are its exp times cosines."""
+        """Logarithm of the logit scale, ``()``, without gradient; zero-shot logits are exp(log_scale) times cosines."""
         network: Any = self.network
         return network.logit_scale.detach().reshape(())
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token numbers int64 ``(N, L)`` on the CPU; L is the model's context length, longer texts are cut.
+        """Return token ids int64 ``(N, L)`` on the CPU; L is the model's context length, longer texts are truncated.
 
         Raises:
-            ValueError: A bare string instead of a sequence of them, or something that is no string.
+            ValueError: ``texts`` is a bare string, or an element is not a string.
         """
         _check_texts(texts)
         if not texts:
@@ -119,39 +121,39 @@ class Clip(nn.Module):
         return self.tokenizer(list(texts))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(B, S, S, 3)`` to the picture tower's float32 ``(B, 3, S, S)``, on the model's device.
+        """Convert uint8 ``(B, S, S, 3)`` to the image tower's float32 ``(B, 3, S, S)``, on the model's device.
 
         Raises:
-            ValueError: Another type or shape.
+            ValueError: The dtype or shape differs.
         """
         side = self.preprocessing.image_size
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise ValueError(
                 f"images must be uint8 (B, {side}, {side}, 3), got {images.dtype} {tuple(images.shape)}; "
-                "resize them as Clip.preprocessing says"
+                "resize them as in Clip.preprocessing"
             )
         return (images.to(self.mean.device).permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Embeddings ``(B, D)``, not normalised, of float ``(B, 3, S, S)``; with gradients where they are enabled."""
+        """Return embeddings ``(B, D)``, not normalised, of float ``(B, 3, S, S)``; with gradients where enabled."""
         return self.network.encode_image(pixels)  # type: ignore[operator]
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Embeddings ``(N, D)``, not normalised, of tokens ``(N, L)``; with gradients where they are enabled.
+        """Return embeddings ``(N, D)``, not normalised, of tokens ``(N, L)``; with gradients where enabled.
 
-        Where each token sees only those before it, the padding behind the longest text is left out: the same numbers
-        in a fraction of the time (77 tokens are seldom used).
+        With a causal mask, the padding after the longest text is cut off: the same numbers in a fraction of the time
+        (texts rarely fill all 77 tokens).
         """
         network: Any = self.network
-        if not _reads_forward(network):
+        if not _has_causal_text(network):
             return network.encode_text(tokens.to(self.mean.device))
-        ends = tokens.argmax(dim=1)  # the end token has the highest number
+        ends = tokens.argmax(dim=1)  # the end token has the highest id
         length = int(ends.max()) + 1 if len(tokens) else 1
         tokens, ends = tokens[:, :length].to(self.mean.device), ends.to(self.mean.device)
         dtype = network.transformer.get_cast_dtype()
         hidden = network.token_embedding(tokens).to(dtype) + network.positional_embedding[:length].to(dtype)
         hidden = network.transformer(hidden, attn_mask=network.attn_mask[:length, :length])
-        # Only the end token's place is read, so only it is normalised and projected.
+        # Only the end token is read, so only it is normalised and projected.
         hidden = network.ln_final(hidden[torch.arange(len(tokens), device=tokens.device), ends])
         if network.text_projection is None:
             return hidden
@@ -161,18 +163,18 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit rows float32 ``(B, D)`` on the model's device for uint8 ``(B, S, S, 3)``; without gradient."""
+        """Return unit rows float32 ``(B, D)`` on the model's device for uint8 ``(B, S, S, 3)``; without gradient."""
         return functional.normalize(self.image_features(self.normalise(images)).float(), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Unit rows float32 ``(N, D)`` on the model's device; without gradient.
+        """Return unit rows float32 ``(N, D)`` on the model's device; without gradient.
 
-        Each distinct text goes through the tower once, and not again while the weights stay the same. Nothing is
-        remembered while a parameter is trainable.
+        Each distinct text is encoded once and cached while the weights stay the same. Nothing is cached while a
+        parameter is trainable.
 
         Raises:
-            ValueError: ``batch_size`` below 1, or not a sequence of strings.
+            ValueError: ``batch_size`` is below 1, or ``texts`` is not a sequence of strings.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -184,13 +186,13 @@ class Clip(nn.Module):
         distinct = list(places)
         state = self._text_state()
         rows = self.text_cache.find(distinct, state) if state is not None else {}
-        # Texts of like length together: a batch takes as long as its longest.
+        # Texts of similar length together, because a batch takes as long as its longest text.
         missing = sorted((text for text in distinct if text not in rows), key=len)
         made: dict[str, Tensor] = {}
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
             features = functional.normalize(self.text_features(self.tokenize(part)).float(), dim=-1).cpu()
-            # Copies: a view would keep the whole batch in memory as long as one of its rows is remembered.
+            # Copies, because a view would keep the whole batch in memory while one of its rows is cached.
             made.update(zip(part, (row.clone() for row in features), strict=True))
         if state is None:
             self.text_cache.clear()
@@ -200,7 +202,7 @@ class Clip(nn.Module):
         return torch.stack([rows[text] for text in distinct])[order].to(self.mean.device)
 
     def _text_state(self) -> Hashable:
-        """Changes with every change of a weight; None while a weight is trainable."""
+        """Return a key that changes with every change of a weight; None while a weight is trainable."""
         parts: list[Hashable] = []
         for name, tensor in self.network.named_parameters():
             if name.startswith("visual.") or name in ("logit_scale", "logit_bias"):
@@ -214,20 +216,20 @@ class Clip(nn.Module):
 
 
 def load_clip(config: ClipConfig, device: torch.device | str = "cpu") -> Clip:
-    """The CLIP that a configuration names, frozen, in float32 (use ``torch.autocast`` for less).
+    """Load the CLIP of a configuration, frozen, in float32 (use ``torch.autocast`` for half precision).
 
-    Files are read without unpickling anything but tensors.
+    Only tensors are unpickled.
 
     Raises:
-        ValueError: Unknown architecture or tag, a missing, broken or unfitting file, weights that are out of reach;
-            with what was expected and the way out.
+        ValueError: The architecture or tag is unknown, a file is missing, damaged or does not match, or the weights
+            can't be downloaded; the message names the expected value and the way out.
     """
-    import open_clip  # here: it takes seconds, and whoever only reads settings needs no network
+    import open_clip  # here, because the import takes seconds and reading settings does not need it
 
     name = f"local-dir:{TINY_FOLDER}" if config.name == "tiny" else config.name
     options: dict[str, Any] = {}
     if name.startswith(_SCHEMES):
-        options["require_pretrained"] = True  # without it a model with missing weights would come back untrained
+        options["require_pretrained"] = True  # otherwise a model with missing weights would be returned untrained
         if name.startswith("local-dir:"):
             _check_folder(Path(name.removeprefix("local-dir:")))
     else:
@@ -244,28 +246,28 @@ def load_clip(config: ClipConfig, device: torch.device | str = "cpu") -> Clip:
 
 
 def _check_texts(texts: Sequence[str]) -> None:
-    # A bare string is a sequence of strings, too, and would be read letter by letter.
+    # A bare string is a sequence of strings too, and would be read letter by letter.
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"texts must be a sequence of strings, got {repr(texts)[:100]}")
 
 
 def _architecture(name: str, known: list[str]) -> str:
-    """The name as open_clip spells it (``ViT-B/16`` is ``ViT-B-16``)."""
+    """Return the name as open_clip spells it (``ViT-B/16`` is ``ViT-B-16``)."""
     spelled = name.replace("/", "-")
     if spelled in known:
         return spelled
     by_lower = {one.lower(): one for one in known}
     near = [by_lower[one] for one in difflib.get_close_matches(spelled.lower(), by_lower, n=5, cutoff=0.5)]
     raise ValueError(
-        f"open_clip has no architecture {name!r}"
-        + (f"; near it: {', '.join(near)}" if near else "")
+        f"name must be an architecture of open_clip, got {name!r}"
+        + (f"; similar: {', '.join(near)}" if near else "")
         + f"; python -c 'import open_clip; print(open_clip.list_models())' lists all {len(known)}; a folder is written "
         "local-dir:FOLDER, a model of the hub hf-hub:ORG/MODEL"
     )
 
 
 def _weights(name: str, pretrained: str | None) -> dict[str, Any]:
-    """What ``open_clip.create_model`` must be told to get the weights."""
+    """Return the options of ``open_clip.create_model`` that select the weights."""
     import open_clip
 
     if pretrained is None or pretrained == RANDOM:
@@ -273,25 +275,25 @@ def _weights(name: str, pretrained: str | None) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if tag:
-        # Weights trained with the fast GELU under an architecture's plain name would lose a few points unnoticed.
+        # Weights trained with the fast GELU would silently lose a few points under the architecture's plain name.
         quick = bool(tag.get("quick_gelu", False))
         return {"pretrained": pretrained, "require_pretrained": True, **({"force_quick_gelu": True} if quick else {})}
     if os.path.isfile(pretrained):
         return {"pretrained": pretrained, "require_pretrained": True}
     if os.sep in pretrained or pretrained.endswith(_CHECKPOINTS):
         raise ValueError(
-            f"there is no checkpoint {os.path.abspath(pretrained)}: expected a file with weights of {name} "
-            f"({', '.join(_CHECKPOINTS)})"
+            f"pretrained must be an existing checkpoint of {name} ({', '.join(_CHECKPOINTS)}), "
+            f"got {os.path.abspath(pretrained)}"
         )
     raise ValueError(
-        f"pretrained {pretrained!r} is no tag of {name} and no file; its tags: {', '.join(tags) or 'none'}; "
-        "or give the path of a checkpoint, or 'random'"
+        f"pretrained must be a tag of {name}, the path of a checkpoint or 'random', got {pretrained!r}; "
+        f"tags: {', '.join(tags) or 'none'}"
     )
 
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "open_clip_config.json").is_file():
-        what = "holds no open_clip_config.json" if folder.is_dir() else "is not there"
+        what = "holds no open_clip_config.json" if folder.is_dir() else "does not exist"
         raise ValueError(
             f"the folder {folder.absolute()} {what}: expected open_clip_config.json (with model_cfg and "
             "preprocess_cfg) and weights, for example open_clip_model.safetensors"
@@ -312,7 +314,7 @@ def _explain(name: str, pretrained: str | None, error: BaseException) -> str:
         )
     return (
         f"cannot load {name}{f' with {pretrained}' if pretrained else ''}: its weights must be in the hub's cache or "
-        f"within reach; offline, give the path of a checkpoint or local-dir:FOLDER; {reason}"
+        f"downloadable; offline, give the path of a checkpoint or local-dir:FOLDER; {reason}"
     )
 
 
@@ -320,18 +322,18 @@ def _preprocessing(cfg: dict[str, Any]) -> Preprocessing:
     size = cfg["size"]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise ValueError(f"the model takes pictures of {size} pixels; only square ones are supported")
+        raise ValueError(f"the size in preprocess_cfg must be square, got {size}")
     resizes = {"shortest": "crop", "squash": "stretch"}
     if cfg["resize_mode"] not in resizes or cfg["interpolation"] not in ("bilinear", "bicubic"):
         raise ValueError(
-            f"the model wants resize_mode {cfg['resize_mode']!r} and interpolation {cfg['interpolation']!r}; supported "
-            f"are {', '.join(resizes)} and bilinear, bicubic: change preprocess_cfg in its open_clip_config.json"
+            f"resize_mode must be {' or '.join(resizes)} and interpolation bilinear or bicubic, got "
+            f"{cfg['resize_mode']!r} and {cfg['interpolation']!r}; change preprocess_cfg in open_clip_config.json"
         )
     return Preprocessing(
         image_size=sides.pop(),
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        resize=resizes[cfg["resize_mode"]],  # type: ignore[arg-type]  # one of the two words
+        resize=resizes[cfg["resize_mode"]],  # type: ignore[arg-type]  # one of the two
         interpolation=cfg["interpolation"],
     )
 
@@ -354,6 +356,6 @@ def _embedding_dim(network: Any) -> int:
         return network.encode_image(pixels).shape[1]
 
 
-def _reads_forward(network: Any) -> bool:
-    """Whether the text tower is open_clip's own with a causal mask, read at the end token."""
+def _has_causal_text(network: Any) -> bool:
+    """Return whether the text tower is open_clip's own with a causal mask, read at the end token."""
     return getattr(network, "attn_mask", None) is not None and getattr(network, "text_pool_type", "") == "argmax"

@@ -1,10 +1,10 @@
-"""CLIP with low-rank adapters on the query and value projections of both its towers.
+"""CLIP with low-rank adapters on the query and value projections of both towers.
 
-Kim et al., "DataDream: Few-shot Guided Dataset Generation", ECCV 2024, adapt CLIP so (rank 16, alpha 32, dropout 0.1).
-A convolutional image tower has no such projections: all of its weights are trained instead.
+Kim et al., "DataDream: Few-shot Guided Dataset Generation", ECCV 2024, adapt CLIP in this way (rank 16, alpha 32, dropout
+0.1). A convolutional image tower has no such projections: all of its weights are trained instead.
 
-``adapt_clip`` changes a ``Clip`` in place; ``lora_tensors`` and ``load_lora_tensors`` move what was trained;
-``merge_lora``, ``merged_state_dict`` and ``save_peft`` lead back to plain open_clip and to peft.
+``adapt_clip`` changes a ``Clip`` in place; ``lora_tensors`` and ``load_lora_tensors`` read and write the trained tensors;
+``merge_lora``, ``merged_state_dict`` and ``save_peft`` export to plain open_clip and to peft.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from tenfold.models.lora import LoRAMultiheadAttention
 
 
 class BlockAttention(nn.Module):
-    """An adapted attention that a block of open_clip calls as it calls ``nn.MultiheadAttention``.
+    """Adapted attention with the call signature that open_clip's blocks use for ``nn.MultiheadAttention``.
 
     Args:
         attention: The adapted attention.
-        batch_first: Whether it is given ``(N, L, E)``, else ``(L, N, E)``.
-        is_causal: Whether the mask that it is given is the causal one, so that no mask need be read.
+        batch_first: Whether inputs are ``(N, L, E)``, else ``(L, N, E)``.
+        is_causal: Whether the mask passed in is the causal one, so that it need not be read.
     """
 
     def __init__(self, attention: LoRAMultiheadAttention, batch_first: bool, is_causal: bool) -> None:
@@ -42,19 +42,19 @@ class BlockAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Self-attention; there are no attention weights to return.
+        """Compute self-attention, without attention weights.
 
         Raises:
-            ValueError: If query, key and value are not one tensor, or weights are asked for.
+            ValueError: If query, key and value are not one tensor, or weights are requested.
         """
         if key is not query or value is not query or need_weights:
-            raise ValueError("an adapted attention attends to its own tokens and returns no weights")
+            raise ValueError("query, key and value must be one tensor and need_weights False in an adapted attention")
         is_causal = self.is_causal and attn_mask is not None
         mixed = self.attention.attend(query, attn_mask, batch_first=self.batch_first, is_causal=is_causal)
         return mixed, None
 
     def to_torch(self) -> nn.MultiheadAttention:
-        """A plain attention with the updates merged in, frozen."""
+        """Return a frozen plain attention with the updates merged in."""
         attention = self.attention
         plain = nn.MultiheadAttention(
             attention.qkv.embed_dim,
@@ -78,27 +78,27 @@ def adapt_clip(
     image_tower: bool = True,
     text_tower: bool = True,
 ) -> None:
-    """Give every attention of the chosen towers low-rank updates of query and value; nothing else stays trainable.
+    """Add low-rank updates of query and value to every attention of the chosen towers, and freeze the rest.
 
-    A ``ModifiedResNet`` as image tower (RN50 and its kin) gets no adapters: all its weights become trainable.
-    Until it is trained, the adapted model computes what it did before. A is drawn from PyTorch's global generator.
+    A ``ModifiedResNet`` as image tower (RN50 and similar) gets no adapters: all its weights become trainable.
+    Before training, the adapted model computes what it did before. A is drawn from PyTorch's global generator.
 
     Raises:
-        ValueError: If no tower is chosen, the model is adapted already, a tower is of a kind without adaptable
-            attention (timm, Hugging Face, open_clip's custom blocks), or rank, alpha or dropout are out of range.
+        ValueError: If no tower is chosen, the model is adapted already, a tower has no adaptable attention (timm,
+            Hugging Face, open_clip's custom blocks), or rank, alpha or dropout are out of range.
     """
     network: Any = clip.network
     if not (image_tower or text_tower):
-        raise ValueError("choose a tower to adapt: image_tower, text_tower or both")
+        raise ValueError("image_tower or text_tower must be true, got neither")
     if _adapted(network) or any(parameter.requires_grad for parameter in network.parameters()):
-        raise ValueError("the model is adapted or unfrozen already: load it anew, or merge its adapters first")
+        raise ValueError("the model must be frozen and not adapted; load it again, or merge its adapters first")
     towers = {}
     if text_tower:
         towers["text"] = _text_owner(network)
     if image_tower and not isinstance(network.visual, ModifiedResNet):
         towers["image"] = network.visual
     blocks = {name: _blocks(owner, name) for name, owner in towers.items()}
-    made = []  # all of them before any is put in: a refusal leaves the model as it was
+    made = []  # all of them before any is inserted, so that an error leaves the model unchanged
     for name, owner in towers.items():
         is_causal = name == "text" and _is_causal(owner)
         for block in blocks[name]:
@@ -111,8 +111,8 @@ def adapt_clip(
 
 
 def lora_tensors(clip: Clip) -> dict[str, Tensor]:
-    """All that adaptation changed, as copies on the CPU: ``<path of the attention>.lora_A`` and ``.lora_B``, and the
-    whole state of a convolutional image tower if that is trained (``visual.*``, with its running statistics).
+    """Return copies on the CPU of all trained tensors: ``<path of the attention>.lora_A`` and ``.lora_B``, and the whole
+    state of a convolutional image tower if it is trained (``visual.*``, with its running statistics).
 
     Raises:
         ValueError: If the model is not adapted.
@@ -122,28 +122,28 @@ def lora_tensors(clip: Clip) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_lora_tensors(clip: Clip, tensors: Mapping[str, Tensor]) -> None:
-    """Put what ``lora_tensors`` returned into a model adapted in the same way.
+    """Copy the tensors of ``lora_tensors`` into a model adapted in the same way.
 
     Raises:
-        ValueError: Before anything is changed, if the model is not adapted, or a name or a shape does not fit.
+        ValueError: If the model is not adapted, or a name or shape does not match; nothing is changed then.
     """
     trained = _trained(clip)
     missing, surplus = sorted(trained.keys() - tensors.keys()), sorted(tensors.keys() - trained.keys())
     if missing or surplus:
         raise ValueError(
-            f"the tensors belong to another adaptation: expected {len(trained)} names, got {len(tensors)}; "
-            f"missing {missing[:3]}, not expected {surplus[:3]} (towers and architecture must be the same)"
+            f"tensors must have the {len(trained)} names of this adaptation, got {len(tensors)}; missing {missing[:3]}, "
+            f"surplus {surplus[:3]} (towers and architecture must be the same)"
         )
     for name, tensor in trained.items():
         if tensor.shape != tensors[name].shape:
-            raise ValueError(f"{name} must be {tuple(tensor.shape)}, got {tuple(tensors[name].shape)}: check the rank")
+            raise ValueError(f"{name} must be {tuple(tensor.shape)}, got {tuple(tensors[name].shape)}; check the rank")
     for name, tensor in trained.items():
         tensor.copy_(tensors[name])
 
 
 @torch.no_grad()
 def merged_state_dict(clip: Clip) -> dict[str, Tensor]:
-    """The weights with the updates merged in, as copies on the CPU: a state dict that open_clip loads strictly.
+    """Return the merged weights as copies on the CPU: a state dict that open_clip loads strictly.
 
     Raises:
         ValueError: If the model is not adapted.
@@ -163,10 +163,10 @@ def merged_state_dict(clip: Clip) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge_lora(clip: Clip) -> None:
-    """Put plain attentions with merged weights in the place of the adapted ones, and freeze the model.
+    """Replace the adapted attentions by plain ones with merged weights, and freeze the model.
 
-    As fast as before adaptation, and can no longer be trained or saved as an adapter. ``clip.fingerprint`` becomes that
-    of the base and the adapters together.
+    The model is then as fast as before adaptation, and can no longer be trained or saved as an adapter.
+    ``clip.fingerprint`` becomes that of the base and the adapters together.
 
     Raises:
         ValueError: If the model is not adapted.
@@ -182,11 +182,11 @@ def merge_lora(clip: Clip) -> None:
 
 
 def save_peft(clip: Clip, folder: Path | str) -> None:
-    """Write the adapters as peft reads them: ``peft.PeftModel.from_pretrained(network, folder)``.
+    """Write the adapters in peft's format, for ``peft.PeftModel.from_pretrained(network, folder)``.
 
-    ``network`` there is the plain open_clip model. peft knows one update for the whole of query, key and value, so the
-    two updates of rank r become one of rank 2r, block-diagonal, with zero rows for the keys and a zero update of the
-    output projection, which peft always adapts too. A convolutional image tower goes in whole.
+    ``network`` is the plain open_clip model. peft has one update for query, key and value together, so the two updates
+    of rank r become one of rank 2r, block-diagonal, with zero rows for the keys and a zero update of the output
+    projection, which peft always adapts too. A convolutional image tower is saved whole.
 
     Raises:
         ValueError: If the model is not adapted.
@@ -196,7 +196,7 @@ def save_peft(clip: Clip, folder: Path | str) -> None:
     _require(clip)
     adapted = _adapted(clip.network)
     if not adapted:
-        raise ValueError("there is no adapter to save: only a convolutional image tower was trained; save its state")
+        raise ValueError("the model has no adapter, only a trained convolutional image tower; save its state instead")
     tensors: dict[str, Tensor] = {}
     for path, block in adapted.items():
         qkv, prefix = block.attention.qkv, f"base_model.model.{path}"
@@ -228,7 +228,7 @@ def _adapted(network: nn.Module) -> dict[str, BlockAttention]:
 
 
 def _whole_tower(network: Any) -> dict[str, Tensor]:
-    """State of the image tower, references, if all of it is trained; else nothing."""
+    """Return the state of the image tower (not copied) if all of it is trained; else nothing."""
     visual = network.visual
     if not isinstance(visual, ModifiedResNet) or not next(visual.parameters()).requires_grad:
         return {}
@@ -246,11 +246,11 @@ def _trained(clip: Clip) -> dict[str, Tensor]:
 
 def _require(clip: Clip) -> None:
     if not _adapted(clip.network) and not _whole_tower(clip.network):
-        raise ValueError("the model is not adapted: call adapt_clip first")
+        raise ValueError("the model is not adapted; call adapt_clip first")
 
 
 def _text_owner(network: Any) -> Any:
-    """The module that holds the text transformer and its mask: the model itself, or its text tower."""
+    """Return the module that holds the text transformer and its mask: the model itself, or its text tower."""
     return network if hasattr(network, "transformer") else getattr(network, "text", None)
 
 
@@ -260,7 +260,7 @@ def _blocks(owner: Any, tower: str) -> list[ResidualAttentionBlock]:
     if not blocks or not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
         raise ValueError(
             f"the {tower} tower must be open_clip's transformer with its plain blocks, got {type(owner).__name__}; "
-            f"choose another architecture or leave the tower out ({tower}_tower=False)"
+            f"choose another architecture or {tower}_tower=False"
         )
     return blocks
 
@@ -273,7 +273,7 @@ def _is_causal(owner: Any) -> bool:
 
 
 def _pattern(paths: Mapping[str, Any]) -> str:
-    """A pattern that matches the adapted modules' whole names and nothing else."""
+    """Return a regular expression that matches exactly the names of the adapted modules."""
     return "|".join(sorted(set(_generalised(paths))))
 
 
