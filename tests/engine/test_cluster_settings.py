@@ -1,4 +1,4 @@
-"""How Ray is started, without starting it, and the settings of where and how long."""
+"""Start of Ray, with ray.init replaced, and refusals of placement and loop settings."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No word of Ray; what is set within a test goes with it."""
+    """Environment without Ray's variables; changes are undone after the test."""
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in NAMES})
     monkeypatch.setattr(cluster, "_ray_is_imported", lambda: False)  # other tests may have imported it
     return monkeypatch
@@ -21,7 +21,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def calls(environment: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What ray.init was asked for."""
+    """Options that ray.init was called with."""
     import ray
 
     asked: list[dict[str, Any]] = []

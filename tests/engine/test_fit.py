@@ -1,4 +1,4 @@
-"""The loop in a plain process: learning, exact resume, stopping, precision, averaging."""
+"""Training loop in a plain process: learning, exact resume, stopping, precision, EMA."""
 
 import threading
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_stopped_and_resumed_ends_bit_for_bit_where_it_would_have(tmp_path, plan
     counting = toy.Counting()
     resumed = toy.train(plain(tmp_path / "cut"), plan, counting.objective(), **more)
     same(whole, resumed)
-    assert (counting.seen == 3).all()  # every example once an epoch, the interruption lost and repeated none
+    assert (counting.seen == 3).all()  # every example once per epoch: the interruption neither lost nor repeated any
 
 
 def test_resume_after_a_crash_repeats_only_what_the_checkpoint_lacks(tmp_path):
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_way_out(tmp_path):
 
 
 def test_an_unknown_monitor_names_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match=r"'val/acc', is not among .*val/mse"):
+    with pytest.raises(ValueError, match=r"monitor must be one of .*val/mse.*, got 'val/acc'"):
         toy.train(plain(tmp_path), FitPlan(num_epochs=1, monitor="val/acc"))
 
 

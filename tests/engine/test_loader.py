@@ -1,4 +1,4 @@
-"""Order, shards and read-ahead of the loader."""
+"""Order, shards and prefetching of the loader."""
 
 import threading
 
@@ -45,13 +45,13 @@ def test_starting_late_gives_the_same_batches(prefetch):
         torch.testing.assert_close(left["value"], left["index"] * 10)
 
 
-def test_an_error_in_the_thread_is_raised_where_the_batch_is_asked_for():
+def test_an_error_in_the_thread_is_raised_in_the_consumer():
     def broken(rows: np.ndarray) -> dict[str, torch.Tensor]:
         if 13 in rows:
-            raise ValueError("cannot decode picture 13")
+            raise ValueError("cannot decode image 13")
         return read(rows)
 
-    with pytest.raises(ValueError, match="picture 13"):
+    with pytest.raises(ValueError, match="image 13"):
         list(Loader(broken, 20, 2, shuffle=False, prefetch=2).epoch(0))
 
 
@@ -71,7 +71,7 @@ def test_a_given_order_is_dealt_out_in_whole_rounds():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_examples": 0}, "at least 1 example"), ({"batch_size": 0}, "batch_size must be at least 1")],
+    [({"num_examples": 0}, "num_examples must be at least 1"), ({"batch_size": 0}, "batch_size must be at least 1")],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What a recipe may ask of a run: one contract, kept by a plain process and by workers of Ray Train."""
+"""Contract of ``Run``, kept by a plain process and by Ray Train workers."""
 
 import json
 import random
@@ -23,7 +23,7 @@ WORKERS = {"plain": 1, "ray": 2}
 
 @dataclass(frozen=True)
 class FileRecorder:
-    """A recorder whose notes every process can read."""
+    """Recorder that notes calls in a file, readable by every process."""
 
     folder: str
     run_id: str = "run"
@@ -46,7 +46,7 @@ class FileRecorder:
 
 
 def contract(run: Run, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs on every worker: ask for everything once; the answers of all workers, by rank."""
+    """Exercise the whole interface on every worker; return the answers of all workers, by rank."""
     folder = Path(settings["folder"])
     questions = (placement, collectives, fan_out, stages, randomness, weights, checkpoints)
     mine: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def randomness(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def weights(run: Run, folder: Path) -> dict[str, Any]:
-    model = nn.Linear(3, 2)  # every worker has drawn other weights
+    model = nn.Linear(3, 2)  # every worker has drawn different weights
     prepared = run.prepare(model)
     drawn = model.weight.tolist()
     inputs = run.to_device({"x": torch.full((1, 3), run.rank + 1.0)})["x"]
@@ -167,7 +167,7 @@ def checkpoints(run: Run, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=["plain", pytest.param("ray", marks=pytest.mark.ray)])
 def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The answers of all workers to one launch."""
+    """Answers of all workers to one launch."""
     kind = request.param
     if kind == "ray":
         request.getfixturevalue("ray_cluster")
@@ -305,7 +305,7 @@ def test_a_stage_that_failed_is_repeated_and_finds_what_it_had(tmp_path, place):
 
 
 def test_a_stage_leaves_the_random_stream_alike_whether_it_runs_or_not(tmp_path):
-    """Otherwise a run that was killed right after a stage would go on with other numbers."""
+    """Otherwise a run killed right after a stage would resume with different numbers."""
 
     def draw_after_stage() -> float:
         run = PlainRun(folder=tmp_path, seed=1, progress=False)
@@ -332,7 +332,7 @@ def test_a_plain_process_keeps_two_checkpoints(tmp_path):
 
 
 def test_what_a_stage_fetched_is_not_sent_back_over_newer_files(tmp_path):
-    """Another worker may have written its files anew by then."""
+    """Another worker may have rewritten its files by then."""
     shared = f"memory://fetched-{tmp_path.name}-{id(tmp_path)}"
     places: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: on a disk, in memory, and in an S3 server that runs in this process."""
+"""Atomically published folders: on a disk, in memory, and on an S3 server in this process."""
 
 import shutil
 import uuid
@@ -41,7 +41,7 @@ def s3() -> Iterator[None]:
 
 @pytest.fixture(params=PLACES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place of its own for a test, not there yet."""
+    """Storage of a test's own, not created yet."""
     if request.param == "s3":
         request.getfixturevalue("s3")
     name = uuid.uuid4().hex
@@ -57,7 +57,7 @@ def filled(folder: Path, **files: str) -> Path:
 
 
 def content(place: Storage, scratch: Path) -> dict[str, str]:
-    """Every file but the marker, with what it holds."""
+    """Read every file except the marker."""
     copy = scratch / uuid.uuid4().hex
     place.download(copy)
     files = {path.relative_to(copy).as_posix(): path for path in copy.rglob("*") if path.is_file()}
@@ -83,7 +83,7 @@ def test_publishing_again_replaces_everything(url, tmp_path):
     place.publish(filled(tmp_path / "second", b="three"), {"attempt": 2})
     assert content(place, tmp_path) == {"b": "three"}
     assert place.read_json(MARKER) == {"attempt": 2}
-    assert Storage(url).list() == ["folder"]  # the old content has not stayed under another name
+    assert Storage(url).list() == ["folder"]  # no old content is left under another name
 
 
 class PowerCutError(Exception):
@@ -111,9 +111,9 @@ def test_a_crash_while_replacing_never_mixes_old_and_new(url, tmp_path, monkeypa
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, place: Storage) -> None:
-    """End the process's luck while its files are on their way into ``place``."""
+    """Simulate a power cut while files are copied into ``place``."""
     if place.is_local:
-        # From a temporary folder on another file system a move copies file by file, in any order.
+        # A move from another file system copies file by file, in any order.
 
         def move(source: Path, target: Path) -> None:
             Path(target).mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_a_relative_folder_means_one_place_wherever_it_is_opened_from(tmp_path, 
     place = Storage("outputs")
     assert place.local_path() == tmp_path / "outputs"
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")  # as a worker that another process started
+    monkeypatch.chdir(tmp_path / "elsewhere")  # like a worker started by another process
     assert Storage(place.url).local_path() == tmp_path / "outputs"
 
 
@@ -219,7 +219,7 @@ def test_a_relative_folder_means_one_place_wherever_it_is_opened_from(tmp_path, 
     [
         ("s3://", r"bucket of 3 characters or more.*s3://bucket/prefix, got s3://"),
         ("s3://ab/x", "bucket of 3 characters or more"),
-        ("nonsense://bucket/x", "nonsense://bucket/x.*not a folder or a URL"),
+        ("nonsense://bucket/x", "a folder or a URL that fsspec can open, got 'nonsense://bucket/x'"),
     ],
 )
 def test_a_url_that_can_not_be_opened_is_told(url, message):
@@ -228,7 +228,7 @@ def test_a_url_that_can_not_be_opened_is_told(url, message):
 
 
 def test_only_local_storage_has_a_local_path():
-    with pytest.raises(ValueError, match="memory://x is not a local folder"):
+    with pytest.raises(ValueError, match="must be a local folder, got memory://x"):
         Storage("memory://x").local_path()
 
 
@@ -267,7 +267,7 @@ def test_a_loop_with_its_checkpoints_on_s3_is_resumed_bit_for_bit(s3, tmp_path):
 
 
 def test_a_run_with_its_folders_on_s3_goes_on_after_a_stop(s3, tmp_path):
-    """A stage, a loop within it that is stopped, and what the stage leaves: all through the bucket."""
+    """A stage, a stopped loop within it, and the stage's files: all in the bucket."""
 
     def train(run: PlainRun, stop_at: int | None) -> tuple[dict[str, Any], str]:
         def work(folder: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_run_with_its_folders_on_s3_goes_on_after_a_stop(s3, tmp_path):
             run.close()
 
     whole, folder = start("stage-whole")
-    assert not Path(folder).exists()  # scratch goes with the run
+    assert not Path(folder).exists()  # scratch is deleted with the run
     with pytest.raises(Interrupted):
         start("stage-cut", stop_at=17)
     assert start("stage-cut")[0] == whole

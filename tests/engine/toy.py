@@ -1,4 +1,4 @@
-"""A tiny model and data for tests of the loop: importable by workers of Ray."""
+"""Tiny model and data for tests of the training loop, importable by Ray workers."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def network() -> nn.Module:
-    """Dropout and batch norm: random state and buffers must survive too."""
+    """Network with dropout and batch norm, so that random state and buffers must survive too."""
     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
@@ -31,7 +31,7 @@ def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
 
 
 class Counting:
-    """An objective with state of its own: how often each example was seen, and, if asked, a wish to stop or die."""
+    """Objective with its own state: how often each example was seen."""
 
     def __init__(self) -> None:
         self.seen = torch.zeros(NUM_EXAMPLES, dtype=torch.int64)
@@ -67,12 +67,12 @@ def train(run: Run, plan: FitPlan, objective: Any = loss, **more: Any) -> FitRes
 
 
 def weights(model: nn.Module) -> dict[str, list[float]]:
-    """Weights as plain numbers, exactly."""
+    """Return the weights as plain numbers, exactly."""
     return {name: tensor.double().flatten().tolist() for name, tensor in model.state_dict().items()}
 
 
 def die_once(marker: Path, step: int) -> Any:
-    """An ``after_step`` that kills its own process, once ever."""
+    """Return an ``after_step`` that kills its own process, only once."""
     import os
     import signal
 

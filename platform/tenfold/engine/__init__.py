@@ -1,1 +1,1 @@
-"""Where a recipe runs: ``Run`` (plain process or Ray Train), the training loop, checkpoints, stages."""
+"""Runtime of a recipe: ``Run`` (plain process or Ray Train), training loop, checkpoints, stages."""

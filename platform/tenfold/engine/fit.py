@@ -1,9 +1,9 @@
-"""The one training loop.
+"""Training loop shared by all methods.
 
-A method hands it a loss; the loop does mixed precision, accumulation, clipping, schedules, EMA, evaluation, early
-stopping and checkpoints. Interrupted and resumed on the same hardware, it ends with the weights of an uninterrupted
-run, bit for bit: a checkpoint holds model, optimiser, schedule, scaler, average, the method's own state, the position
-in the data and the random state of every worker.
+A method provides a loss; the loop does mixed precision, gradient accumulation, clipping, schedules, EMA, evaluation,
+early stopping and checkpoints. Interrupted and resumed on the same hardware, it ends with the weights of an
+uninterrupted run, bit for bit: a checkpoint holds model, optimiser, schedule, scaler, average, the method's own state,
+the position in the data and the random state of every worker.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from tenfold.engine.storage import Storage
 from tenfold.types import Batch
 
 AGREE_EVERY = 16
-"""Steps between two moments at which several workers agree on checkpoints and stopping; one broadcast each."""
+"""Steps between broadcasts by which several workers agree on checkpoints and stopping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """Where training stands when a loss is computed; for schedules of a method."""
+    """Training progress at the time a loss is computed; for a method's schedules."""
 
     epoch: int
-    """From 1."""
+    """Current epoch, from 1."""
     num_epochs: int
     step: int
-    """Optimiser steps done, from 0."""
+    """Number of optimiser steps done, from 0."""
     total_steps: int
-    """Optimiser steps of the whole run."""
+    """Number of optimiser steps of the whole run."""
 
 
 Loss = Callable[[nn.Module, Batch, Clock], Tensor]
@@ -54,22 +54,22 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a method hands to the loop: a loss and, where the method keeps state of its own, four plain functions."""
+    """Objective of a method: a loss and, if the method has state of its own, four plain functions."""
 
     loss: Loss
-    """Scalar to minimise for one batch."""
+    """Scalar loss of one batch."""
     after_step: Callable[[Batch, Clock], None] = _nothing
-    """Called when the optimiser has stepped, with the last batch."""
+    """Called after each optimiser step, with the last batch."""
     after_epoch: Callable[[nn.Module, Clock], Mapping[str, float] | None] = _nothing
     """Called on every worker at the end of an epoch, before evaluation; may return metrics."""
     state_dict: Callable[[], dict[str, Any]] = dict
-    """This worker's state: tensors and plain values only, as ``torch.load(weights_only=True)`` reads them."""
+    """Returns this worker's state: only tensors and plain values, as ``torch.load(weights_only=True)`` requires."""
     load_state_dict: Callable[[dict[str, Any]], None] = _nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """How to train; ``RunConfig`` explains the fields they share."""
+    """Training settings of one loop; ``RunConfig`` documents the shared fields."""
 
     num_epochs: int
     max_steps: int | None = None
@@ -80,43 +80,43 @@ class FitPlan:
     evaluate_every: int = 1
     patience: int | None = None
     stop_after_drop: float | None = None
-    """End when the monitored metric is worse than its best by more than this; None: never."""
+    """Stop when the monitored metric is worse than its best by more than this; None never stops."""
     monitor: str | None = None
-    """Metric that chooses the weights to keep; None keeps the last."""
+    """Metric that selects the weights to keep; None keeps the last."""
     mode: Literal["max", "min"] = "max"
     checkpoint_every_steps: int | None = None
     checkpoint_every_s: float = 300.0
     stage: str = MAIN_STAGE
-    """Name of this loop within the recipe; checkpoints carry it."""
+    """Name of this loop within the recipe; stored in checkpoints."""
 
     @classmethod
     def of(cls, run: RunConfig, **more: Any) -> "FitPlan":
-        """The plan that the job's settings ask for; ``more`` is what the method adds."""
+        """Build the plan from the job's settings; ``more`` adds the method's own."""
         shared = {name: getattr(run, name) for name in cls.__dataclass_fields__ if hasattr(run, name)}
         return cls(**{**shared, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """What training gave."""
+    """Result of a training."""
 
     model: nn.Module
-    """Bare model with the weights that were chosen, on the run's device, in eval mode."""
+    """Bare model with the selected weights, on the run's device, in eval mode."""
     history: list[dict[str, float]]
     """Metrics of each epoch, in order; ``epoch`` and ``step`` among them."""
     best_epoch: int
-    """Epoch of the chosen weights, from 1."""
+    """Epoch of the selected weights, from 1."""
     steps: int
     stopped_early: bool
 
 
 @dataclass(kw_only=True)
 class _State:
-    """Position and memory of the loop; plain values, saved with every checkpoint."""
+    """State of the loop: plain values, saved with every checkpoint."""
 
     epoch: int = 1
     batch: int = 0
-    """Micro-batches of this epoch that are done."""
+    """Number of micro-batches done in this epoch."""
     step: int = 0
     loss_sum: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -138,22 +138,22 @@ def fit(
     schedule: Callable[[torch.optim.Optimizer, int], LRScheduler | ReduceLROnPlateau] | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> FitResult:
-    """Train a model, from the last checkpoint of this run where there is one.
+    """Train a model, resuming from the last checkpoint of this run if there is one.
 
     Args:
-        run: The machine.
-        model: Bare model; the loss gets it prepared for this run (perhaps wrapped for several workers).
+        run: Runtime of this worker.
+        model: Bare model; the loss receives it prepared for this run (wrapped in DDP for several workers).
         objective: The loss, or the loss with the method's own state.
         source: Batches of this worker.
-        plan: How to train.
-        optimizer: Bare model to its optimiser.
-        schedule: Optimiser and number of steps to a schedule of the learning rate, stepped after every optimiser
-            step; a ``ReduceLROnPlateau`` is stepped with the mean training loss at the end of every epoch.
-        evaluate: Bare model in eval mode to metrics, on every worker, under ``no_grad``.
+        plan: Training settings.
+        optimizer: Maps the bare model to its optimiser.
+        schedule: Maps optimiser and number of steps to a learning-rate schedule, stepped after every optimiser step; a
+            ``ReduceLROnPlateau`` is stepped with the mean training loss at the end of every epoch.
+        evaluate: Maps the bare model in eval mode to metrics; called on every worker, under ``no_grad``.
 
     Raises:
-        Interrupted: The user asked to stop; the checkpoint is written.
-        FloatingPointError: The loss is not finite; the last checkpoint is from before that.
+        Interrupted: The user asked to stop; a checkpoint was written.
+        FloatingPointError: The loss is not finite; the last checkpoint predates it.
     """
     loop = _Loop(run, model, objective, source, plan, optimizer, schedule, evaluate)
     return loop.run_to_end()
@@ -185,7 +185,7 @@ class _Loop:
             if plan.ema_decay is not None
             else None
         )
-        # A causal mask holds -inf, of which an average is no number.
+        # A causal mask holds -inf, whose average would be NaN.
         self.not_averaged = [
             (kept, buffer)
             for kept, buffer in zip(
@@ -228,7 +228,7 @@ class _Loop:
     def _run_epoch(self, bar: Any) -> None:
         state, plan, run = self.state, self.plan, self.run
         batches = self.source.epoch(state.epoch - 1, start=state.batch)
-        with contextlib.closing(batches):  # ends the thread of a loader that reads ahead
+        with contextlib.closing(batches):  # ends the prefetching thread of a loader
             for batch in batches:
                 window_start = state.batch // plan.accumulate * plan.accumulate
                 window = min(plan.accumulate, self.num_batches - window_start)
@@ -247,7 +247,7 @@ class _Loop:
                         self._attend()
 
     def _accumulate(self, batch: Batch, clock: Clock, window: int, last: bool) -> None:
-        """Forward and backward; gradients travel between workers only with the last of a window."""
+        """Run forward and backward; gradients are synchronised only with the last micro-batch of a window."""
         quiet = not last and isinstance(self.prepared, DistributedDataParallel)
         with self.prepared.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
             with self.autocast():
@@ -272,10 +272,10 @@ class _Loop:
         self.state.step += 1
 
     def _attend(self) -> None:
-        """In mid-epoch: is a checkpoint due, does the user want to stop? Workers must agree on both."""
+        """Write a checkpoint or stop in mid-epoch if due; workers must agree on both."""
         plan, run, state = self.plan, self.run, self.state
         every = plan.checkpoint_every_steps
-        due = every is not None and state.step % every == 0  # the same on every worker, nothing to agree on
+        due = every is not None and state.step % every == 0  # the same on every worker, no agreement needed
         stop = False
         if run.world_size == 1 or state.step % AGREE_EVERY == 0:
             late = time.monotonic() - self.saved_at > plan.checkpoint_every_s
@@ -322,12 +322,12 @@ class _Loop:
             return dict(self.evaluate(model))
 
     def _judge(self, metrics: Mapping[str, float]) -> bool:
-        """Remember the best weights; True: training should end now."""
+        """Keep the best weights; return whether training should end now."""
         plan, state = self.plan, self.state
         if plan.monitor is None:
             return False
         if plan.monitor not in metrics:
-            raise ValueError(f"the metric to monitor, {plan.monitor!r}, is not among {sorted(metrics)}")
+            raise ValueError(f"monitor must be one of {sorted(metrics)}, got {plan.monitor!r}")
         value = metrics[plan.monitor]
         sign = 1 if plan.mode == "max" else -1
         if state.best_value is None or sign * value > sign * state.best_value:
@@ -350,8 +350,8 @@ class _Loop:
     def _check_finite(self) -> None:
         if not math.isfinite(float(self.loss_sum)):
             raise FloatingPointError(
-                f"the loss became {float(self.loss_sum)} in epoch {self.state.epoch} before step {self.state.step}; "
-                f"lower the learning rate, set run.clip_norm, or use run.precision=fp32"
+                f"loss must be finite, got {float(self.loss_sum)} in epoch {self.state.epoch} before "
+                f"step {self.state.step}; lower the learning rate, set run.clip_norm, or use run.precision=fp32"
             )
 
     # -- checkpoints
@@ -390,8 +390,8 @@ class _Loop:
             world_size = Storage(folder).read_json("about.json")["world_size"]
             if world_size != run.world_size:
                 raise ValueError(
-                    f"the checkpoint was written by {world_size} workers and can't go on with {run.world_size}: "
-                    f"set scale.workers={world_size}, or another run.tag to begin anew"
+                    f"scale.workers must be {world_size} as in the checkpoint, got {run.world_size}; "
+                    f"set scale.workers={world_size}, or another run.tag to start over"
                 )
             saved = torch.load(folder / "state.pt", map_location=run.device, weights_only=True)
             mine = torch.load(folder / f"rank-{run.rank}.pt", map_location="cpu", weights_only=True)
@@ -410,7 +410,7 @@ class _Loop:
 
 
 def _precision(precision: Precision, device: torch.device) -> tuple[Callable[[], Any], bool]:
-    """Autocast context and whether gradients need scaling."""
+    """Return the autocast context and whether gradients need scaling."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp32":

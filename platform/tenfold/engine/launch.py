@@ -1,6 +1,6 @@
-"""From a function of a ``Run`` to processes that run it: here, or on Ray Train workers.
+"""Launch of a function of a ``Run``: in this process, or on Ray Train workers.
 
-Ctrl-C (and SIGTERM) asks the loop for a checkpoint and a clean end; a second one ends at once.
+Ctrl-C (and SIGTERM) requests a checkpoint and a clean stop; a second one stops at once.
 """
 
 import signal
@@ -24,10 +24,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What every worker needs to build its ``Run``; fields as in ``Run``."""
+    """Options from which every worker builds its ``Run``; fields as there."""
 
     name: str
-    """Name of the run, unique per content of its settings: launching it again goes on from its last checkpoint."""
+    """Name of the run, unique for its settings: launching it again resumes from its last checkpoint."""
     folder: str
     shared: str
     seed: int = 0
@@ -48,16 +48,16 @@ def launch(
     """Run ``work(run, settings)`` on every worker and return rank 0's answer.
 
     Args:
-        work: Importable function; the same on every worker.
-        settings: Its second argument; plain values or dataclasses, since it travels to the workers.
-        scale: Where.
-        options: How a worker sets itself up.
-        on_epoch: Called after each epoch with metrics and number; in a plain process only (workers of Ray are other
-            processes: hand in a callback there).
-        callbacks: ``ray.train.UserCallback`` objects, on Ray only.
+        work: Importable function, run on every worker.
+        settings: Its second argument; plain values or dataclasses, since it is sent to the workers.
+        scale: Placement and resources.
+        options: Options of each worker's ``Run``.
+        on_epoch: Called after each epoch with its metrics and number; in a plain process only (Ray workers are other
+            processes, use ``callbacks`` there).
+        callbacks: ``ray.train.UserCallback`` objects; on Ray only.
 
     Raises:
-        Interrupted: The user asked to stop; a checkpoint is written.
+        Interrupted: The user asked to stop; a checkpoint was written.
         RuntimeError: The workers failed more often than ``scale.max_failures``.
     """
     if scale.kind == "plain":
@@ -119,7 +119,7 @@ def _launch_ray(
     progress = FollowedProgress(folder, shown=options.progress)
     with _asked_to_stop(lambda: folder.write_json(STOP_FILE, {})):
         try:
-            # Ray's own handler of Ctrl-C, which throws the work away, is set only by a fit in the main thread.
+            # Ray installs its own Ctrl-C handler, which discards the work, only if fit runs in the main thread.
             result = _in_thread(trainer.fit, progress.look)
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(f"training failed on the workers: {error}") from error
@@ -133,7 +133,7 @@ def _launch_ray(
 
 
 def _ray_worker(config: dict[str, Any]) -> tuple[str, Any]:
-    """Runs once in every worker."""
+    """Entry point of every Ray worker."""
     from tenfold.engine.ray_run import RayRun
 
     torch.set_num_threads(max(1, int(config["cpus"])))
@@ -152,16 +152,16 @@ def _run_options(options: LaunchOptions) -> dict[str, Any]:
 
 
 def _in_thread(call: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
-    """Call in another thread and wait so that signals still reach this one; ``meanwhile`` twice a second.
+    """Call in another thread and wait so that signals still reach this one; runs ``meanwhile`` twice a second.
 
-    The thread is a daemon: a second Ctrl-C must not wait for it.
+    The thread is a daemon, so that a second Ctrl-C does not wait for it.
     """
     future: Future[Any] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - re-raised in the waiting thread
             future.set_exception(error)
 
     threading.Thread(target=work, name="trainer", daemon=True).start()
@@ -173,9 +173,9 @@ def _in_thread(call: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
 
 @contextmanager
 def _asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request; the second does what it always did.
+    """Turn the first Ctrl-C or SIGTERM into a stop request; the second has its usual effect.
 
-    Signals reach the main thread only; elsewhere (a trial of Tune) nothing is changed.
+    Signals reach only the main thread; in other threads (a Tune trial) nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

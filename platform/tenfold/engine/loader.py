@@ -1,7 +1,7 @@
 """Batches in a seeded order, sharded over workers, resumable at any batch.
 
-The order of an epoch is a function of ``(seed, epoch)`` alone, so the position in the data is one number. Reading is
-one call per batch, never one per example; where reading decodes files, it runs ahead in a thread.
+The order of an epoch is a function of ``(seed, epoch)`` alone, so the position in the data is a single number. Data is
+read with one call per batch, not per example; a thread prefetches where reading decodes files.
 """
 
 import queue
@@ -16,32 +16,32 @@ from tenfold.types import Batch
 
 
 class BatchSource(Protocol):
-    """What ``fit`` needs of its data: ``Loader`` below, or a method's own source (rollouts, paired batches)."""
+    """Source of batches for ``fit``: ``Loader`` below, or a method's own (rollouts, paired batches)."""
 
     def num_batches(self) -> int:
-        """Batches of one epoch on this worker; the same on every worker."""
+        """Number of batches per epoch on this worker; the same on every worker."""
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """Batches ``start``, ``start + 1``, ... of an epoch, counted from 0."""
+        """Yield batches ``start``, ``start + 1``, ... of an epoch, both counted from 0."""
         ...
 
 
 class Loader:
-    """Batches of a data set that is read by row numbers.
+    """Batches of a data set that is read by row index.
 
     Args:
-        read: Row numbers ``(B,)`` int64 to a batch on the CPU; a function of its argument alone.
-        num_examples: Rows N, at least 1.
-        batch_size: Rows B of a batch on one worker; the last batch of an epoch may be smaller.
-        shuffle: Whether each epoch has an order of its own.
-        seed: Seed of the orders.
-        rank, world_size: This worker's number and how many there are. Every worker gets ``ceil(N / world_size)``
-            rows: the first rows of the order are repeated at its end where N is no multiple.
-        drop_last: Leave out a last batch that is smaller.
-        prefetch: Batches read ahead by a thread; 0 reads in the calling thread, best for arrays in memory.
-        order: Row numbers of each batch of an epoch over all workers, in place of the seeded permutation; batch i
-            goes to worker ``i % world_size`` and what does not fill a round is left out.
+        read: Maps row indices ``(B,)`` int64 to a batch on the CPU; depends on its argument alone.
+        num_examples: Number of rows N, at least 1.
+        batch_size: Rows B per batch on one worker; the last batch of an epoch may be smaller.
+        shuffle: Whether to shuffle the rows anew in each epoch.
+        seed: Seed of the shuffling.
+        rank, world_size: Index of this worker and number of workers. Every worker gets ``ceil(N / world_size)`` rows:
+            the first rows of the order are repeated at its end if N is not a multiple.
+        drop_last: Whether to drop a smaller last batch.
+        prefetch: Number of batches prefetched by a thread; 0 reads in the calling thread, best for arrays in memory.
+        order: Maps an epoch to the row indices of its batches over all workers, instead of the seeded permutation;
+            batch i goes to worker ``i % world_size``, and batches that do not fill a round are dropped.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Loader:
         order: Callable[[int], Sequence[np.ndarray]] | None = None,
     ) -> None:
         if num_examples < 1:
-            raise ValueError(f"a loader needs at least 1 example, got {num_examples}")
+            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world_size:
@@ -74,7 +74,10 @@ class Loader:
         self._prefetch = prefetch
         self._order = order
         if self.num_batches() == 0:
-            raise ValueError(f"{num_examples} examples on {world_size} workers do not fill one batch of {batch_size}")
+            raise ValueError(
+                f"batch_size must fill at least one batch per worker, got {batch_size} with {num_examples} examples on "
+                f"{world_size} workers"
+            )
 
     def num_batches(self) -> int:
         if self._order is not None:
@@ -83,7 +86,7 @@ class Loader:
         return rows // self.batch_size if self._drop_last else -(-rows // self.batch_size)
 
     def rows(self, epoch: int) -> list[np.ndarray]:
-        """Row numbers of each of this worker's batches."""
+        """Row indices of each of this worker's batches."""
         if self._order is not None:
             batches = self._order(epoch)
             usable = len(batches) // self._world_size * self._world_size
@@ -107,7 +110,7 @@ class Loader:
         return {**self._read(rows), "index": torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))}
 
     def _ahead(self, rows: list[np.ndarray]) -> Generator[Batch, None, None]:
-        """Read in a thread; an error there is raised here, and leaving the loop early ends the thread."""
+        """Prefetch in a thread; its errors are raised here, and leaving the loop early ends it."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=self._prefetch)
         left = threading.Event()
 
@@ -126,7 +129,7 @@ class Loader:
                         return
                     put(self._batch(batch))
                 put(None)
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked for the batch
+            except BaseException as error:  # noqa: BLE001 - re-raised in the consuming thread
                 put(error)
 
         thread = threading.Thread(target=work, name="loader", daemon=True)

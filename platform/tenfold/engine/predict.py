@@ -1,4 +1,4 @@
-"""What a model gives for all pictures of a split, computed by all workers together."""
+"""Predictions for all images of a split, distributed over the workers."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,13 +10,13 @@ from tenfold.types import ImageSource
 
 
 def predict_images(run: Run, predict: Callable[[Tensor], Tensor], images: ImageSource, batch_size: int = 256) -> Tensor:
-    """One row float32 ``(N, K)`` for every picture, in their order, on the CPU of every worker.
+    """Compute one float32 row per image, ``(N, K)`` in their order, on the CPU of every worker.
 
     Args:
-        run: The machine.
-        predict: uint8 pictures ``(B, S, S, 3)`` on the run's device to rows ``(B, K)``: logits, features, embeddings.
-        images: Which pictures.
-        batch_size: Pictures per forward pass.
+        run: Runtime of this worker.
+        predict: Maps uint8 images ``(B, S, S, 3)`` on the run's device to rows ``(B, K)`` (logits, embeddings).
+        images: Images to predict.
+        batch_size: Images per forward pass.
     """
     loader = run.loader(
         lambda rows: {"images": images.read(rows)},
@@ -34,10 +34,10 @@ def predict_images(run: Run, predict: Callable[[Tensor], Tensor], images: ImageS
 
 
 def check_classes(known: Sequence[str], data_name: str, classes: Sequence[str]) -> None:
-    """Refuse to measure a model on data with other classes than its own.
+    """Check that the data has the classes of the model.
 
     Raises:
-        ValueError: Names or their order differ.
+        ValueError: The names or their order differ.
     """
     if tuple(known) != tuple(classes):
         raise ValueError(

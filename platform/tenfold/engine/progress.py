@@ -1,4 +1,4 @@
-"""Progress bars: in the terminal of this process, or of the driver that waits for workers elsewhere."""
+"""Progress bars: in this process's terminal, or in that of a driver waiting for remote workers."""
 
 import sys
 import time
@@ -20,13 +20,13 @@ class Progress(Protocol):
 
 
 def terminal_bar(total: int | None, description: str, *, shown: bool = True) -> "tqdm[Any]":
-    """A bar on standard error; in a log file rather than a terminal, a line now and then."""
+    """Return a bar on standard error; it updates rarely if that is a log file instead of a terminal."""
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=total, desc=description, disable=not shown, leave=False, mininterval=interval, dynamic_ncols=True)
 
 
 class WrittenProgress:
-    """A bar for the driver: a small file in the run's folder, written at most every ``interval_s`` seconds."""
+    """Worker's end of a remote bar: writes a small file to the run's folder, at most once per interval."""
 
     def __init__(self, storage: Storage, total: int | None, description: str) -> None:
         self._storage = storage
@@ -51,7 +51,7 @@ class WrittenProgress:
 
 
 class FollowedProgress:
-    """The other end: shows in a terminal what a worker wrote last."""
+    """Driver's end of a remote bar: shows in the terminal what a worker wrote last."""
 
     def __init__(self, storage: Storage, *, shown: bool) -> None:
         self._storage, self._shown = storage, shown
@@ -61,7 +61,7 @@ class FollowedProgress:
         self._number = None
 
     def look(self) -> None:
-        """Read and show; at most every ``interval_s`` seconds."""
+        """Read the file and update the bar, at most once per interval."""
         if not self._shown or time.monotonic() - self._read_at < self._interval_s:
             return
         self._read_at = time.monotonic()

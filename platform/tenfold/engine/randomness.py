@@ -1,4 +1,4 @@
-"""Random streams of one worker: started, saved, restored; and whether kernels repeat bit for bit."""
+"""Random state of a worker (save and restore) and determinism of kernels."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Python's, numpy's and torch's streams as tensors and plain values."""
+    """Return the state of Python's, numpy's and torch's generators as tensors and plain values."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -20,7 +20,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on where ``random_state`` was asked."""
+    """Restore a state returned by ``random_state``."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -31,7 +31,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Choose between kernels that repeat bit for bit and the fastest ones. Matters on GPUs."""
+    """Select deterministic kernels or the fastest ones; matters on GPUs."""
     torch.use_deterministic_algorithms(deterministic and torch.cuda.is_available(), warn_only=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic

@@ -1,4 +1,4 @@
-"""``Run`` on a worker of Ray Train: the same requests, answered by the cluster."""
+"""``Run`` on a Ray Train worker."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ STOP_POLL_S = 1.0
 
 
 class RayRun(Run):
-    """One of ``world_size`` workers that train one model together."""
+    """One of ``world_size`` workers that train a model together."""
 
     def __init__(self, **options: Any) -> None:
         context = ray.train.get_context()
@@ -38,7 +38,7 @@ class RayRun(Run):
         return WrittenProgress(self.storage, total, description)
 
     def stop_requested(self) -> bool:
-        """Rank 0 looks for the file that the driver leaves in the run's folder, at most once a second."""
+        """Check on rank 0, at most once a second, for the stop file that the driver leaves in the run's folder."""
         if self.is_main and not self._stopped and time.monotonic() - self._polled_at > STOP_POLL_S:
             self._stopped = self.storage.exists(STOP_FILE)
             self._polled_at = time.monotonic()
@@ -55,6 +55,6 @@ class RayRun(Run):
             yield None
             return
         with checkpoint.as_directory() as folder:
-            # A run has one stream of checkpoints; the newest may be of another loop of the recipe.
+            # A run has one stream of checkpoints; the newest may belong to another loop of the recipe.
             about = Storage(folder).read_json("about.json")
             yield Path(folder) if about["stage"] == stage else None

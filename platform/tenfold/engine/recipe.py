@@ -1,7 +1,7 @@
-"""The head that recipes share: a stage that trains once for the same inputs, and what it leaves in its folder.
+"""Training stage shared by recipes: it runs once for the same inputs and leaves its results in a folder.
 
-The folder of a finished stage holds ``bundle/``, the trained model, and ``results.json``: its metrics, its history, and
-what else the recipe wants to draw from later.
+The folder of a finished stage holds ``bundle/``, the trained model, and ``results.json``: its metrics, its history and
+further values that the recipe needs later.
 """
 
 import json
@@ -24,12 +24,12 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training, on disk."""
+    """Finished training on disk."""
 
     folder: Path
     data_fingerprint: str
     results: Mapping[str, Any]
-    """What ``save_results`` wrote: ``metrics``, ``history`` and more."""
+    """Content of ``results.json``: ``metrics``, ``history`` and more."""
 
     @property
     def bundle(self) -> Path:
@@ -37,7 +37,7 @@ class Trained:
         return self.folder / BUNDLE
 
     def outcome(self, metric: str, mode: Literal["max", "min"]) -> Outcome:
-        """The answer of a recipe; ``metric`` decides which model is better."""
+        """Build the outcome of a recipe; ``metric`` decides which model is better."""
         return Outcome(
             bundle=self.bundle,
             metrics=self.results["metrics"],
@@ -49,7 +49,7 @@ class Trained:
 
 
 def stage_key(job: JobConfig, data_fingerprint: str, **more: Any) -> dict[str, Any]:
-    """Everything that the output of a stage depends on: all settings, the data, this version, and ``more``."""
+    """Return everything that a stage's output depends on: all settings, the data, this version, and ``more``."""
     return {"job": job.digest(), "data": data_fingerprint, "version": __version__, **more}
 
 
@@ -62,15 +62,15 @@ def train_once(
     stage: str | None = None,
     **more: Any,
 ) -> Trained:
-    """Train in a stage of its own, or find what an earlier run with the same inputs left.
+    """Train in a stage, or reuse the results of an earlier run with the same inputs.
 
     Args:
-        run: The machine.
+        run: Runtime of this worker.
         job: Settings.
-        data_fingerprint: Of the training data.
-        work: Trains, and ends with ``save_results`` in the main worker; gets the stage's folder.
-        stage: Name of the stage; None: the method's.
-        **more: What the output depends on beside settings and data, as JSON-like values.
+        data_fingerprint: Fingerprint of the training data.
+        work: Trains into the stage's folder, which it receives, and calls ``save_results`` on the main worker.
+        stage: Name of the stage; None takes the method's.
+        **more: Further JSON-like values that the output depends on.
     """
     folder = run.stage(stage or job.method_name, stage_key(job, data_fingerprint, **more), work)
     results = json.loads((folder / RESULTS).read_text())
@@ -91,14 +91,14 @@ def save_results(
     files: Mapping[str, bytes | Path] | None = None,
     **more: Any,
 ) -> None:
-    """Write the bundle with its probe set, and ``results.json``; what a killed attempt left is replaced.
+    """Write the bundle with its probe set, and ``results.json``; replaces leftovers of a killed attempt.
 
     Args:
-        folder: Of the stage.
+        folder: Folder of the stage.
         job: Settings.
         predictor, probes, tensors, metrics, data_name, data_fingerprint, files: As in ``tenfold.bundle.save_trained``.
         history: Metrics of each epoch.
-        **more: Further JSON-like values to keep with the results.
+        **more: Further JSON-like values to store with the results.
     """
     save_trained(
         folder / BUNDLE,

@@ -1,7 +1,7 @@
-"""``Run``: what a recipe may ask of the machine it runs on.
+"""``Run``: the runtime interface of a recipe.
 
-A recipe asks for devices, shards, collectives, checkpoints, stages and progress here, and can't tell whether it is
-one plain process (``PlainRun``, below) or a worker of Ray Train (``RayRun``, in ``ray_run``).
+It provides devices, shards, collectives, checkpoints, stages and progress, the same in a plain process (``PlainRun``,
+below) and on a Ray Train worker (``RayRun``, in ``ray_run``).
 """
 
 import random
@@ -30,15 +30,15 @@ Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 CHECKPOINTS_KEPT = 2
 MAIN_STAGE = "fit"
-"""The loop whose metrics keep their names; those of other loops carry the loop's name in front."""
+"""Loop whose metrics keep their names; those of other loops are prefixed with the loop's name."""
 
 
-class Interrupted(Exception):  # noqa: N818 - a request that was met, not an error
-    """The user asked to stop; a checkpoint was written and the same command goes on from it."""
+class Interrupted(Exception):  # noqa: N818 - a granted request, not an error
+    """Raised when the user asked to stop; a checkpoint was written and the same command resumes from it."""
 
 
 class Recorder(Protocol):
-    """Where numbers and pictures of a run are kept; ``tenfold.tracking.runs.Tracker`` is one."""
+    """Store of a run's metrics and figures, such as ``tenfold.tracking.runs.Tracker``."""
 
     @property
     def run_id(self) -> str: ...
@@ -50,13 +50,13 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a recipe gives back."""
+    """Result of a recipe."""
 
     bundle: Path
     """Folder of the trained model."""
     metrics: dict[str, float]
     metric: str
-    """The one of them that decides which model is better."""
+    """Name of the metric that decides which model is better."""
     mode: Literal["max", "min"]
     data_fingerprint: str
     history: list[dict[str, float]]
@@ -67,13 +67,14 @@ class Run:
     """One worker's view of a job. Attributes are read-only for recipes.
 
     Args:
-        folder: Where this run keeps its files, a folder or URL; other runs never write there.
-        shared: Where stages are kept for every run that has the same inputs.
-        seed: Seed of everything random in this run.
-        device: Where tensors of this worker live.
-        recorder: Takes metrics and pictures of rank 0; None keeps none.
-        on_epoch: Called in rank 0 with the metrics and number of each finished epoch.
-        deterministic: Whether the same hardware must give the same bits.
+        folder: Folder or URL of this run's own files; other runs never write there.
+        shared: Folder or URL of stages, shared by runs with the same inputs; None takes ``folder``.
+        seed: Seed of all randomness in this run.
+        device: Device of this worker's tensors; None is the CPU.
+        recorder: Receives metrics and figures of rank 0; None discards them.
+        on_epoch: Called on rank 0 with the metrics and number of each finished epoch.
+        deterministic: Whether the same hardware must give bit-identical results.
+        progress: Whether to show progress bars.
     """
 
     rank = 0
@@ -100,24 +101,24 @@ class Run:
         self._on_epoch = on_epoch
         self._show_progress = progress
         self.scratch = Path(tempfile.mkdtemp(prefix="tenfold-"))
-        """A folder of this worker alone, gone when the run is closed."""
+        """Temporary folder of this worker, deleted when the run is closed."""
         set_determinism(deterministic)
         self.seed_all()
         self._open_stages: list[tuple[Storage, Path]] = []
         self._sent: dict[Path, int] = {}
-        """Files of stages that are in an object store already, with the time of their last change."""
+        """Stage files already in the object store, with their modification times."""
 
     def close(self) -> None:
-        """Delete what this worker kept for itself."""
+        """Delete this worker's temporary files."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     @property
     def is_main(self) -> bool:
-        """True in the one worker that writes records."""
+        """Whether this is rank 0, the only worker that writes records."""
         return self.rank == 0
 
     def seed_all(self) -> None:
-        """Start every random stream of this worker anew: same seed and rank, same numbers."""
+        """Reseed every random generator of this worker: same seed and rank, same numbers."""
         value = int(np.random.SeedSequence((self.seed, self.rank)).generate_state(1)[0])
         random.seed(value)
         np.random.seed(value)
@@ -126,17 +127,17 @@ class Run:
     # -- placement
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model on this worker's device, with gradients averaged over the workers."""
+        """Move the model to this worker's device; its gradients are averaged over the workers."""
         return model.to(self.device)
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch on this worker's device."""
+        """Move the batch to this worker's device."""
         if self.device.type == "cpu":
             return batch
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def loader(self, read: Callable[[np.ndarray], Batch], num_examples: int, batch_size: int, **options: Any) -> Loader:
-        """This worker's shard of a data set; options as in ``Loader``."""
+        """Return this worker's shard of a data set; options as in ``Loader``."""
         options.setdefault("seed", self.seed)
         return Loader(read, num_examples, batch_size, rank=self.rank, world_size=self.world_size, **options)
 
@@ -148,7 +149,7 @@ class Run:
             dist.barrier()
 
     def all_reduce(self, value: Tensor, op: str = "sum") -> Tensor:
-        """Sum, max or mean of a tensor over the workers, on the device it came from."""
+        """Return the sum, max or mean of a tensor over the workers, on its own device."""
         operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "mean": dist.ReduceOp.SUM}
         if op not in operations:
             raise ValueError(f"op must be one of {sorted(operations)}, got {op!r}")
@@ -161,7 +162,7 @@ class Run:
         return result.to(value.device)
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        """The tensors of all workers, by rank; all of one shape."""
+        """Return the tensors of all workers, by rank; all have the same shape."""
         if self.world_size == 1:
             return [value]
         mine = value.detach().to(self.device).contiguous()
@@ -170,12 +171,12 @@ class Run:
         return [part.to(value.device) for part in gathered]
 
     def gather_rows(self, values: Tensor, index: Tensor, num_rows: int) -> Tensor:
-        """Rows that each worker computed for its shard, put together in the order of the data set.
+        """Gather the rows computed by each worker for its shard, in the order of the data set.
 
         Args:
-            values: This worker's rows ``(n, ...)``; the same n on every worker, as a ``Loader`` gives it.
-            index: Which rows they are ``(n,)``.
-            num_rows: Rows N of the whole.
+            values: This worker's rows ``(n, ...)``; the same n on every worker, as with a ``Loader``.
+            index: Row indices ``(n,)``.
+            num_rows: Total number of rows N.
 
         Returns:
             ``(N, ...)`` on the CPU, the same on every worker.
@@ -186,7 +187,7 @@ class Run:
         return whole
 
     def share(self, value: Answer) -> Answer:
-        """Rank 0's value, on every worker; plain Python values only."""
+        """Broadcast rank 0's value to every worker; plain Python values only."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -194,7 +195,7 @@ class Run:
         return box[0]
 
     def share_all(self, value: Answer) -> list[Answer]:
-        """Every worker's value, by rank, on every worker; plain Python values only."""
+        """Gather every worker's value, by rank, on every worker; plain Python values only."""
         if self.world_size == 1:
             return [value]
         parts: list[Any] = [None] * self.world_size
@@ -202,21 +203,21 @@ class Run:
         return parts
 
     def once_per_node(self, make: Callable[[], Answer]) -> Answer:
-        """A value whose making leaves files (a cache): one worker of each node makes it first, then the others."""
+        """Make a value that leaves files (a cache): on one worker of each node first, then on the others."""
         value = make() if self.local_rank == 0 else None
         self.barrier()
         return value if value is not None else make()
 
     def synchronise_buffers(self, model: nn.Module) -> None:
-        """Give every worker rank 0's buffers (batch-norm statistics), so that all evaluate one model."""
+        """Broadcast rank 0's buffers (batch-norm statistics), so that all workers evaluate the same model."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def map(self, work: Callable[[Task], Answer], tasks: Sequence[Task], description: str = "tasks") -> list[Answer]:
-        """Independent tasks, fanned out over the workers; answers in the order of the tasks, on every worker.
+        """Run independent tasks distributed over the workers; returns the answers in task order on every worker.
 
-        Answers are plain Python values: what is large belongs into a stage's folder.
+        Answers are plain Python values; large data belongs in a stage's folder.
         """
         mine: dict[int, Answer] = {}
         bar = self.progress(-(-len(tasks) // self.world_size), description)
@@ -230,45 +231,45 @@ class Run:
     # -- records
 
     def progress(self, total: int | None, description: str) -> Progress:
-        """A progress bar, shown by rank 0 only."""
+        """Return a progress bar, shown by rank 0 only."""
         return terminal_bar(total, description, shown=self.is_main and self._show_progress)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers of one moment; rank 0 only, others do nothing."""
+        """Log metrics at a step, on rank 0 only."""
         if self.is_main and self.recorder is not None:
             self.recorder.log_metrics(dict(metrics), step)
 
     def log_figure(self, name: str, figure: Any) -> None:
-        """A matplotlib figure under ``name`` (``curves.png``); rank 0 only."""
+        """Log a matplotlib figure as ``name`` (``curves.png``), on rank 0 only."""
         if self.is_main and self.recorder is not None:
             self.recorder.log_figure(name, figure)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """A file or folder among the run's records; rank 0 only."""
+        """Log a file or folder, on rank 0 only."""
         if self.is_main and self.recorder is not None:
             self.recorder.log_file(path, folder)
 
     # -- checkpoints
 
     def stop_requested(self) -> bool:
-        """Whether the user asked to stop. Rank 0's answer counts: see ``share``."""
+        """Return whether the user asked to stop; rank 0's answer counts, see ``share``."""
         return False
 
     def report(
         self, stage: str, metrics: Mapping[str, float], *, step: int, epoch: int, checkpoint: Path | None
     ) -> None:
-        """Every worker calls it at the same moment.
+        """Report metrics and a checkpoint; called by every worker at the same point.
 
         Args:
-            stage: Name of the loop that reports.
-            metrics: Numbers of a finished epoch; empty in mid-epoch.
-            step: Optimiser steps done.
-            epoch: Epochs begun, from 1.
+            stage: Name of the reporting loop.
+            metrics: Metrics of a finished epoch; empty in mid-epoch.
+            step: Number of optimiser steps done.
+            epoch: Number of epochs begun, from 1.
             checkpoint: Folder with this worker's files of the checkpoint; it may be moved away.
         """
         if checkpoint is not None:
-            self.synchronise_stages()  # before the checkpoint: what it says was done must be there
-        if stage != MAIN_STAGE:  # two loops of a recipe must not write into one curve
+            self.synchronise_stages()  # before the checkpoint: the work that it records must exist
+        if stage != MAIN_STAGE:  # two loops of a recipe must not share a curve
             metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
         self._keep(stage, metrics, step, checkpoint)
         if metrics:
@@ -277,29 +278,29 @@ class Run:
                 self._on_epoch(dict(metrics), epoch)
 
     def _keep(self, stage: str, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        raise TypeError(f"{type(self).__name__} must say how it keeps a checkpoint")
+        raise TypeError(f"{type(self).__name__} must implement _keep")
 
     def restore(self, stage: str) -> AbstractContextManager[Path | None]:
-        """The last whole checkpoint of a loop as a local folder with the files of all workers; None: there is none."""
-        raise TypeError(f"{type(self).__name__} must say how it restores a checkpoint")
+        """Provide a loop's last complete checkpoint as a local folder with all workers' files; None without one."""
+        raise TypeError(f"{type(self).__name__} must implement restore")
 
     # -- stages
 
     def stage(
         self, name: str, key: Mapping[str, Any], work: Callable[[Path], None], *, seed: int | None = None
     ) -> Path:
-        """Do a step of a recipe once for the same inputs, ever.
+        """Do a step of a recipe only once for the same inputs.
 
-        Random streams start anew for the work and are as before when it is done, so that neither its outcome depends
-        on what came first, nor what follows on whether it had to be done.
+        Random generators are reseeded for the work and restored afterwards, so that its outcome does not depend on
+        earlier steps, nor later steps on whether it was done.
 
         Args:
-            name: What the step is called.
+            name: Name of the step.
             key: Everything that its output depends on, as JSON-like values: settings, fingerprint of the data.
-            work: Called on every worker with a folder to write into; files of a previous attempt that was killed
-                are still there, so long work can skip what exists. In an object store they are as they were at the
-                last checkpoint, or at the last ``synchronise_stages``.
-            seed: Of the work, for a step that runs with different seeds share; None: the run's.
+            work: Called on every worker with a folder to write into. Files of a killed attempt are still there, so
+                long work can skip what exists; in an object store they date from the last checkpoint or
+                ``synchronise_stages``.
+            seed: Seed of the work, for a step shared by runs with different seeds; None takes the run's.
 
         Returns:
             The folder with the files of all workers, as a local path.
@@ -312,7 +313,7 @@ class Run:
             local.mkdir(parents=True, exist_ok=True)
             if not storage.is_local:
                 storage.download(local)
-                # Not to be sent back: other workers may have written theirs anew by then.
+                # Not to be uploaded again: other workers may have rewritten theirs by then.
                 fetched = (path for path in local.rglob("*") if path.is_file())
                 self._sent.update({path: path.stat().st_mtime_ns for path in fetched})
             self._open_stages.append((storage, local))
@@ -331,7 +332,7 @@ class Run:
         return local
 
     def synchronise_stages(self) -> None:
-        """Send what open stages have written to their object store; nothing to do where stages lie on a disk."""
+        """Upload the files of open stages to their object store; does nothing for stages on a disk."""
         for storage, local in self._open_stages:
             if not storage.is_local:
                 storage.upload(local, since=self._sent)
@@ -349,7 +350,7 @@ class Run:
 
 
 class PlainRun(Run):
-    """One process without Ray: tests, notebooks, small machines, trials of a sweep."""
+    """Run in one process without Ray: tests, notebooks, small machines, trials of a sweep."""
 
     def __init__(self, *, stop: threading.Event | None = None, **options: Any) -> None:
         super().__init__(**options)
@@ -378,10 +379,10 @@ class PlainRun(Run):
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them: None where a value is not finite."""
+    """Make metrics JSON-compatible: None for non-finite values."""
     return {name: float(value) if np.isfinite(value) else None for name, value in metrics.items()}
 
 
 def best_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
+    """Return the GPU of this process if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

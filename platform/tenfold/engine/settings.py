@@ -1,4 +1,4 @@
-"""What a job may say about where and how it runs; the same for every method."""
+"""Settings of placement and training common to all methods."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,27 +12,27 @@ PLACEMENT_ONLY = {
     "scale": ("name", "storage", "max_failures"),
     "data": ("cache", "num_workers"),
 }
-"""Settings that change nothing in what is learnt: they don't make another run of it."""
+"""Settings that do not affect what is learnt, and so do not enter the run's digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """Where a job runs."""
+    """Placement and resources of a job."""
 
     name: str = "ray"
-    """Label of this scale in records; says nothing by itself."""
+    """Label of this scale in records; has no effect."""
     kind: Literal["plain", "ray"] = "ray"
-    """``plain``: in this process, without Ray. ``ray``: on Ray Train workers, local or of the cluster RAY_ADDRESS."""
+    """``plain``: in this process, without Ray. ``ray``: on Ray Train workers, local or on the cluster RAY_ADDRESS."""
     workers: int = 2
-    """Ray Train workers, at least 1; a plain process is one worker whatever this says."""
+    """Number of Ray Train workers, at least 1; ignored by a plain process, which is one worker."""
     cpus_per_worker: float = 1.0
-    """Logical CPUs that each worker holds; also its number of threads on a CPU."""
+    """Logical CPUs of each worker; also its number of CPU threads."""
     gpus_per_worker: float = 0.0
-    """GPUs that each worker holds; 0 trains on the CPU."""
+    """GPUs of each worker; 0 trains on the CPU."""
     max_failures: int = 3
-    """How often the workers are started again from the last checkpoint after one died; -1 is without end."""
+    """Number of restarts from the last checkpoint after a worker died; -1 is unlimited."""
     storage: str = "outputs"
-    """Where runs, checkpoints and stages are kept: a folder or a URL such as ``s3://bucket/prefix``."""
+    """Folder or URL, such as ``s3://bucket/prefix``, of runs, checkpoints and stages."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -44,52 +44,52 @@ class ScaleConfig:
         if self.max_failures < -1:
             raise ValueError(f"max_failures must be at least -1, got {self.max_failures}")
         if not self.storage:
-            raise ValueError("storage must be a folder or a URL, got an empty text")
+            raise ValueError("storage must be a folder or a URL, got an empty string")
 
     @property
     def num_workers(self) -> int:
-        """Processes that train."""
+        """Number of processes that train."""
         return self.workers if self.kind == "ray" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, with which seed, how often saved: settings of the loop and the record."""
+    """Settings of the training loop, its checkpoints and its records."""
 
     seed: int = 0
-    """Seed of initialisation, data order and draws, 0 to 2**31 - 1."""
+    """Seed of initialisation, data order and sampling, 0 to 2**31 - 1."""
     num_epochs: int = 10
     """Passes over the training data, at least 1."""
     max_steps: int | None = None
-    """Optimiser steps after which training ends even in mid-epoch; None: no such limit."""
+    """Optimiser steps after which training ends, even in mid-epoch; None is unlimited."""
     batch_size: int = 32
     """Examples per worker and forward pass, at least 1."""
     accumulate: int = 1
-    """Forward passes whose gradients make one optimiser step."""
+    """Forward passes accumulated per optimiser step."""
     clip_norm: float | None = None
-    """Largest global norm of the gradient; None: not clipped."""
+    """Largest global gradient norm; None does not clip."""
     precision: Precision = "auto"
     """``auto`` is bf16 on a GPU that has it, else fp32."""
     ema_decay: float | None = None
-    """Decay of the exponential moving average of the weights that is evaluated and kept, in (0, 1); None: off."""
+    """Decay, in (0, 1), of the exponential moving average of the weights, which is evaluated and kept; None is off."""
     evaluate_every: int = 1
     """Epochs between evaluations."""
     patience: int | None = None
-    """Evaluations without a new best after which training ends; None: no such limit."""
+    """Evaluations without a new best after which training ends; None is unlimited."""
     checkpoint_every_steps: int | None = None
-    """Optimiser steps between checkpoints within an epoch; the end of every epoch is a checkpoint anyway."""
+    """Optimiser steps between checkpoints within an epoch; every epoch ends with a checkpoint anyway."""
     checkpoint_every_s: float = 300.0
-    """Seconds after which a checkpoint is due even in mid-epoch."""
+    """Seconds after which a checkpoint is due, even in mid-epoch."""
     deterministic: bool = True
-    """Same hardware, same bits: also after an interruption. Off allows faster nondeterministic GPU kernels."""
+    """Bit-identical results on the same hardware, also after an interruption; off allows faster GPU kernels."""
     experiment: str = "tenfold"
     """MLflow experiment."""
     tracking_uri: str | None = None
-    """MLflow server or database; None: MLFLOW_TRACKING_URI, else SQLite under the storage folder."""
+    """MLflow server or database; None takes MLFLOW_TRACKING_URI, else SQLite in the storage folder."""
     register: bool = True
-    """Whether the model enters the registry (as champion only if it is better than the present one)."""
+    """Whether to register the model; it becomes champion only if it is better than the current one."""
     tag: str = ""
-    """Free text; a run with another tag is another run even where all settings agree."""
+    """Free text; a different tag makes a different run even if all other settings agree."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -111,26 +111,26 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """Everything that one training needs to know."""
+    """All settings of one training."""
 
     method_name: str
     method: Any
-    """The method's own ``Config``."""
+    """``Config`` of the method."""
     data: Any
-    """The settings of the data set, ``name`` among them."""
+    """Settings of the data set, including ``name``."""
     model: Any
-    """The settings of the network."""
+    """Settings of the network."""
     scale: ScaleConfig
     run: RunConfig
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """The five groups as plain values; ``job_from_dict`` takes them back."""
+        """Convert the five groups to plain values; ``job_from_dict`` is the inverse."""
         groups = {name: asdict(getattr(self, name)) for name in GROUPS}
         groups["method"] = {"name": self.method_name, **groups["method"]}
         return groups
 
     def digest(self) -> str:
-        """Hash of all that determines the result; part of the run's name."""
+        """Hash everything that determines the result; part of the run's name."""
         groups = self.as_dict()
         for group, names in PLACEMENT_ONLY.items():
             for name in names:
@@ -141,5 +141,5 @@ class JobConfig:
 
     @property
     def run_name(self) -> str:
-        """``method-data-digest``: the same settings give the same name, and so go on where they stopped."""
+        """``method-data-digest``: the same settings give the same name, and so resume the same run."""
         return f"{self.method_name}-{self.data.name}-{self.digest()[:10]}"

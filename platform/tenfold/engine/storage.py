@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all, on a disk or in an object store.
+"""Atomically published folders, on a disk or in an object store.
 
-A folder counts as there only once it holds the marker file ``_COMPLETE``, which is written last. Local folders
-are filled under another name and renamed, so that even the marker's folder is never seen half-written.
+A folder counts as complete only once it holds the marker file ``_COMPLETE``, which is written last. Local folders are
+filled under another name and then renamed, so that they are never seen half-written.
 """
 
 import json
@@ -20,15 +20,15 @@ from fsspec.implementations.local import LocalFileSystem
 from tenfold.files import sync, write_atomically
 
 MARKER = "_COMPLETE"
-"""Written last into a folder that appears whole."""
+"""Marker file, written last into a complete folder."""
 STOP_FILE = "STOP"
-"""Left by a driver in a run's folder to ask its workers to stop."""
+"""File that a driver leaves in a run's folder to ask its workers to stop."""
 
 
 class Storage:
-    """A place for files: a local folder or a URL that fsspec knows (``s3://bucket/prefix``, ``memory://...``).
+    """Storage of files: a local folder or a URL supported by fsspec (``s3://bucket/prefix``, ``memory://...``).
 
-    S3 goes through pyarrow, which reads ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION`` and
+    S3 uses pyarrow, which reads ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION`` and
     ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) for any S3-compatible server.
     """
 
@@ -37,7 +37,7 @@ class Storage:
         self.fs, self.root = _filesystem(self.url)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local:
-            self.url = self.root  # absolute: workers and later calls may run in another folder
+            self.url = self.root  # absolute: workers and later calls may run in another directory
 
     def __truediv__(self, name: str) -> "Storage":
         if not name or name.startswith("/") or ".." in name.split("/"):
@@ -45,60 +45,60 @@ class Storage:
         return Storage(f"{self.url}{'' if self.url.endswith('/') else '/'}{name}")
 
     def local_path(self) -> Path:
-        """The folder as a path of this machine; only for local storage."""
+        """Return the folder as a local path; only for local storage."""
         if not self.is_local:
-            raise ValueError(f"{self.url} is not a local folder")
+            raise ValueError(f"storage must be a local folder, got {self.url}")
         return Path(self.root)
 
     def path(self, name: str) -> str:
-        """Name of a file inside, as the file system spells it."""
+        """Return the path of a file inside, as the file system spells it."""
         return f"{self.root.rstrip('/')}/{name}"
 
     def exists(self, name: str = "") -> bool:
         return bool(self.fs.exists(self.path(name) if name else self.root))
 
     def list(self) -> list[str]:
-        """Names directly inside, sorted; empty where there is no folder."""
+        """List the names directly inside, sorted; empty if the folder does not exist."""
         if not self.exists():
             return []
         self.fs.invalidate_cache()
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.root, detail=False))
 
     def read_json(self, name: str) -> Any:
-        """Content of a JSON file, None where it is missing."""
+        """Read a JSON file; None if it is missing."""
         if not self.exists(name):
             return None
         with self.fs.open(self.path(name), "rb") as file:
             return json.loads(file.read())
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file that is never seen half-written."""
+        """Write a JSON file atomically."""
         data = json.dumps(content, indent=2, sort_keys=True).encode()
         if self.is_local:
             write_atomically(Path(self.path(name)), data)
             return
-        with self.fs.open(self.path(name), "wb") as file:  # an object appears when its upload ends
+        with self.fs.open(self.path(name), "wb") as file:  # an object appears only once its upload ends
             file.write(data)
 
     def remove(self, name: str = "") -> None:
-        """Delete a file or folder; nothing happens where there is none."""
+        """Delete a file or folder; does nothing if it is missing."""
         target = self.path(name) if name else self.root
         if self.fs.exists(target):
             self.fs.rm(target, recursive=True)
 
     def is_complete(self) -> bool:
-        """Whether the folder was published whole."""
+        """Return whether the folder is complete."""
         return self.exists(MARKER)
 
     def publish(self, source: Path, about: Mapping[str, Any]) -> None:
-        """Make the content of a local folder appear here, whole; ``about`` goes into the marker.
+        """Publish the content of a local folder here; ``about`` becomes the content of the marker.
 
-        What stood here before is replaced; a local source folder is moved.
+        Replaces existing content; for local storage the source folder is moved.
         """
         if self.is_local:
             target = Path(self.root)
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The source may lie on another disk, from where a move is a copy: only the rename below is one step.
+            # The source may be on another disk, where a move is a copy: only the rename below is atomic.
             new = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
             shutil.move(source, new)
             Storage(new).write_json(MARKER, about)
@@ -111,25 +111,25 @@ class Storage:
             sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
             return
-        self.remove(MARKER)  # first, so that what is left of the old content never counts as whole
+        self.remove(MARKER)  # first, so that leftovers of the old content never count as complete
         self.remove()
         self.upload(source)
         self.write_json(MARKER, about)
 
     def mark_complete(self, about: Mapping[str, Any]) -> None:
-        """Say that the folder is whole, once what it holds is sure to survive a power cut."""
+        """Mark the folder as complete, after its files are synced to survive a power cut."""
         if self.is_local:
             for entry in (*Path(self.root).rglob("*"), Path(self.root)):
                 sync(entry)
         self.write_json(MARKER, about)
 
     def upload(self, source: Path, since: dict[Path, int] | None = None) -> None:
-        """Copy every file of a local folder here, without the marker.
+        """Copy every file of a local folder here, except the marker.
 
         Args:
-            source: The local folder.
-            since: Files copied before and the time of their last change, in ns; unchanged ones are left out, and it is
-                brought up to date.
+            source: Local folder.
+            since: Modification times, in ns, of files copied before; unchanged files are skipped, and the mapping is
+                updated.
         """
         for entry in sorted(source.rglob("*")):
             if entry.is_file() and entry.name != MARKER:
@@ -155,7 +155,7 @@ class Storage:
 
     @contextmanager
     def fetched(self, scratch: Path) -> Iterator[Path]:
-        """The folder as a local path: itself where local, else a copy that goes when the block ends."""
+        """Provide the folder as a local path: itself if local, else a copy that is deleted when the block ends."""
         if self.is_local:
             yield Path(self.root)
             return
@@ -168,7 +168,7 @@ class Storage:
 
 
 def ray_storage(url: str) -> tuple[str, Any]:
-    """``(storage_path, storage_filesystem)`` as Ray Train and Tune want them; the second is None for local paths."""
+    """Return ``(storage_path, storage_filesystem)`` for Ray Train and Tune; the latter is None for local paths."""
     storage = Storage(url)
     if storage.is_local:
         return str(storage.local_path()), None
@@ -186,7 +186,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         from pyarrow.fs import S3FileSystem
 
         if len(parts.netloc) < 3:
-            raise ValueError(f"storage needs a bucket of 3 characters or more, as in s3://bucket/prefix, got {url}")
+            raise ValueError(f"storage must name a bucket of 3 characters or more, as in s3://bucket/prefix, got {url}")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         options: dict[str, Any] = {}
         if endpoint:
@@ -199,4 +199,4 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise ValueError(f"storage {url!r} is not a folder or a URL that fsspec can open here: {error}") from error
+        raise ValueError(f"storage must be a folder or a URL that fsspec can open, got {url!r}: {error}") from error
