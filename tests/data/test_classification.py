@@ -33,10 +33,10 @@ def test_labels_must_be_whole_numbers_one_for_each_image(labels):
         ({"classes": ("cat", "")}, "name of class 1 is empty"),
         ({"classes": ("cat", "cat")}, "names the class 'cat' twice"),
         ({"prompt_names": ("a cat",)}, "a prompt name for each of 2 classes, got 1"),
-        ({"test": split()}, "the test part holds no picture"),
+        ({"test": split()}, "the test part holds no image"),
         ({"test": split(0, 2)}, r"test labels must lie in 0\.\.1, got 0\.\.2"),
         ({"val": split(-1, 1)}, r"val labels must lie in 0\.\.1, got -1\.\.1"),
-        ({"train": split(1, 1)}, "1 of 2 classes have no training picture, first: 'cat'"),
+        ({"train": split(1, 1)}, "1 of 2 classes have no training image, first: 'cat'"),
     ],
 )
 def test_inconsistent_data_is_refused(changes, message):
@@ -83,7 +83,7 @@ def test_handwritten_digits_at_another_size():
     assert raw.shape == (32, 32, 3)
     np.testing.assert_array_equal(digits.test.images.read([5])[0], resize_image(raw, 40, "crop", "bicubic"))
     small = load_classification(HandwritingConfig(), Preprocessing(image_size=32))
-    assert digits.fingerprint == small.fingerprint  # how a network wants its pictures does not make other data
+    assert digits.fingerprint == small.fingerprint  # how a network wants its images does not make other data
     assert load_classification(HandwritingConfig(seed=1), larger, ["test"]).fingerprint != digits.fingerprint
 
 

@@ -21,14 +21,14 @@ CLIP_LIKE = Preprocessing(image_size=4, resize="crop", interpolation="bicubic")
 SPLITS = ("train", "val", "test")
 
 
-def picture(path: Path, shade: int = 0) -> None:
+def write_image(path: Path, shade: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (6, 5), shade).save(path, "PNG")  # by content, whatever the name says
 
 
-def pictures(folder: Path, names: Iterable[str]) -> None:
+def write_images(folder: Path, names: Iterable[str]) -> None:
     for shade, name in enumerate(names):
-        picture(folder / name, shade)
+        write_image(folder / name, shade)
 
 
 def text(path: Path, *lines: str) -> Path:
@@ -43,7 +43,7 @@ def load(root: Path, name: str, splits=SPLITS, **changes):
 
 
 def listed(split) -> list[tuple[str, int]]:
-    """Folder and name, and label, of every picture."""
+    """Folder and name, and label, of every image."""
     images = split.images
     names = ["/".join(Path(path).parts[-2:]) for path in images.paths]
     return list(zip(names, split.labels.tolist(), strict=True))
@@ -59,9 +59,9 @@ def fail_naming(path: Path, message: str, *arguments, **changes) -> None:
 
 
 def test_folders_with_parts(tmp_path):
-    pictures(tmp_path / "train", ["b/1.png", "a/2.JPG", "a/10.png", "a/.hidden.png", "a/notes.txt"])
-    pictures(tmp_path / "val", ["b/3.png"])
-    pictures(tmp_path / "test", ["a/5.webp", "b/6.jpeg"])
+    write_images(tmp_path / "train", ["b/1.png", "a/2.JPG", "a/10.png", "a/.hidden.png", "a/notes.txt"])
+    write_images(tmp_path / "val", ["b/3.png"])
+    write_images(tmp_path / "test", ["a/5.webp", "b/6.jpeg"])
     (tmp_path / "train/.cache").mkdir()
     data = load(tmp_path, "folders", domain_word="toy ", concept="toy", mirrorable=False)
     assert data.classes == ("a", "b")
@@ -76,7 +76,7 @@ def test_folders_with_parts(tmp_path):
 
 
 def test_folders_without_parts(tmp_path):
-    pictures(tmp_path, ["dog/1.png", "cat/1.png"])
+    write_images(tmp_path, ["dog/1.png", "cat/1.png"])
     data = load(tmp_path, "folders")
     assert (data.train, data.val) == (None, None)
     assert listed(data.test) == [("cat/1.png", 0), ("dog/1.png", 1)]
@@ -86,10 +86,10 @@ def test_folders_that_make_no_data_set(tmp_path):
     fail_naming(tmp_path, "holds no folder: expected train/, val/, test/", tmp_path, "folders")
     (tmp_path / "train").mkdir()
     fail_naming(tmp_path / "test", "is not a folder: expected the test part", tmp_path, "folders")
-    pictures(tmp_path, ["train/a/1.png", "test/b/1.png"])
+    write_images(tmp_path, ["train/a/1.png", "test/b/1.png"])
     fail_naming(tmp_path / "test", "holds the class 'b', which .*train does not have", tmp_path, "folders")
     (tmp_path / "train/b").mkdir()
-    fail_naming(tmp_path / "train/b", "holds no picture of class 'b'", tmp_path, "folders")
+    fail_naming(tmp_path / "train/b", "holds no image of class 'b'", tmp_path, "folders")
     fail_naming(tmp_path / "gone", "root must be where the data set folders lies", tmp_path / "gone", "folders")
 
 
@@ -103,7 +103,7 @@ def dtd_root(tmp_path) -> Path:
     for part, names in lists.items():
         text(tmp_path / f"dtd/dtd/labels/{part}1.txt", *names)
         text(tmp_path / f"dtd/dtd/labels/{part}2.txt", "banded/banded_7.jpg")
-        pictures(tmp_path / "dtd/dtd/images", names)
+        write_images(tmp_path / "dtd/dtd/images", names)
     return tmp_path
 
 
@@ -133,7 +133,7 @@ def food_root(tmp_path) -> Path:
     }
     for part, content in meta.items():
         text(tmp_path / f"food-101/meta/{part}.json", json.dumps(content))
-        pictures(tmp_path / "food-101/images", [f"{name}.jpg" for names in content.values() for name in names])
+        write_images(tmp_path / "food-101/images", [f"{name}.jpg" for names in content.values() for name in names])
     return tmp_path
 
 
@@ -152,7 +152,7 @@ def test_food101_malformed(food_root, content):
     fail_naming(food_root, "the test part of Food-101 cannot be read .*torchvision's layout", food_root, "food101")
 
 
-def test_a_picture_that_is_not_there_or_damaged(food_root):
+def test_an_image_that_is_not_there_or_damaged(food_root):
     path = food_root / "food-101/images/apple_pie/11.jpg"
     path.write_bytes(path.read_bytes()[:50])
     damaged = load(food_root, "food101")
@@ -161,7 +161,7 @@ def test_a_picture_that_is_not_there_or_damaged(food_root):
     with pytest.raises(ValueError, match=r"cannot decode .*apple_pie/11\.jpg"):
         damaged.test.images.read_raw([1])
     path.unlink()
-    fail_naming(path, "1 of 2 listed pictures are not on disk, first: ", food_root, "food101", ["test"])
+    fail_naming(path, "1 of 2 listed images are not on disk, first: ", food_root, "food101", ["test"])
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def pets_root(tmp_path) -> Path:
     lines["test"] = ("Bengal_3 3 1 2", "Abyssinian_1 1 1 1", "american_bulldog_4 2 2 1")
     for part, entries in lines.items():
         text(base / f"annotations/{part}.txt", *entries)
-        pictures(base / "images", [f"{entry.split()[0]}.jpg" for entry in entries])
+        write_images(base / "images", [f"{entry.split()[0]}.jpg" for entry in entries])
     return tmp_path
 
 
@@ -194,11 +194,11 @@ def test_pets_malformed(pets_root):
 
 @pytest.fixture
 def flowers_root(tmp_path, monkeypatch) -> Path:
-    """Pictures 1 to 102 show flowers 102 to 1, pictures 103 to 106 flowers 7, 5, 1, 2."""
+    """Images 1 to 102 show flowers 102 to 1, images 103 to 106 flowers 7, 5, 1, 2."""
     base = tmp_path / "flowers-102"
     files = {name: (file, None) for name, (file, _) in torchvision.datasets.Flowers102._file_dict.items()}
     monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", files)  # the hashes are those of the real lists
-    pictures(base / "jpg", [f"image_{number:05d}.jpg" for number in range(1, 107)])
+    write_images(base / "jpg", [f"image_{number:05d}.jpg" for number in range(1, 107)])
     scipy.io.savemat(base / "imagelabels.mat", {"labels": np.array([[*range(102, 0, -1), 7, 5, 1, 2]])})
     scipy.io.savemat(base / "setid.mat", {"trnid": [[*range(1, 103)]], "valid": [[105, 103]], "tstid": [[106, 104]]})
     return tmp_path
@@ -230,7 +230,7 @@ def aircraft_root(tmp_path) -> Path:
         text(base / f"images_variant_{part}.txt", *(f"{n} {('737-200', 'F-16A/B', '737-300')[v]}" for n, v in pairs))
         families = ("Boeing 737", "F-16", "Boeing 737")
         text(base / f"images_family_{part}.txt", *(f"{n} {families[v]}" for n, v in pairs))
-        pictures(base / "images", [f"{n}.jpg" for n, _ in pairs])
+        write_images(base / "images", [f"{n}.jpg" for n, _ in pairs])
     return tmp_path
 
 
@@ -268,7 +268,7 @@ def cars_root(tmp_path) -> Path:
         annotations = np.zeros(len(labels), dtype=[("fname", object), ("class", object)])
         for row, label in enumerate(labels):
             annotations[row] = (f"{row + 1:05d}.jpg", label)
-            picture(base / folder / f"{row + 1:05d}.jpg")
+            write_image(base / folder / f"{row + 1:05d}.jpg")
         scipy.io.savemat(base / f"{file}.mat", {"annotations": annotations})
     return tmp_path
 
@@ -318,7 +318,7 @@ def places_root(tmp_path, monkeypatch) -> Path:
         "Places365_val_00000002.jpg 0",
         "Places365_val_00000003.jpg 2",
     )
-    pictures(tmp_path / "val_256", [f"Places365_val_0000000{number}.jpg" for number in (1, 2, 3)])
+    write_images(tmp_path / "val_256", [f"Places365_val_0000000{number}.jpg" for number in (1, 2, 3)])
     return tmp_path
 
 
@@ -344,7 +344,7 @@ EUROSAT += ("Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
 @pytest.fixture
 def eurosat_root(tmp_path) -> Path:
     for name in EUROSAT:
-        pictures(tmp_path / "eurosat/2750" / name, [f"{name}_{number}.jpg" for number in (1, 2, 10)])
+        write_images(tmp_path / "eurosat/2750" / name, [f"{name}_{number}.jpg" for number in (1, 2, 10)])
     return tmp_path
 
 
@@ -380,7 +380,7 @@ def test_eurosat_divided_by_json(eurosat_root):
         ("{", "is not JSON: expected JSON"),
         ("[]", "expected JSON {"),
         ('{"dev": []}', "expected JSON {"),
-        ('{"train": []}', "lists no picture"),
+        ('{"train": []}', "lists no image"),
         (eurosat_split(val=3), r"entry 0 of val must be \[path, label, name\], got 3"),
         (eurosat_split(val=[["Forest/Forest_2.jpg", 1]]), "entry 0 of val must be"),
         (eurosat_split(val=[["Forest/Forest_2.jpg", "1", "Forest"]]), "entry 0 of val must be"),
@@ -403,7 +403,7 @@ def test_eurosat_json_refusals(eurosat_root, content, message):
 @pytest.fixture
 def sun_root(tmp_path) -> Path:
     text(tmp_path / "SUN397/ClassName.txt", "/a/abbey", "/b/booth/indoor", "/z/zen_garden")
-    pictures(
+    write_images(
         tmp_path / "SUN397",
         ["b/booth/indoor/sun_b2.jpg", "a/abbey/sun_a9.jpg", "z/zen_garden/sun_z.jpg", "a/abbey/sun_a1.jpg"],
     )
@@ -450,8 +450,8 @@ def test_sun397_divided_by_csv(sun_root):
         ((*CSV, "val"), "line 6: expected a CSV"),
         ((*CSV, "val,"), "line 6: expected a CSV"),
         ((*CSV, "val,a/abbey/sun_a1.jpg"), "line 6: a/abbey/sun_a1.jpg is listed twice"),
-        ((*CSV, "val,a/abbey/sun_a3.jpg"), "line 6: a/abbey/sun_a3.jpg is not among the data set's pictures"),
-        (CSV[:1], "lists no picture"),
+        ((*CSV, "val,a/abbey/sun_a3.jpg"), "line 6: a/abbey/sun_a3.jpg is not among the data set's images"),
+        (CSV[:1], "lists no image"),
         ((), "line 1: expected a CSV"),
     ],
 )
@@ -463,7 +463,7 @@ def test_csv_refusals(sun_root, lines, message):
 def test_a_split_file_that_is_missing_or_leaves_the_test_to_the_official_part(sun_root):
     fail_naming(sun_root / "gone.csv", "is missing", sun_root, "sun397", split_file="gone.csv")
     text(sun_root / "train.csv", *CSV[:4])
-    # All pictures are the official test part here, so the training pictures would be tested on.
+    # All images are the official test part here, so the training images would be tested on.
     with pytest.raises(ValueError, match=r"sun397: .*sun_a9\.jpg is in the train part and in the test part"):
         load(sun_root, "sun397", split_file="train.csv")
 
@@ -477,10 +477,10 @@ def test_sun397_refusals(sun_root):
 
 def test_caltech101(tmp_path):
     folder = tmp_path / "caltech101/101_ObjectCategories"
-    fail_naming(folder, "is not a folder: expected Caltech-101's pictures", tmp_path, "caltech101")
+    fail_naming(folder, "is not a folder: expected Caltech-101's images", tmp_path, "caltech101")
     assert not folder.parent.exists()
     for name in ("BACKGROUND_Google", "Faces", "Faces_easy", "Leopards", "accordion"):
-        pictures(folder / name, ["image_0002.jpg", "image_0001.jpg"])
+        write_images(folder / name, ["image_0002.jpg", "image_0001.jpg"])
     data = load(tmp_path, "caltech101")
     assert data.classes == ("Faces", "Leopards", "accordion")
     assert listed(data.test)[:3] == [
@@ -506,7 +506,7 @@ def birds_root(tmp_path) -> Path:
     text(base / "images.txt", *(f"{number} {name}" for number, name in enumerate(names, start=1)))
     text(base / "image_class_labels.txt", "1 2", "2 1", "3 1", "4 2")
     text(base / "train_test_split.txt", "1 0", "2 0", "3 1", "4 1")
-    pictures(base / "images", names)
+    write_images(base / "images", names)
     return tmp_path
 
 
@@ -553,7 +553,7 @@ def test_stl10(stl_root):
     raw = data.test.images.read_raw([2])[0]
     assert (raw.shape, raw[7, 5].tolist(), int(raw.sum())) == ((96, 96, 3), [200, 0, 0], 200)
     assert data.test.images.read([0, 1]).shape == (2, 4, 4, 3)
-    with pytest.raises(ValueError, match="stl10 keeps its pictures in one file: a split_file cannot name them"):
+    with pytest.raises(ValueError, match="stl10 keeps its images in one file: a split_file cannot name them"):
         load(stl_root, "stl10", split_file="split.csv")
 
 
@@ -574,7 +574,7 @@ def imagenet_root(tmp_path_factory) -> Path:
         (root / "val" / wordnet_id).mkdir(parents=True)
         (root / "val" / wordnet_id / f"ILSVRC2012_val_{wordnet_id}.JPEG").write_bytes(b"not decoded")
     for wordnet_id in imagenet_ids()[:2]:
-        pictures(root / "train" / wordnet_id, [f"{wordnet_id}_{number}.JPEG" for number in (10, 9)])
+        write_images(root / "train" / wordnet_id, [f"{wordnet_id}_{number}.JPEG" for number in (10, 9)])
     return root
 
 
@@ -598,7 +598,7 @@ def test_imagenet_lists(imagenet_root):
     lists = imagenet_root / "lists"
     text(lists / "train.txt", *train)
     text(lists / "test.txt", "val/n01443537/ILSVRC2012_val_n01443537.JPEG,1")
-    with pytest.raises(ValueError, match="998 of 1000 classes have no training picture, first: 'great white shark'"):
+    with pytest.raises(ValueError, match="998 of 1000 classes have no training image, first: 'great white shark'"):
         load(imagenet_root, "imagenet", split_file="lists")
     data = load(imagenet_root, "imagenet", ["test"], split_file="lists")
     assert listed(data.test) == [("n01443537/ILSVRC2012_val_n01443537.JPEG", 1)]
@@ -654,7 +654,7 @@ def test_imagenetv2(tmp_path, monkeypatch):
     names = tuple("abcdefghijkl")
     monkeypatch.setattr(imagenet, "imagenet_names", lambda: names)
     folder = tmp_path / "imagenetv2-matched-frequency-format-val"
-    pictures(folder, [f"{label}/a.jpeg" for label in range(12)])
+    write_images(folder, [f"{label}/a.jpeg" for label in range(12)])
     data = load(tmp_path, "imagenetv2")
     assert (data.classes, data.train, data.val) == (names, None, None)
     assert listed(data.test) == [(f"{label}/a.jpeg", label) for label in range(12)]  # "10" is not the third
@@ -667,7 +667,7 @@ def test_imagenetv2(tmp_path, monkeypatch):
 
 def test_prepared_shots_become_the_training_part(sun_root):
     shots = sun_root / "real_train_fewshot/seed0"
-    pictures(shots, ["abbey/10.png", "abbey/9.png", "abbey/prompts.json", "booth/indoor/1.jpg", "zen_garden/2.jpg"])
+    write_images(shots, ["abbey/10.png", "abbey/9.png", "abbey/prompts.json", "booth/indoor/1.jpg", "zen_garden/2.jpg"])
     data = load(sun_root, "sun397", few_shot_folder="real_train_fewshot/seed0")
     assert listed(data.train) == [("abbey/9.png", 0), ("abbey/10.png", 0), ("indoor/1.jpg", 1), ("zen_garden/2.jpg", 2)]
     assert data.prepared_shots
@@ -676,7 +676,7 @@ def test_prepared_shots_become_the_training_part(sun_root):
     fail_naming(
         shots, "no shots of 1 of 3 classes, first: 'zen_garden'", sun_root, "sun397", few_shot_folder=str(shots)
     )
-    pictures(shots, ["zen_garden/2.jpg", "zoo/1.jpg"])
+    write_images(shots, ["zen_garden/2.jpg", "zoo/1.jpg"])
     fail_naming(shots, "holds 'zoo', which is no class", sun_root, "sun397", few_shot_folder=str(shots))
     fail_naming(
         sun_root / "gone", "is not a folder: expected prepared shots", sun_root, "sun397", few_shot_folder="gone"
@@ -685,15 +685,15 @@ def test_prepared_shots_become_the_training_part(sun_root):
 
 def test_a_damaged_shot_is_named(food_root):
     shots = food_root / "real_train_fewshot/seed1"
-    pictures(shots, ["apple_pie/1.jpg", "waffles/1.jpg"])
-    (shots / "waffles/1.jpg").write_bytes(b"not a picture")
+    write_images(shots, ["apple_pie/1.jpg", "waffles/1.jpg"])
+    (shots / "waffles/1.jpg").write_bytes(b"not an image")
     data = load(food_root, "food101", few_shot_folder="real_train_fewshot/seed1")
     for read in (data.train.images.read, data.train.images.read_raw):
-        with pytest.raises(ValueError, match=r"seed1/waffles/1\.jpg: the picture must be JPEG, PNG or WEBP"):
+        with pytest.raises(ValueError, match=r"seed1/waffles/1\.jpg: the image must be JPEG, PNG or WEBP"):
             read([0, 1])
 
 
-def test_cache_holds_validation_and_test_pictures(dtd_root, tmp_path, monkeypatch):
+def test_cache_holds_validation_and_test_images(dtd_root, tmp_path, monkeypatch):
     expected = load(dtd_root, "dtd")
     load(dtd_root, "dtd", cache=str(tmp_path / "cache"))
     assert len(list((tmp_path / "cache").glob("images-4-*.npy"))) == 2
@@ -710,7 +710,7 @@ def test_fingerprint_follows_the_content_not_the_place(dtd_root, tmp_path):
     first = load(dtd_root, "dtd").fingerprint
     moved = dtd_root.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
     assert load(moved, "dtd").fingerprint == first
-    picture(moved / "dtd/dtd/images/woven/woven_1.jpg", 3)
+    write_image(moved / "dtd/dtd/images/woven/woven_1.jpg", 3)
     Image.new("RGB", (7, 7)).save(moved / "dtd/dtd/images/woven/woven_1.jpg", "PNG")
     assert load(moved, "dtd").fingerprint != first
 

@@ -1,4 +1,4 @@
-"""The tasks of the embedded data: determinism, disjoint splits, truth of single-character pictures, reading."""
+"""The tasks of the embedded data: determinism, disjoint splits, truth of single-character images, reading."""
 
 import hashlib
 import re
@@ -52,7 +52,7 @@ def test_parallel_build_equals_serial_build(task, config):
     assert build(task, config, workers=1) == parallel
 
 
-def test_asking_for_more_pictures_keeps_the_first(config):
+def test_asking_for_more_images_keeps_the_first(config):
     few, many = load(Scenes, replace(config, num_train=300), "train"), load(Scenes, config, "train")
     assert BLOCK < 300 < len(many.images)
     for column in fields(Scenes):
@@ -60,13 +60,13 @@ def test_asking_for_more_pictures_keeps_the_first(config):
 
 
 @pytest.mark.parametrize("task", list(KINDS))
-def test_seeds_give_other_pictures(task, config):
+def test_seeds_give_other_images(task, config):
     first = build(task, config).split("train")["images"]
     second = build(task, replace(config, seed=1)).split("train")["images"]
     assert (first[:50] != second[:50]).any(axis=(1, 2, 3)).mean() > 0.9
 
 
-def test_what_leaves_the_pictures_alone_shares_the_cache(config):
+def test_what_leaves_the_images_alone_shares_the_cache(config):
     other = replace(config, num_pos=2, num_neg=-1, label_seed=3, cooccurrence_test=0.0)
     assert build("scenes", other).stored.path == build("scenes", config).stored.path
     assert build("digits", replace(config, num_train=5)).stored.path == build("digits", config).stored.path
@@ -116,24 +116,24 @@ def test_splits_share_no_source_digit_and_no_font(config):
 
 
 def test_digits_are_the_source_digits(config):
-    pictures, labels = source_digits(cache_root(config.cache))
+    images, labels = source_digits(cache_root(config.cache))
     for split in SPLITS:
         digits = load(Digits, config, split)
-        np.testing.assert_array_equal(digits.images[:, 2:30, 2:30, 1], pictures[digits.sources])
+        np.testing.assert_array_equal(digits.images[:, 2:30, 2:30, 1], images[digits.sources])
         np.testing.assert_array_equal(digits.labels, labels[digits.sources])
         np.testing.assert_array_equal(np.bincount(digits.labels), len(digits.labels) // 10)
         assert [f"a photo of the digit {DIGIT_WORDS[label]}" for label in digits.labels] == digits.captions.tolist()
 
 
 def test_every_font_shows_twenty_different_characters():
-    pictures = glyphs().reshape(len(FONTS), len(CHARACTERS), -1).astype(np.float64)
-    for font in pictures:
+    images = glyphs().reshape(len(FONTS), len(CHARACTERS), -1).astype(np.float64)
+    for font in images:
         unit = font / np.linalg.norm(font, axis=1, keepdims=True)
         assert (unit @ unit.T - np.eye(len(CHARACTERS))).max() < 0.97
     # The same character in another font is nearer than other characters, for nearly all: no symbols slipped in.
-    mean = pictures.mean(axis=0)
+    mean = images.mean(axis=0)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    nearest = np.argmax(pictures @ mean.T, axis=2)
+    nearest = np.argmax(images @ mean.T, axis=2)
     assert (nearest == np.arange(len(CHARACTERS))).mean() > 0.9
 
 
@@ -161,9 +161,9 @@ def test_warp_moves_a_point_as_its_parameters_say():
     rng = np.random.RandomState(0)
     steps = rng.randint([-450, -64, -64, 179, -77], [451, 65, 65, 308, 78], size=(50, 5))
     angle, right, down, scale, shear = parameters(steps).astype(np.float64).T
-    pictures = np.zeros((50, 32, 32), dtype=np.uint8)
-    pictures[:, 11:14, 18:21] = 255  # a spot at x 19, y 12: 3.5 right of the centre and 3.5 above
-    warped = warp(pictures, inverse_matrices(steps, 32, 32), 32).astype(np.float64)
+    images = np.zeros((50, 32, 32), dtype=np.uint8)
+    images[:, 11:14, 18:21] = 255  # a spot at x 19, y 12: 3.5 right of the centre and 3.5 above
+    warped = warp(images, inverse_matrices(steps, 32, 32), 32).astype(np.float64)
     total = warped.sum(axis=(1, 2))
     found_x = (warped.sum(axis=1) @ np.arange(32)) / total - 15.5
     found_y = (warped.sum(axis=2) @ np.arange(32)) / total - 15.5
@@ -174,10 +174,10 @@ def test_warp_moves_a_point_as_its_parameters_say():
 
 
 def test_warps_follow_from_their_originals_and_matrices(config):
-    pictures, labels = source_digits(cache_root(config.cache))
+    images, labels = source_digits(cache_root(config.cache))
     warps = load(Warps, config, "test")
     np.testing.assert_array_equal(warps.images[..., 0], warp(warps.originals[..., 0], warps.matrices, 32))
-    np.testing.assert_array_equal(warps.originals[:, 2:30, 2:30, 2], pictures[warps.sources])
+    np.testing.assert_array_equal(warps.originals[:, 2:30, 2:30, 2], images[warps.sources])
     np.testing.assert_array_equal(warps.labels, labels[warps.sources])
     # The linear part shrinks by the scale: its determinant is 1 / scale**2, whatever the rotation and the shear.
     determinant = np.linalg.det(warps.matrices[:, :, :2] / FIXED)
@@ -185,26 +185,26 @@ def test_warps_follow_from_their_originals_and_matrices(config):
 
 
 def test_ambiguous_digits_hold_both_classes(config):
-    pictures, labels = source_digits(cache_root(config.cache))
+    images, labels = source_digits(cache_root(config.cache))
     blends = load(Ambiguous, config, "train")
     np.testing.assert_array_equal(blends.labels, labels[blends.sources])
     assert (blends.labels[:, 0] != blends.labels[:, 1]).all()
     np.testing.assert_allclose(blends.weights.sum(axis=1), 1)
     np.testing.assert_array_equal(np.take_along_axis(blends.targets, blends.labels, axis=1), blends.weights)
     assert ((blends.targets > 0).sum(axis=1) == 2).all()
-    mixed = (pictures[blends.sources] * blends.weights[:, :, None, None]).sum(axis=1) * 1.25
+    mixed = (images[blends.sources] * blends.weights[:, :, None, None]).sum(axis=1) * 1.25
     assert np.abs(np.minimum(mixed, 255) - blends.images[:, 2:30, 2:30, 0]).max() <= 1
 
 
 def test_resize_agrees_with_pillow():
     from PIL import Image
 
-    pictures = glyphs()[0, :4, ::2, ::2][:, :28, :28]
+    images = glyphs()[0, :4, ::2, ::2][:, :28, :28]
     for size in (16, 21, 32):
-        expected = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BILINEAR)) for p in pictures]
+        expected = [np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BILINEAR)) for p in images]
         # Weights are rounded to 64ths: up to three of them in each direction, half a 64th of 255 each.
-        assert np.abs(resize(pictures, size).astype(int) - np.stack(expected)).max() <= 12
-    np.testing.assert_array_equal(resize(pictures, 28), pictures)
+        assert np.abs(resize(images, size).astype(int) - np.stack(expected)).max() <= 12
+    np.testing.assert_array_equal(resize(images, 28), images)
 
 
 def test_outline_with_a_hole():
@@ -278,9 +278,9 @@ def test_multilabel_data(config):
     assert data.train.images.in_memory
     assert [len(part.images) for part in (data.train, data.val, data.test)] == [600, 100, 100]
     np.testing.assert_array_equal(data.train.full, scenes.labels)
-    pictures = data.train.images.read(np.array([5, 2, 2]))
-    assert pictures.dtype == torch.uint8
-    np.testing.assert_array_equal(pictures.numpy(), scenes.images[[5, 2, 2]])
+    images = data.train.images.read(np.array([5, 2, 2]))
+    assert images.dtype == torch.uint8
+    np.testing.assert_array_equal(images.numpy(), scenes.images[[5, 2, 2]])
     for part in (data.train, data.val, data.test):
         assert ((part.observed == 1).sum(axis=1) == 1).all()
         assert (part.full[part.observed == 1] == 1).all()

@@ -104,9 +104,9 @@ def test_digits_hardly_overlap_and_are_readable(scenes, objects, config):
 @pytest.mark.parametrize("max_digits", [1, 2, 6, 9])
 def test_any_number_of_digits_finds_room(max_digits, config):
     settings = replace(config, max_digits=max_digits, cooccurrence=0.0)
-    pictures, labels = source_digits(cache_root(config.cache))
-    spec = draw_scenes(settings, "train", split_rows(labels, "train", 0), pictures, Stream("room"), 128)
-    drawn = render_scenes(spec, pictures)
+    images, labels = source_digits(cache_root(config.cache))
+    spec = draw_scenes(settings, "train", split_rows(labels, "train", 0), images, Stream("room"), 128)
+    drawn = render_scenes(spec, images)
     assert spec["counts"].max() == max_digits
     for row in range(128):
         present = np.flatnonzero(spec["digits"][row] >= 0)
@@ -194,8 +194,8 @@ def test_removal_changes_nothing_but_the_object(scenes, objects, config):
 
 
 def test_drawing_again_gives_the_stored_scene(scenes, config):
-    pictures, _ = source_digits(cache_root(config.cache))
-    again = render_scenes({column.name: getattr(scenes, column.name) for column in fields(Scenes)}, pictures)
+    images, _ = source_digits(cache_root(config.cache))
+    again = render_scenes({column.name: getattr(scenes, column.name) for column in fields(Scenes)}, images)
     for name, array in again.items():
         np.testing.assert_array_equal(array, getattr(scenes, name))
 

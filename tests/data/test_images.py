@@ -31,7 +31,7 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def picture(seed: int = 0, height: int = 12, width: int = 20) -> np.ndarray:
+def random_image(seed: int = 0, height: int = 12, width: int = 20) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -47,7 +47,7 @@ def png_of_size(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
 def test_lossless_formats_come_back_exactly(kind, options):
-    pixels = picture()
+    pixels = random_image()
     decoded = decode_image(encode(Image.fromarray(pixels), kind, **options))
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, pixels)
@@ -106,14 +106,16 @@ def test_cmyk_jpeg_becomes_rgb():
     np.testing.assert_allclose(decoded[8, 8], BLUE, atol=6)
 
 
-def test_jpeg_with_a_second_picture_gives_the_main_one():
+def test_jpeg_with_a_second_image_gives_the_main_one():
     first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
     decoded = decode_image(encode(first, "MPO", save_all=True, append_images=[second], quality=95))
     np.testing.assert_allclose(decoded[4, 4], RED, atol=4)
 
 
 def animation(kind: str) -> bytes:
-    return encode(Image.fromarray(picture(0)), kind, save_all=True, append_images=[Image.fromarray(picture(1))])
+    return encode(
+        Image.fromarray(random_image(0)), kind, save_all=True, append_images=[Image.fromarray(random_image(1))]
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def animation(kind: str) -> bytes:
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "damaged"),
         (b"\xff\xd8\xff" + b"\0" * 40, "damaged"),
         (b"RIFF\0\0\0\0WEBP" + b"\0" * 40, "damaged"),
-        (encode(Image.fromarray(picture()), "JPEG") + b"\xff\xda" * 200, "scans"),
+        (encode(Image.fromarray(random_image()), "JPEG") + b"\xff\xda" * 200, "scans"),
     ],
 )
 def test_refusals_are_one_clear_sentence(data, message):
@@ -143,9 +145,9 @@ def test_refusals_are_one_clear_sentence(data, message):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_every_cut_is_refused(kind):
-    data = encode(Image.fromarray(picture(height=40, width=40)), kind)
+    data = encode(Image.fromarray(random_image(height=40, width=40)), kind)
     for length in range(0, len(data) - 20, max(1, len(data) // 40)):
-        with pytest.raises(ValueError, match="picture"):
+        with pytest.raises(ValueError, match="image"):
             decode_image(data[:length])
 
 
@@ -154,7 +156,7 @@ def test_every_cut_is_refused(kind):
 def test_damaged_bytes_decode_or_raise_a_value_error_and_nothing_else(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = np.frombuffer(encode(Image.fromarray(picture()), kind, exif=exif), dtype=np.uint8)
+    data = np.frombuffer(encode(Image.fromarray(random_image()), kind, exif=exif), dtype=np.uint8)
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
@@ -180,7 +182,7 @@ def test_a_raised_limit_never_passes_pillows_own():
 
 
 def test_resize_of_flat_and_of_equal_size():
-    pixels = picture(height=9, width=9)
+    pixels = random_image(height=9, width=9)
     np.testing.assert_array_equal(resize_image(pixels, 9), pixels)
     flat = np.full((5, 11, 3), 77, dtype=np.uint8)
     np.testing.assert_array_equal(resize_image(flat, 4), np.full((4, 4, 3), 77))
@@ -198,7 +200,7 @@ def test_resize_refuses_other_arrays(bad):
     with pytest.raises(ValueError, match="uint8"):
         resize_image(bad, 4)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        resize_image(picture(), 0)
+        resize_image(random_image(), 0)
 
 
 @pytest.fixture
@@ -257,7 +259,7 @@ def paths(tmp_path) -> list[Path]:
     files = []
     for row, (kind, shape) in enumerate([("PNG", (9, 12)), ("JPEG", (30, 7)), ("WEBP", (8, 8)), ("PNG", (40, 40))]):
         files.append(tmp_path / f"{row}.{kind.lower()}")
-        files[-1].write_bytes(encode(Image.fromarray(picture(row, *shape)), kind))
+        files[-1].write_bytes(encode(Image.fromarray(random_image(row, *shape)), kind))
     return files
 
 

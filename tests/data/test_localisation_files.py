@@ -12,14 +12,14 @@ from PIL import Image
 from tenfold.data.catalog import DATA, load_localisation
 from tenfold.data.files import localisation as localisation_files
 from tenfold.data.files.localisation import NAMES, LocalisationFilesConfig, load_localisation_classes
-from tenfold.data.files.readers.masks import MaskPictures, Segmentations
+from tenfold.data.files.readers.masks import MaskImages, Segmentations
 from tenfold.types import Preprocessing
 
 SIDE = 8
 NETWORK = Preprocessing(image_size=SIDE)
 
 
-def picture(path: Path, width: int = 16, height: int = 12, shade: int = 0) -> None:
+def write_image(path: Path, width: int = 16, height: int = 12, shade: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), (shade, shade, shade)).save(path, "PNG")  # by content, whatever the name says
 
@@ -75,7 +75,7 @@ def cub(tmp_path) -> Path:
         lists(tmp_path / "metadata/CUB" / part, labels, **truth)
         for name in labels:
             width, height = (15, 16) if name == "b/3.jpg" else (16, 12)
-            picture(tmp_path / ("CUBV2" if part == "val" else "CUB/images") / name, width, height)
+            write_image(tmp_path / ("CUBV2" if part == "val" else "CUB/images") / name, width, height)
     text(tmp_path / "CUB/classes.txt", "1 001.Ani", "2 002.Wren")
     return tmp_path
 
@@ -118,18 +118,18 @@ def test_the_fingerprint_sees_truth_and_files_but_not_sizes(cub):
     assert load(cub, train_size=9).fingerprint == first
     text(cub / "metadata/CUB/test/localization.txt", "b/3.jpg,1,2,13,15", "a/3.jpg,3,1,7,10")
     moved = load(cub).fingerprint
-    picture(cub / "CUB/images/a/1.jpg", 17, 300)
+    write_image(cub / "CUB/images/a/1.jpg", 17, 300)
     groups = text(cub / "groups.txt", "0,one", "1,other")
     assert len({first, moved, load(cub).fingerprint, load(cub, superclasses=groups.name).fingerprint}) == 4
 
 
-def test_decoded_pictures_go_into_the_cache(cub):
+def test_decoded_images_go_into_the_cache(cub):
     data = load(cub, cache=str(cub / "cache"))
     assert (data.train.images.in_memory, data.val.images.in_memory, data.test.images.in_memory) == (False, True, True)
     assert len(list((cub / "cache").glob("*.npy"))) == 2
 
 
-def test_pictures_with_their_classes_alone(cub):
+def test_images_with_their_classes_alone(cub):
     for part in ("val", "test"):
         (cub / "metadata/CUB" / part / "localization.txt").unlink()
     config = LocalisationFilesConfig(name="cub_localisation", root=str(cub), progress=False)
@@ -147,14 +147,14 @@ def test_pictures_with_their_classes_alone(cub):
 @pytest.mark.parametrize(
     ("part", "file", "lines", "message"),
     [
-        ("train", "image_ids", [], "is empty: expected one picture's path a line"),
-        ("train", "image_ids", ["a/1.jpg", "a/1.jpg"], "names the picture 'a/1.jpg' twice"),
+        ("train", "image_ids", [], "is empty: expected one image's path a line"),
+        ("train", "image_ids", ["a/1.jpg", "a/1.jpg"], "names the image 'a/1.jpg' twice"),
         ("train", "class_labels", ["a/1.jpg,0", "b/1.jpg"], "line 2: expected lines 'path,label', got 'b/1.jpg'"),
         ("train", "class_labels", ["a/1.jpg,2"], r"line 1: the label must be a class of 0\.\.1, got '2'"),
         ("test", "class_labels", ["a/3.jpg,0", "b/3.jpg,-1"], r"line 2: the label must be a class of 0\.\.1, got '-1'"),
         ("test", "class_labels", ["a/3.jpg,0", "a/3.jpg,0"], "line 2: a/3.jpg has a label already, 0"),
-        ("train", "class_labels", ["a/1.jpg,0", "b/1.jpg,1"], "lacks 1 of the 3 pictures of image_ids.txt, first: a/2"),
-        ("train", "class_labels", ["a/9.jpg,0"], "line 1: a/9.jpg is not among the pictures of .*train/image_ids.txt"),
+        ("train", "class_labels", ["a/1.jpg,0", "b/1.jpg,1"], "lacks 1 of the 3 images of image_ids.txt, first: a/2"),
+        ("train", "class_labels", ["a/9.jpg,0"], "line 1: a/9.jpg is not among the images of .*train/image_ids.txt"),
         ("val", "image_sizes", ["b/v.jpg,20"], "line 1: expected lines 'path,width,height', got 'b/v.jpg,20'"),
         (
             "val",
@@ -163,15 +163,15 @@ def test_pictures_with_their_classes_alone(cub):
             "line 1: width and height must be whole numbers of at least 1, got 0,3",
         ),
         ("val", "image_sizes", ["b/v.jpg,9,9", "b/v.jpg,9,9"], "line 2: b/v.jpg has a size already"),
-        ("val", "image_sizes", ["b/w.jpg,9,9"], "line 1: b/w.jpg is not among the pictures"),
+        ("val", "image_sizes", ["b/w.jpg,9,9"], "line 1: b/w.jpg is not among the images"),
         ("val", "localization", ["b/v.jpg,1,2,3"], "line 1: expected lines 'path,x0,y0,x1,y1'"),
         ("val", "localization", ["b/v.jpg,1,2,3,4.5"], "line 1: expected lines 'path,x0,y0,x1,y1' of whole numbers"),
         ("val", "localization", ["b/v.jpg,1,2,21,4"], r"line 1: the box \[1, 2, 21, 4\] must lie inside .* 20 x 10"),
         ("val", "localization", ["b/v.jpg,-1,2,3,4"], r"line 1: the box \[-1, 2, 3, 4\] must lie inside"),
         ("val", "localization", ["b/v.jpg,20,2,20,4"], r"line 1: the box \[20, 2, 20, 4\] must lie inside"),
         ("val", "localization", ["b/v.jpg,5,2,3,4"], r"line 1: the box \[5, 2, 3, 4\] must lie inside"),
-        ("test", "localization", ["a/3.jpg,1,2,3,4"], "lacks 1 of the 2 pictures of image_ids.txt, first: b/3.jpg"),
-        ("test", "localization", ["v.jpg,1,2,3,4"], "line 1: v.jpg is not among the pictures"),
+        ("test", "localization", ["a/3.jpg,1,2,3,4"], "lacks 1 of the 2 images of image_ids.txt, first: b/3.jpg"),
+        ("test", "localization", ["v.jpg,1,2,3,4"], "line 1: v.jpg is not among the images"),
     ],
 )
 def test_malformed_lists(cub, part, file, lines, message):
@@ -191,16 +191,16 @@ def test_labels_of_classes_that_training_lacks(cub):
     path = text(cub / "metadata/CUB/test/class_labels.txt", "a/3.jpg,0", "b/3.jpg,2")
     fail_naming(path, r"line 2: the label must be a class of 0\.\.1, got '2'", cub)
     text(cub / "metadata/CUB/train/class_labels.txt", "a/1.jpg,0", "b/1.jpg,3", "a/2.jpg,0")
-    with pytest.raises(ValueError, match="2 of 4 classes have no training picture, first: '1'"):
+    with pytest.raises(ValueError, match="2 of 4 classes have no training image, first: '1'"):
         load(cub)
     path = text(cub / "metadata/CUB/train/class_labels.txt", "a/1.jpg,x")
     fail_naming(path, "line 1: the label must be a class of 0 and above, got 'x'", cub)
 
 
-def test_pictures_that_are_missing_or_in_two_parts(cub):
+def test_images_that_are_missing_or_in_two_parts(cub):
     path = cub / "CUB/images/a/3.jpg"
     path.unlink()
-    fail_naming(path, "1 of 2 listed pictures are not on disk, first: ", cub)
+    fail_naming(path, "1 of 2 listed images are not on disk, first: ", cub)
     text(cub / "metadata/CUB/test/image_ids.txt", "b/3.jpg", "a/1.jpg")
     for name, line in {"class_labels": "{},0", "image_sizes": "{},16,12", "localization": "{},1,1,2,2"}.items():
         lines = [line.format(each) for each in ("b/3.jpg", "a/1.jpg")]
@@ -268,7 +268,7 @@ def test_cues(cues):
     truth = load(cues).cues
     np.testing.assert_array_equal(truth.class_attribute_percent, [[0, 60.5, 100], [50, 0.25, 30]])
     assert truth.attribute_names == tuple(NAMES_OF_ATTRIBUTES)
-    # Of the test pictures in their order, b/3 and a/3: visible points, by ascending part.
+    # Of the test images in their order, b/3 and a/3: visible points, by ascending part.
     assert [ids.tolist() for ids in truth.part_ids] == [[2, 15], []]
     np.testing.assert_array_equal(truth.part_xy[0], [[7.0, 8.25], [3.5, 4.0]])
     assert truth.part_xy[1].shape == (0, 2)
@@ -307,7 +307,7 @@ def test_cues_with_the_attributes_beside_the_folder(cues):
         ("attributes/class_attribute_labels_continuous.txt", ["1 2 3", "1 x 2"], "line 2: expected a line for each"),
         ("attributes/class_attribute_labels_continuous.txt", ["1 2 3", "1 101 2"], r"line 2: .*lie in 0\.\.100"),
         ("attributes/class_attribute_labels_continuous.txt", ["1 2 3", "1 nan 2"], r"line 2: .*lie in 0\.\.100"),
-        ("images.txt", ["1 a/1.jpg", "2 a/3.jpg"], "lacks 1 of 2 test pictures, first: b/3.jpg"),
+        ("images.txt", ["1 a/1.jpg", "2 a/3.jpg"], "lacks 1 of 2 test images, first: b/3.jpg"),
         ("parts/part_locs.txt", ["2 1 3.0 4.0"], "line 1: expected lines 'image part x y visible'"),
         ("parts/part_locs.txt", ["2 16 3.0 4.0 1"], "line 1: expected lines 'image part x y visible'"),
         ("parts/part_locs.txt", ["6 1 3.0 4.0 1"], r"line 1: expected .* images 1\.\.5, got '6 1 3.0 4.0 1'"),
@@ -328,7 +328,7 @@ def test_cues_missing(cues):
         fail_naming(path, "is missing: expected", cues)
         path.write_text(content)
     (cues / "CUB/segmentations/a/3.png").unlink()
-    fail_naming(cues / "CUB/segmentations/a/3.png", "1 of 2 listed pictures are not on disk", cues)
+    fail_naming(cues / "CUB/segmentations/a/3.png", "1 of 2 listed images are not on disk", cues)
 
 
 # ImageNet ---------------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_imagenet(tmp_path, monkeypatch, folder):
     truth = {"image_sizes": ["val/1.JPEG,16,12"], "localization": ["val/1.JPEG,4,3,16,12", "val/1.JPEG,0,0,0,0"]}
     lists(base / "test", {"val/1.JPEG": 0}, **truth)
     for name in ("ILSVRC/train/n1/1.JPEG", "ILSVRC/train/n2/1.JPEG", "ILSVRC/val/1.JPEG", f"{folder}/val2/1/x.jpeg"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     data = load(tmp_path, "imagenet_localisation")
     assert data.classes == ("tench", "goldfish")
     assert [split.labels.tolist() for split in data.splits().values()] == [[0, 1], [1], [0]]
@@ -367,7 +367,7 @@ def openimages(tmp_path) -> Path:
     truth = [f"{first},test/y/1_m1.png,test/y/1_ignore.png", f"{second},test/x/1_m.png,", f"{first},test/y/1_m2.png,"]
     lists(base / "test", {first: 1, second: 0}, localization=truth)
     for name in ("train/x/1.jpg", "train/y/1.jpg", "val/x/1.jpg", first, second):
-        picture(data / name)
+        write_image(data / name)
     left, corner, right = np.zeros((12, 16)), np.zeros((24, 32)), np.zeros((16, 16))
     left[:, :4], corner[12:, 16:], right[:, 8:] = 255, 1, 255
     grey(data / "test/y/1_m1.png", left, "1")
@@ -414,7 +414,7 @@ def test_masks_travel_to_other_processes(openimages):
             ["val/x/1.jpg,val/x/1_m.png,", "val/x/1.jpg,val/x/1_m.png,val/x/1_m.png"],
             "line 2: expected lines 'path,mask",
         ),
-        (["val/x/2.jpg,val/x/1_m.png,"], "line 1: val/x/2.jpg is not among the pictures"),
+        (["val/x/2.jpg,val/x/1_m.png,"], "line 1: val/x/2.jpg is not among the images"),
     ],
 )
 def test_openimages_malformed(openimages, lines, message):
@@ -431,12 +431,12 @@ def test_masks_missing_or_damaged(openimages):
     path.unlink()
     with pytest.raises(ValueError, match=rf"cannot read mask {re.escape(str(path))}: No such file"):
         masks.read([0])
-    fail_naming(path, "1 of 4 listed pictures are not on disk, first: ", openimages, "openimages_localisation")
+    fail_naming(path, "1 of 4 listed images are not on disk, first: ", openimages, "openimages_localisation")
 
 
 def test_segmentations_and_masks_are_checked_on_reading(tmp_path):
-    path = text(tmp_path / "broken.png", "no picture")
-    for source in (Segmentations([str(path)], 4), MaskPictures([[str(path)]], [None], 4)):
+    path = text(tmp_path / "broken.png", "no image")
+    for source in (Segmentations([str(path)], 4), MaskImages([[str(path)]], [None], 4)):
         assert len(source) == 1
         with pytest.raises(ValueError, match=r"cannot decode mask .*broken\.png: expected a PNG"):
             source.read([0])

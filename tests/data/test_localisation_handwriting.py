@@ -38,9 +38,9 @@ def ink_of(config: HandwritingConfig, part: str, row: int) -> tuple[np.ndarray, 
     folder = build_cue_scenes(config)
     source, side = (int(folder.array(part, name)[row]) for name in ("sources", "sizes"))
     x, y = folder.array(part, "offsets")[row].tolist()
-    pictures, _ = source_digits(cache_root(config.cache))
+    images, _ = source_digits(cache_root(config.cache))
     canvas = np.zeros((128, 128), dtype=np.uint8)  # a margin of 32 around the canvas
-    canvas[y + 32 : y + 32 + side, x + 32 : x + 32 + side] = resize(pictures[source][None], side)[0]
+    canvas[y + 32 : y + 32 + side, x + 32 : x + 32 + side] = resize(images[source][None], side)[0]
     outside = canvas.copy()
     outside[32:96, 32:96] = 0
     assert not outside.any()  # no ink off the canvas
@@ -99,8 +99,8 @@ def test_splits_share_no_source_digit(config):
 
 
 def test_shuffled_digits_have_the_same_ink_elsewhere(config):
-    pictures, labels = source_digits(cache_root(config.cache))
-    digits = pictures[split_rows(labels, "val", 0)[:, :3].reshape(-1)]
+    images, labels = source_digits(cache_root(config.cache))
+    digits = images[split_rows(labels, "val", 0)[:, :3].reshape(-1)]
     straight = np.tile(np.arange(25), (len(digits), 1))
     same = shuffled_digits(digits, straight)
     for digit, moved in zip(digits, same, strict=True):
@@ -151,6 +151,6 @@ def test_other_sizes(config, data):
     assert large.fingerprint == data.fingerprint
 
 
-def test_too_few_pictures_for_ten_classes(config):
+def test_too_few_images_for_ten_classes(config):
     with pytest.raises(ValueError, match="num_train must be at least 10, one for each digit, got 9"):
         load_localisation(replace(config, num_train=9), Preprocessing(image_size=64))

@@ -17,7 +17,7 @@ from tenfold.data.images import FileImages
 from tenfold.data.partial_labels import observe_labels, train_val_split
 
 
-def write_picture(path: Path, shade: int = 0) -> None:
+def write_image(path: Path, shade: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 4), (shade, shade, shade)).save(path, "PNG")  # by content, whatever the name says
 
@@ -66,7 +66,7 @@ def coco_root(tmp_path) -> Path:
     write_coco_list(tmp_path, "val2014", [(5, 1), (40, 90)], [40, 5])
     for part, ids in (("train2014", (3, 7, 9, 20, 100)), ("val2014", (5, 40))):
         for image_id in ids:
-            write_picture(tmp_path / part / f"COCO_{part}_{image_id:012d}.jpg", image_id)
+            write_image(tmp_path / part / f"COCO_{part}_{image_id:012d}.jpg", image_id)
     return tmp_path
 
 
@@ -133,7 +133,7 @@ def voc_root(tmp_path) -> Path:
             lines = [f"{image_id} {value:>2}" for image_id, value in zip(ids, values, strict=True)]
             write_text(devkit / f"ImageSets/Main/{name}_{part}.txt", "\n".join(lines) + "\n")
         for image_id in ids:
-            write_picture(devkit / "JPEGImages" / f"{image_id}.jpg")
+            write_image(devkit / "JPEGImages" / f"{image_id}.jpg")
     return tmp_path
 
 
@@ -189,7 +189,7 @@ def cub_root(tmp_path) -> Path:
     labels += ["4 1 0 1 1", "4 2 0 2 1", "5 1 0 1 1", "5 2 1 3 1"]
     write_text(folder / "attributes/image_attribute_labels.txt", "\n".join(labels) + "\n")
     for name in ("001.A/a", "001.A/b", "002.B/c", "002.B/d", "002.B/e"):
-        write_picture(folder / "images" / f"{name}.jpg")
+        write_image(folder / "images" / f"{name}.jpg")
     return tmp_path
 
 
@@ -281,7 +281,7 @@ def openimages_root(tmp_path) -> Path:
     for part, rows in OPENIMAGES.items():
         write_annotations(tmp_path, part, rows)
         for image_id, *_ in rows:
-            write_picture(tmp_path / FOLDERS[part] / f"{image_id}.jpg")
+            write_image(tmp_path / FOLDERS[part] / f"{image_id}.jpg")
     return tmp_path
 
 
@@ -376,7 +376,7 @@ def write_matrices(root: Path, folder: str = ".") -> None:
         np.save(root / f"formatted_{part}_images.npy", names)
         np.save(root / f"formatted_{part}_labels.npy", labels)
         for row, name in enumerate(names):
-            write_picture(root / folder / name, shade=row)
+            write_image(root / folder / name, shade=row)
 
 
 @pytest.fixture
@@ -492,8 +492,8 @@ def damaged(value: float) -> np.ndarray:
         ("labels_obs", np.ones((10, 3)), "contradicts formatted_train_labels"),
         ("labels_obs", damaged(3), "got 3.0 at row 7, column 2"),
         ("images", np.arange(10), "expected unicode paths"),
-        ("images", np.array(["../../etc/passwd"] * 10), "inside the picture folder"),
-        ("images", np.array(["/etc/passwd"] * 10), "inside the picture folder"),
+        ("images", np.array(["../../etc/passwd"] * 10), "inside the image folder"),
+        ("images", np.array(["/etc/passwd"] * 10), "inside the image folder"),
         ("images", np.array([], dtype="U5"), "expected unicode paths"),
     ],
 )
@@ -523,38 +523,38 @@ def test_matrix_files_missing_or_cut_off(matrices_root):
 @pytest.mark.parametrize(
     ("name", "num_train", "num_val"), [("coco", 2, 2), ("voc", 2, 1), ("cub", 2, 1), ("openimages", 3, 2)]
 )
-def test_every_layout_loads_and_reads_its_pictures(name, num_train, num_val, request):
+def test_every_layout_loads_and_reads_its_images(name, num_train, num_val, request):
     root = request.getfixturevalue(f"{name}_root")
     data = load_multilabel_files(config(root, name))
     assert data.name == name
     assert (len(data.train.images), len(data.val.images)) == (num_train, num_val)
     for split in (data.train, data.val, data.test):
-        pictures = split.images.read(range(len(split.images)))
-        assert pictures.shape == (len(split.full), 8, 8, 3)
-        assert pictures.dtype == torch.uint8
+        images = split.images.read(range(len(split.images)))
+        assert images.shape == (len(split.full), 8, 8, 3)
+        assert images.dtype == torch.uint8
         assert split.full.shape[1] == len(data.classes)
         assert ((split.observed == 1) <= (split.full == 1)).all()
 
 
-def test_missing_picture_is_said_before_anything_is_read(matrices_root, monkeypatch):
+def test_missing_image_is_said_before_anything_is_read(matrices_root, monkeypatch):
     monkeypatch.setattr(FileImages, "read_into", lambda *_: pytest.fail("decoded"))
     (matrices_root / "train/003.jpg").unlink()
     (matrices_root / "train/008.jpg").unlink()
-    with pytest.raises(ValueError, match=r"2 of 10 listed pictures are not on disk, first: .*train/003\.jpg"):
+    with pytest.raises(ValueError, match=r"2 of 10 listed images are not on disk, first: .*train/003\.jpg"):
         load_multilabel_files(config(matrices_root, "matrices"))
 
 
-def test_missing_pictures_may_be_dropped_after_the_draw(matrices_root, caplog):
+def test_missing_images_may_be_dropped_after_the_draw(matrices_root, caplog):
     (matrices_root / "train/003.jpg").unlink()
     full = load_npy(matrices_root, "train", "labels")
     data = load_multilabel_files(config(matrices_root, "matrices", missing_images="drop"))
     kept = np.delete(np.arange(NUM_TRAIN), 3)
     train, _ = train_val_split(NUM_TRAIN - 1, 0.4, 1200)
     np.testing.assert_array_equal(data.train.observed, observe_labels(full)[kept[train]])
-    assert "1 of 10 listed pictures" in caplog.text
+    assert "1 of 10 listed images" in caplog.text
 
 
-def test_cached_pictures_equal_decoded_ones_and_serve_every_split(matrices_root, tmp_path, monkeypatch):
+def test_cached_images_equal_decoded_ones_and_serve_every_split(matrices_root, tmp_path, monkeypatch):
     plain = config(matrices_root, "matrices")
     cached = replace(plain, cache=str(tmp_path / "cache"))
     expected, data = load_multilabel_files(plain), load_multilabel_files(cached)
@@ -585,7 +585,7 @@ def test_fingerprint_follows_content_and_not_place(matrices_root, tmp_path_facto
     assert len(others | {fingerprint}) == 6
 
 
-def test_labels_of_one_value_and_parts_without_pictures(matrices_root):
+def test_labels_of_one_value_and_parts_without_images(matrices_root):
     with pytest.raises(ValueError, match="val part is empty"):
         load_multilabel_files(config(matrices_root, "matrices", val_fraction=0.01))
     np.save(matrices_root / "formatted_train_labels.npy", np.zeros((10, 3)))

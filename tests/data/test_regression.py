@@ -55,7 +55,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path: Path):
     assert load_pairs(PairsConfig(root=str(tmp_path))).fingerprint != before
 
 
-def test_pictures_say_how_much_larger_their_targets_are(tmp_path: Path):
+def test_images_say_how_much_larger_their_targets_are(tmp_path: Path):
     write_pairs(tmp_path, (3, 4, 6), (3, 16, 24))
     data = load_pairs(PairsConfig(root=str(tmp_path), kind="pictures", max_value=2.0))
     assert (data.network, data.max_value, data.upscale) == ("cnn2d_sr", 2.0, 4)
@@ -152,8 +152,8 @@ def test_photographs_of_ones_own(tmp_path: Path):
     assert read == known  # all eight places are drawn, and no other
     with pytest.raises(ValueError, match="must be at least 32 pixels high and wide, got 11x9"):
         load_photographs(PhotographsConfig(root=str(tmp_path)))
-    (tmp_path / "val" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"b\.png can't be read as a picture"):
+    (tmp_path / "val" / "b.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"b\.png can't be read as an image"):
         load_photographs(config)
 
 

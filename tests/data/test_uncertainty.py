@@ -41,10 +41,10 @@ def write_mnist(root: Path, kind: str = "MNIST", num: int = 40) -> dict[str, tup
 def write_notmnist(root: Path, per_letter: int = 2) -> np.ndarray:
     random = np.random.default_rng(5)
     pixels = random.integers(0, 256, (10 * per_letter, 28, 28), dtype=np.uint8)
-    for row, picture in enumerate(pixels):
+    for row, image in enumerate(pixels):
         path = root / "Test" / LETTERS[row // per_letter] / f"{row % per_letter}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
     return pixels
 
 
@@ -52,12 +52,12 @@ def test_embedded_digits_are_the_source_digits_and_no_part_shares_one(tmp_path: 
     config = HandwritingConfig(num_train=8, num_val=8, num_test=40, cache=str(tmp_path))
     data = load_uncertain_digits(config)
     assert {name: len(part) for name, part in data.inside.splits().items()} == {"train": 3000, "val": 750, "test": 1250}
-    known = {picture.tobytes() for picture in read_source()[0]}
+    known = {image.tobytes() for image in read_source()[0]}
     seen: set[bytes] = set()
     for part in data.inside.splits().values():
-        pictures = part.images.read(np.arange(len(part)))
-        assert pictures.shape[1:] == (28, 28, 3)
-        these = {picture.tobytes() for picture in pictures[..., 0].numpy()}
+        images = part.images.read(np.arange(len(part)))
+        assert images.shape[1:] == (28, 28, 3)
+        these = {image.tobytes() for image in images[..., 0].numpy()}
         assert these <= known
         assert not these & seen
         seen |= these
@@ -73,7 +73,7 @@ def test_mnist_is_read_as_it_is_stored(tmp_path: Path):
     np.testing.assert_array_equal(data.test.images.read(range(20))[..., 1].numpy(), written["t10k"][0])
     np.testing.assert_array_equal(data.test.labels, written["t10k"][1])
     mine = {p.tobytes() for part in (data.train, data.val) for p in part.images.read(range(len(part)))[..., 0].numpy()}
-    assert mine == {picture.tobytes() for picture in written["train"][0]}
+    assert mine == {image.tobytes() for image in written["train"][0]}
     resized = load_mnist(MnistConfig(root=str(tmp_path), num_val=10), Preprocessing(image_size=32), ("test",))
     assert resized.train is None
     assert resized.test.images.read([0]).shape == (1, 32, 32, 3)
@@ -90,7 +90,7 @@ def test_notmnist_and_fashion_are_outside(tmp_path: Path):
     write_mnist(tmp_path)
     fashion = write_mnist(tmp_path, "FashionMNIST")
     letters = write_notmnist(tmp_path / "letters")
-    (tmp_path / "letters" / "Test" / "A" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "letters" / "Test" / "A" / "broken.png").write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"broken\.png is left out"):
         data = load_uncertain_mnist(
             MnistConfig(root=str(tmp_path), notmnist=str(tmp_path / "letters"), fashion=str(tmp_path), num_val=10)
@@ -105,9 +105,8 @@ def test_blends_are_means_of_two_classes():
     split = ClassificationSplit(images=ArrayImages(images), labels=np.array([0, 0, 0, 1, 1, 1]))
     blends = blend_pairs(split, seed=1)
     allowed = {(40 * a + 40 * b + 1) // 2 for a in range(3) for b in range(3, 6)}
-    pictures = blends.read(range(len(blends)))
-    assert {int(picture[0, 0, 0]) for picture in pictures} <= allowed
-    with pytest.raises(ValueError, match="pictures of several classes"):
+    assert {int(blend[0, 0, 0]) for blend in blends.read(range(len(blends)))} <= allowed
+    with pytest.raises(ValueError, match="images of several classes"):
         blend_pairs(ClassificationSplit(images=ArrayImages(images), labels=np.zeros(6, np.int64)), seed=1)
 
 
@@ -151,7 +150,7 @@ def test_margins_that_are_refused(probs, fraction, message):
         smallest_margin(probs, fraction)
 
 
-def test_confusing_pictures_are_rows_of_the_test_part(tmp_path: Path):
+def test_confusing_images_are_rows_of_the_test_part(tmp_path: Path):
     write_mnist(tmp_path)
     inside = load_mnist(MnistConfig(root=str(tmp_path), num_val=10), Preprocessing(image_size=28))
     outside = {"itself": inside.val.images}
@@ -159,7 +158,7 @@ def test_confusing_pictures_are_rows_of_the_test_part(tmp_path: Path):
     assert list(data.sets()) == ["itself", "odd"]
     assert torch.equal(data.sets()["odd"].read([0, 1]), inside.test.images.read([7, 3]))
     for rows in ([], [1, 1], range(20)):
-        with pytest.raises(ValueError, match="'odd' must hold some of the 20 test pictures, each once, and leave some"):
+        with pytest.raises(ValueError, match="'odd' must hold some of the 20 test images, each once, and leave some"):
             UncertaintyData(inside=inside, outside=outside, ambiguous={}, confusing={"odd": np.array(rows, int)})
 
 
@@ -192,5 +191,5 @@ def test_settings_out_of_range_are_refused(settings):
 def test_data_without_something_outside_are_refused(tmp_path: Path):
     write_mnist(tmp_path)
     inside = load_mnist(MnistConfig(root=str(tmp_path), num_val=10), Preprocessing(image_size=28))
-    with pytest.raises(ValueError, match="at least one set of pictures that show none"):
+    with pytest.raises(ValueError, match="at least one set of images that show none"):
         UncertaintyData(inside=inside, outside={}, ambiguous={})

@@ -28,7 +28,7 @@ class DataSet:
     regression: str | None = None
     """``module:function`` from settings to ``RegressionData``; None: nothing is regressed."""
     localisation: str | None = None
-    """``module:function`` from settings, preprocessing and the size of training pictures to ``LocalisationData``; None:
+    """``module:function`` from settings, preprocessing and the size of training images to ``LocalisationData``; None:
     nobody marked where things are."""
 
     def config_class(self) -> type:
@@ -122,27 +122,27 @@ def load_multilabel(config: Any) -> MultiLabelData:
 def load_classification(
     config: Any, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """Read the data with one class for each picture that a configuration names.
+    """Read the data with one class for each image that a configuration names.
 
     Args:
         config: Settings of the data set, by its ``config.name``.
-        preprocessing: Of the network; ``read`` gives pictures resized by it (``read_raw`` as they are stored).
+        preprocessing: Of the network; ``read`` gives images resized by it (``read_raw`` as they are stored).
         splits: Parts wanted; the test part is always read. A part that the data set does not have is None.
 
     Raises:
-        ValueError: No such data, no data with one class for each picture, an unknown part, or files that are missing
+        ValueError: No such data, no data with one class for each image, an unknown part, or files that are missing
             or malformed, with their path and what was expected.
     """
     return load_name(_reader(config, "classification", "no reader of single labels"))(config, preprocessing, splits)
 
 
 def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int | None = None) -> LocalisationData:
-    """Read the data with one class for each picture, and boxes or masks of its objects, that a configuration names.
+    """Read the data with one class for each image, and boxes or masks of its objects, that a configuration names.
 
     Args:
         config: Settings of the data set, by its ``config.name``.
         preprocessing: Of the network; val and test are stretched to its size.
-        train_size: Side of the training pictures, to cut pieces out of; None: as the others.
+        train_size: Side of the training images, to cut pieces out of; None: as the others.
 
     Raises:
         ValueError: No such data, nobody marked where its objects are, or files that are missing or malformed, with
@@ -152,12 +152,12 @@ def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int
 
 
 def load_uncertainty(config: Any) -> UncertaintyData:
-    """Read the data with pictures that do not belong to the classes, or to more than one, that a configuration names.
+    """Read the data with images that do not belong to the classes, or to more than one, that a configuration names.
 
     Raises:
         ValueError: No such data, nothing is known that does not belong, or files are missing or malformed.
     """
-    return load_name(_reader(config, "uncertainty", "no set of pictures that do not belong"))(config)
+    return load_name(_reader(config, "uncertainty", "no set of images that do not belong"))(config)
 
 
 def load_regression(config: Any) -> RegressionData:

@@ -1,4 +1,4 @@
-"""Pictures with one class each: what every reader gives, whatever the data set."""
+"""Images with one class each: what every reader gives, whatever the data set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class ClassificationSplit:
     """One part (train, val or test) of a data set."""
 
     images: ImageSource
-    """N pictures; ``read`` gives them at the size of the network, ``read_raw`` as they were taken."""
+    """N images; ``read`` gives them at the size of the network, ``read_raw`` as they were taken."""
     labels: np.ndarray
-    """Class of each picture, int64 ``(N,)``."""
+    """Class of each image, int64 ``(N,)``."""
 
     def __post_init__(self) -> None:
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
@@ -38,7 +38,7 @@ class ClassificationData:
 
     Raises:
         ValueError: No classes, a name that is empty or comes twice, a label out of range, an empty part, or a class
-            without a training picture. In val and test a class may be absent: its accuracy is then undefined.
+            without a training image. In val and test a class may be absent: its accuracy is then undefined.
     """
 
     name: str
@@ -50,9 +50,9 @@ class ClassificationData:
     test: ClassificationSplit
     image_size: int
     fingerprint: str
-    """Hex digest of what determines the stored pictures and their labels; resizing is the network's business."""
+    """Hex digest of what determines the stored images and their labels; resizing is the network's business."""
     domain_word: str = ""
-    """What the pictures show, for prompts, with a space at its end ("satellite "); may be empty."""
+    """What the images show, for prompts, with a space at its end ("satellite "); may be empty."""
     concept: str | None = None
     """What the classes have in common ("bird"); None where nothing helps."""
     prompt_names: tuple[str, ...] | None = None
@@ -62,7 +62,7 @@ class ClassificationData:
     sort_case_insensitive: bool = False
     """Whether labels follow the names without regard to case, whatever the order of a descriptor file's keys."""
     mirrorable: bool = False
-    """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""
+    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -121,11 +121,11 @@ def check_part(name: str, part: str, labels: np.ndarray, classes: Sequence[str])
         ValueError: As above.
     """
     if not len(labels):
-        raise ValueError(f"{name}: the {part} part holds no picture")
+        raise ValueError(f"{name}: the {part} part holds no image")
     check_label_range(labels, len(classes), f"{name}: {part} labels")
     counts = np.bincount(labels, minlength=len(classes))
     if part == "train" and not counts.all():
         absent = [classes[label] for label in np.flatnonzero(counts == 0).tolist()]
         raise ValueError(
-            f"{name}: {len(absent)} of {len(classes)} classes have no training picture, first: {absent[0]!r}"
+            f"{name}: {len(absent)} of {len(classes)} classes have no training image, first: {absent[0]!r}"
         )

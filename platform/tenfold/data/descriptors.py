@@ -1,4 +1,4 @@
-"""Descriptors: for each class a list of what its pictures show, from JSON files.
+"""Descriptors: for each class a list of what its images show, from JSON files.
 
 The order of the keys is the order of the labels, so a file whose keys were sorted anew would give every class another
 one's descriptors: ``check_descriptors`` compares it with the data set.

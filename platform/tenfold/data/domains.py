@@ -8,7 +8,7 @@ class Domain:
     """Words for prompts."""
 
     word: str = ""
-    """What the pictures show, with a space at its end; the domain words of DataDream."""
+    """What the images show, with a space at its end; the domain words of DataDream."""
     concept: str | None = None
     """What the classes are; the high-level concepts of WaffleCLIP, None where it has none."""
     sort_case_insensitive: bool = False

@@ -1,6 +1,6 @@
-"""Pictures as arrays: sources that a split reads from, and one decoder for files and for strangers' bytes.
+"""Images as arrays: sources that a split reads from, and one decoder for files and for strangers' bytes.
 
-Training and serving share ``decode_image`` and ``resize_image``, so a picture becomes the same bytes on both sides.
+Training and serving share ``decode_image`` and ``resize_image``, so an image becomes the same bytes on both sides.
 """
 
 import mmap
@@ -55,10 +55,10 @@ def sniff_format(data: bytes) -> ImageFormat | None:
 
 
 def decode_image(data: bytes, *, max_pixels: int = 16_000_000) -> np.ndarray:
-    """Decode one untrusted JPEG, PNG or WEBP picture to uint8 ``(H, W, 3)`` RGB.
+    """Decode one untrusted JPEG, PNG or WEBP image to uint8 ``(H, W, 3)`` RGB.
 
     The size in the header is checked before any pixel is decoded. The EXIF orientation is applied once, 16-bit greys
-    keep their high byte, and transparent pictures are laid on white. A JPEG that carries further pictures (depth
+    keep their high byte, and transparent images are laid on white. A JPEG that carries further images (depth
     or gain maps of telephones) gives its main one.
 
     Args:
@@ -77,10 +77,10 @@ def resize_image(
     """Resize uint8 ``(H, W, 3)`` to ``(size, size, 3)``, with antialiasing.
 
     Args:
-        image: Decoded picture.
+        image: Decoded image.
         size: Height and width of the result.
         resize: ``stretch`` does not keep the aspect; ``crop`` brings the shorter side to ``size`` and cuts out the
-            centre, to the byte like torchvision's ``Resize`` and ``CenterCrop`` on a Pillow picture (what CLIP does).
+            centre, to the byte like torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image (what CLIP does).
         interpolation: ``bilinear`` or ``bicubic``.
 
     Raises:
@@ -121,12 +121,12 @@ def _resize(image: Image.Image, size: int, resize: str, interpolation: str) -> I
 
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
-    """``data`` as an upright RGB picture; every refusal is a ValueError."""
+    """``data`` as an upright RGB image; every refusal is a ValueError."""
     if not data:
-        raise ValueError("the picture is empty (0 bytes)")
+        raise ValueError("the image is empty (0 bytes)")
     kind = sniff_format(data)
     if kind is None:
-        raise ValueError("the picture must be JPEG, PNG or WEBP; its first bytes announce none of these")
+        raise ValueError("the image must be JPEG, PNG or WEBP; its first bytes announce none of these")
     if kind == "jpeg" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
         raise ValueError(f"the JPEG has {scans} scans, at most {_MAX_JPEG_SCANS} are decoded")
     with _as_value_error(kind, max_pixels):
@@ -143,11 +143,11 @@ def _as_value_error(kind: str, max_pixels: int) -> Iterator[None]:
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"the picture has more pixels than the limit of {max_pixels}") from None
+        raise ValueError(f"the image has more pixels than the limit of {max_pixels}") from None
     except UnidentifiedImageError as error:  # Pillow's own words show an object's address
-        raise ValueError(f"the {kind.upper()} picture is damaged: its header cannot be read") from error
+        raise ValueError(f"the {kind.upper()} image is damaged: its header cannot be read") from error
     except _BROKEN as error:
-        raise ValueError(f"the {kind.upper()} picture is truncated or damaged ({error})") from error
+        raise ValueError(f"the {kind.upper()} image is truncated or damaged ({error})") from error
 
 
 def _check_header(image: Image.Image, kind: str, max_pixels: int) -> None:
@@ -156,9 +156,9 @@ def _check_header(image: Image.Image, kind: str, max_pixels: int) -> None:
     # holding our limit at or below Pillow's turns each such warning into a refusal.
     limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
     if width * height > limit:
-        raise ValueError(f"the picture has {width} x {height} pixels, more than the limit of {limit}")
+        raise ValueError(f"the image has {width} x {height} pixels, more than the limit of {limit}")
     if kind != "jpeg" and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"the {kind.upper()} is animated; a single picture is expected")
+        raise ValueError(f"the {kind.upper()} is animated; a single image is expected")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -181,12 +181,12 @@ def _check_rows(indices: "np.ndarray | Sequence[int]", length: int) -> np.ndarra
 
 
 class ArrayImages:
-    """Pictures that lie decoded in an array or a memory map, uint8 ``(N, S, S, 3)``.
+    """Images that lie decoded in an array or a memory map, uint8 ``(N, S, S, 3)``.
 
     A memory map of a whole file travels to other processes as its path, not as its bytes.
 
     Args:
-        array: The pictures.
+        array: The images.
         originals: Where they come from, if ``array`` holds resized ones; what ``read_raw`` reads.
 
     Raises:
@@ -199,7 +199,7 @@ class ArrayImages:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
             raise ValueError(f"array must be uint8 (N, S, S, 3), got {array.dtype} {array.shape}")
         if originals is not None and len(originals) != len(array):
-            raise ValueError(f"originals must be as many as the array's {len(array)} pictures, got {len(originals)}")
+            raise ValueError(f"originals must be as many as the array's {len(array)} images, got {len(originals)}")
         self.array = array
         self.originals = originals
 
@@ -212,7 +212,7 @@ class ArrayImages:
         return torch.from_numpy(np.asarray(self.array)[rows])  # the plain array: a memmap would copy twice
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
         if self.originals is not None:
             return self.originals.read_raw(indices)
         return list(self.read(indices).numpy())
@@ -251,7 +251,7 @@ class SubsetImages:
         return self.source.read(self.rows[_check_rows(indices, len(self))])
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
         return self.source.read_raw(self.rows[_check_rows(indices, len(self))])
 
 
@@ -259,7 +259,7 @@ class ResizedImages:
     """Another source at another size, resized at each reading; ``read_raw`` gives what that source has.
 
     Args:
-        source: Pictures to resize.
+        source: Images to resize.
         image_size: Height and width of what ``read`` gives.
         resize: As in ``resize_image``.
         interpolation: As in ``resize_image``.
@@ -298,12 +298,12 @@ class ResizedImages:
         return out
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The pictures before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
         return self.source.read_raw(indices)
 
 
 class FileImages:
-    """Picture files, decoded and resized by a pool of threads at each reading.
+    """Image files, decoded and resized by a pool of threads at each reading.
 
     Args:
         paths: JPEG, PNG or WEBP files; opened only when read.
@@ -354,7 +354,7 @@ class FileImages:
         return out
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The pictures at their own sizes, uint8 ``(H, W, 3)`` each; raises as ``read`` does."""
+        """The images at their own sizes, uint8 ``(H, W, 3)`` each; raises as ``read`` does."""
         return [np.array(image) for image in self._threads().map(self._open, _check_rows(indices, len(self)))]
 
     def read_into(self, out: np.ndarray, rows: Iterable[int]) -> None:
@@ -370,7 +370,7 @@ class FileImages:
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise ValueError(f"cannot read picture {path}: {error.strerror or error}") from error
+            raise ValueError(f"cannot read image {path}: {error.strerror or error}") from error
         try:
             return _decode(data, self.max_pixels)
         except ValueError as error:
@@ -403,7 +403,7 @@ def file_table(paths: Sequence[str | Path], *, allow_missing: bool = False) -> t
                 present.update(prefix + entry.name for entry in entries if entry.is_file())
     missing = [name for name in names if name not in present]
     if missing and not allow_missing:
-        raise ValueError(f"{len(missing)} of {len(names)} listed pictures are not on disk, first: {missing[0]}")
+        raise ValueError(f"{len(missing)} of {len(names)} listed images are not on disk, first: {missing[0]}")
     table = np.full((2, len(names)), -1, dtype=np.int64)
     for column, name in enumerate(names):
         if name in present:
@@ -417,7 +417,7 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
 
     The name holds a hash of paths, sizes, times, image size and way of resizing, so a changed file makes a new cache.
     The file appears whole or not at all; processes that ask at the same time wait for the one that builds. It takes
-    N * S * S * 3 bytes (49 GB for COCO's 82,081 training pictures at 448). ``read_raw`` still reads the picture files.
+    N * S * S * 3 bytes (49 GB for COCO's 82,081 training images at 448). ``read_raw`` still reads the image files.
 
     Raises:
         ValueError: A file is missing, truncated or damaged, by its name.
@@ -432,7 +432,7 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
         np.uint8,
         lambda out, start, stop: files.read_into(out, range(start, stop)),
         chunk=512,
-        description="decoding pictures",
+        description="decoding images",
         progress=progress,
     )
     return ArrayImages(array, files)

@@ -1,6 +1,6 @@
-"""Pictures with one class each and the truth about where it is: what every reader gives, whatever the data set.
+"""Images with one class each and the truth about where it is: what every reader gives, whatever the data set.
 
-Coordinates are pixels of the square picture of side S that ``read`` gives; a box is x0, y0, x1, y1 with the ends
+Coordinates are pixels of the square image of side S that ``read`` gives; a box is x0, y0, x1, y1 with the ends
 included, as in ``metrics.localisation``.
 """
 
@@ -55,17 +55,17 @@ class LocalisationSplit:
     """One part (train, val or test) of a data set.
 
     Raises:
-        ValueError: Labels, boxes or masks that are not as many as the pictures, of another type or shape; a box that
-            ends before it begins or begins left of or above the picture; a mask with a value other than 0, 1 and 255
+        ValueError: Labels, boxes or masks that are not as many as the images, of another type or shape; a box that
+            ends before it begins or begins left of or above the image; a mask with a value other than 0, 1 and 255
             (those of a source are checked by the source when it reads them).
     """
 
     images: ImageSource
-    """N pictures."""
+    """N images."""
     labels: np.ndarray
-    """Class of each picture, int64 ``(N,)``."""
+    """Class of each image, int64 ``(N,)``."""
     boxes: tuple[np.ndarray, ...] | None = None
-    """Boxes of the objects of every picture, int64 ``(n, 4)`` each with n at least 1; None where nobody drew any."""
+    """Boxes of the objects of every image, int64 ``(n, 4)`` each with n at least 1; None where nobody drew any."""
     masks: np.ndarray | MaskSource | None = None
     """Which pixels show the object: uint8 ``(N, S, S)`` in {0, 1, 255 = ignored}, or a source that reads such rows
     lazily (``read_masks`` serves both); None where nobody drew any."""
@@ -101,9 +101,9 @@ class LocalisationSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class CueTruth:
-    """What tells two kinds of birds apart, and where it is in every test picture: the annotations of CUB-200-2011.
+    """What tells two kinds of birds apart, and where it is in every test image: the annotations of CUB-200-2011.
 
-    Shapes: C classes, A attributes, N pictures of the test part, V visible points of a picture.
+    Shapes: C classes, A attributes, N images of the test part, V visible points of an image.
 
     Raises:
         ValueError: Shapes that don't fit together, percentages outside 0..100, points that are not CUB's.
@@ -114,13 +114,13 @@ class CueTruth:
     attribute_names: tuple[str, ...]
     """A names such as "has_bill_shape::dagger"."""
     part_ids: tuple[np.ndarray, ...]
-    """Numbers of the visible points of every test picture, int64 ``(V,)``, ascending in 1..15; V may be 0."""
+    """Numbers of the visible points of every test image, int64 ``(V,)``, ascending in 1..15; V may be 0."""
     part_xy: tuple[np.ndarray, ...]
-    """Where they are in the picture before any resizing, float64 ``(V, 2)`` in pixels, x first."""
+    """Where they are in the image before any resizing, float64 ``(V, 2)`` in pixels, x first."""
     image_wh: np.ndarray
-    """Width and height of every test picture before any resizing, int64 ``(N, 2)``."""
+    """Width and height of every test image before any resizing, int64 ``(N, 2)``."""
     foregrounds: MaskSource
-    """Which pixels of the resized test pictures show the bird, 0 or 1, ``(B, S, S)``."""
+    """Which pixels of the resized test images show the bird, 0 or 1, ``(B, S, S)``."""
 
     def __post_init__(self) -> None:
         percent, names = self.class_attribute_percent, self.attribute_names
@@ -149,7 +149,7 @@ class LocalisationData:
 
     Raises:
         ValueError: No classes, a name that is empty or comes twice, an empty part, a label out of range, a class
-            without a training picture, val or test without boxes and masks, a box that does not touch its picture,
+            without a training image, val or test without boxes and masks, a box that does not touch its image,
             masks of another size, superclasses that are no division of the classes, or cues that are not of the test
             part.
     """
@@ -158,15 +158,15 @@ class LocalisationData:
     classes: tuple[str, ...]
     """C names in label order."""
     train: LocalisationSplit
-    """Its pictures may be larger than ``image_size`` (to cut pieces out of), and it needs no boxes or masks."""
+    """Its images may be larger than ``image_size`` (to cut pieces out of), and it needs no boxes or masks."""
     val: LocalisationSplit
     test: LocalisationSplit
     image_size: int
-    """Side S of the pictures and masks of val and test; what their boxes count in."""
+    """Side S of the images and masks of val and test; what their boxes count in."""
     fingerprint: str
-    """Hex digest of what determines the stored pictures, their labels and their truth; resizing has no part in it."""
+    """Hex digest of what determines the stored images, their labels and their truth; resizing has no part in it."""
     mirrorable: bool = False
-    """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""
+    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""
     superclasses: Mapping[int, tuple[int, ...]] | None = None
     """For every class, the classes of its superclass, itself included; None where nobody grouped them."""
     cues: CueTruth | None = None
@@ -198,12 +198,12 @@ class LocalisationData:
         for row, boxes in enumerate(split.boxes or ()):
             if boxes[:, :2].max() >= self.image_size or boxes[:, 2:].max() > self.image_size:
                 raise ValueError(
-                    f"{self.name}: boxes of {part} picture {row} must begin within and end at most at "
-                    f"{self.image_size}, the side of the pictures; got {boxes.tolist()}"
+                    f"{self.name}: boxes of {part} image {row} must begin within and end at most at "
+                    f"{self.image_size}, the side of the images; got {boxes.tolist()}"
                 )
         if isinstance(split.masks, np.ndarray) and split.masks.shape[1] != self.image_size:
             raise ValueError(
-                f"{self.name}: {part} masks must have the side of the pictures, {self.image_size}, "
+                f"{self.name}: {part} masks must have the side of the images, {self.image_size}, "
                 f"got {split.masks.shape[1]}"
             )
 
@@ -212,7 +212,7 @@ class LocalisationData:
             return
         if len(self.cues.image_wh) != len(self.test):
             raise ValueError(
-                f"{self.name}: cues must be those of the {len(self.test)} test pictures, got {len(self.cues.image_wh)}"
+                f"{self.name}: cues must be those of the {len(self.test)} test images, got {len(self.cues.image_wh)}"
             )
         if len(self.cues.class_attribute_percent) != len(self.classes):
             raise ValueError(
@@ -246,7 +246,7 @@ def check_superclasses(superclasses: Mapping[int, Sequence[int]], num_classes: i
 
 
 def scale_boxes(boxes: np.ndarray, from_wh: "np.ndarray | Sequence[int]", size: int) -> np.ndarray:
-    """Boxes in pictures that were stretched to a square, cut off to whole pixels: int64 ``(n, 4)``.
+    """Boxes in images that were stretched to a square, cut off to whole pixels: int64 ``(n, 4)``.
 
     Args:
         boxes: ``(n, 4)``.

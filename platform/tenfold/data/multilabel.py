@@ -1,4 +1,4 @@
-"""Multi-label pictures: what every reader gives, whatever the data set.
+"""Multi-label images: what every reader gives, whatever the data set.
 
 Label coding of the platform: ``full`` holds the truth in {0, 1}; ``observed`` holds what a learner may see in
 {-1, 0, +1} = observed negative, unobserved, observed positive.
@@ -43,4 +43,4 @@ class MultiLabelData:
     fingerprint: str
     """Hex digest of everything that determines the bytes: enters stage keys and the registry's comparison."""
     mirrorable: bool = False
-    """Whether a picture mirrored left to right is as good a picture (photographs; not handwriting)."""
+    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""

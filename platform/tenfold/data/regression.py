@@ -107,7 +107,7 @@ class RegressionData:
     fingerprint: str
     """Hex digest of what determines the examples."""
     max_value: float | None = None
-    """Largest value that a pixel can have; None where the targets are no pictures."""
+    """Largest value that a pixel can have; None where the targets are no images."""
     upscale: int = 1
     """How much larger, in each direction of space, the targets are than the input."""
 

@@ -1,4 +1,4 @@
-"""Pictures of known classes, beside pictures that a model of these classes should be unsure of."""
+"""Images of known classes, beside images that a model of these classes should be unsure of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,30 +19,30 @@ class UncertaintyData:
     inside: ClassificationData
     """The classes that are learnt; has all three parts."""
     outside: Mapping[str, ImageSource]
-    """Name of a set to pictures that show none of the classes."""
+    """Name of a set to images that show none of the classes."""
     ambiguous: Mapping[str, ImageSource]
-    """Name of a set to pictures that can be read as more than one of the classes."""
+    """Name of a set to images that can be read as more than one of the classes."""
     confusing: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Name of a set to the rows of its pictures in the test part; their scores are held against those of the rest."""
+    """Name of a set to the rows of its images in the test part; their scores are held against those of the rest."""
 
     def __post_init__(self) -> None:
         if self.inside.train is None or self.inside.val is None:
             raise ValueError(f"{self.inside.name} needs training and validation parts beside the test part")
         if not self.outside:
-            raise ValueError(f"{self.inside.name} needs at least one set of pictures that show none of its classes")
+            raise ValueError(f"{self.inside.name} needs at least one set of images that show none of its classes")
         for name, images in {**self.outside, **self.ambiguous}.items():
             if not len(images):
-                raise ValueError(f"{self.inside.name}: the set {name!r} holds no picture")
+                raise ValueError(f"{self.inside.name}: the set {name!r} holds no image")
         num_test = len(self.inside.test)
         for name, rows in self.confusing.items():
             if len(np.unique(rows)) != len(rows) or not 0 < len(rows) < num_test:
                 raise ValueError(
-                    f"{self.inside.name}: the set {name!r} must hold some of the {num_test} test pictures, each once, "
+                    f"{self.inside.name}: the set {name!r} must hold some of the {num_test} test images, each once, "
                     f"and leave some; got {len(rows)} rows"
                 )
 
     def sets(self) -> dict[str, ImageSource]:
-        """The pictures of every set beside the parts, by its name."""
+        """The images of every set beside the parts, by its name."""
         test = self.inside.test.images
         confusing = {name: SubsetImages(test, rows) for name, rows in self.confusing.items()}
         return {**self.outside, **self.ambiguous, **confusing}
@@ -76,27 +76,25 @@ def smallest_margin(probs: Tensor, fraction: float) -> np.ndarray:
 
 
 def blend_pairs(split: ClassificationSplit, seed: int) -> ArrayImages:
-    """Pixel averages of two pictures of different classes: readable as either, and as neither.
+    """Pixel averages of two images of different classes: readable as either, and as neither.
 
-    A seeded permutation pairs the pictures; each is used at most once, pairs of one class are left out.
+    A seeded permutation pairs the images; each is used at most once, pairs of one class are left out.
 
     Args:
-        split: N pictures.
+        split: N images.
         seed: Of the permutation.
 
     Returns:
         At most N / 2 blends.
 
     Raises:
-        ValueError: No two pictures of different classes were paired.
+        ValueError: No two images of different classes were paired.
     """
     order = np.random.default_rng(seed).permutation(len(split))
     half = len(split) // 2
     first, second = order[:half], order[half : 2 * half]
     differ = split.labels[first] != split.labels[second]
     if not differ.any():
-        raise ValueError(
-            f"none of {half} pairs of pictures is of two classes: there must be pictures of several classes"
-        )
+        raise ValueError(f"none of {half} pairs of images is of two classes: there must be images of several classes")
     a, b = (split.images.read(rows[differ]).to(torch.int16) for rows in (first, second))
     return ArrayImages(((a + b + 1) // 2).to(torch.uint8).numpy())

@@ -30,7 +30,7 @@ class PhotographsConfig(GeneratedConfig):
     name: str = "photographs"
     """Fixed; what selects this data set among the others."""
     root: str | None = None
-    """Folder with ``{train,val,test}/`` of RGB pictures; None: the photographs that scikit-image ships."""
+    """Folder with ``{train,val,test}/`` of RGB images; None: the photographs that scikit-image ships."""
     crop: int = 32
     """Side in pixels of the squares that are learnt from, a multiple of ``scale``."""
     scale: int = 4
@@ -56,13 +56,13 @@ class Squares:
     """Squares of photographs, cut and made smaller when they are read.
 
     Args:
-        pictures: uint8 ``(H, W, 3)`` each, at least ``crop`` pixels in both directions.
-        places: Picture, top and left of each square, int64 ``(N, 3)``.
+        images: uint8 ``(H, W, 3)`` each, at least ``crop`` pixels in both directions.
+        places: Image, top and left of each square, int64 ``(N, 3)``.
         crop, scale: As in ``PhotographsConfig``.
     """
 
-    def __init__(self, pictures: list[np.ndarray], places: np.ndarray, crop: int, scale: int) -> None:
-        self._pictures, self._places, self._crop, self._scale = pictures, places, crop, scale
+    def __init__(self, images: list[np.ndarray], places: np.ndarray, crop: int, scale: int) -> None:
+        self._images, self._places, self._crop, self._scale = images, places, crop, scale
 
     def __len__(self) -> int:
         return len(self._places)
@@ -72,24 +72,24 @@ class Squares:
         squares = torch.stack([self._square(*place) for place in self._places[rows]]).permute(0, 3, 1, 2).float() / 255
         return {"input": shrink(squares, self._scale), TARGETS: squares.contiguous()}
 
-    def _square(self, picture: int, top: int, left: int) -> Tensor:
-        return torch.from_numpy(self._pictures[picture][top : top + self._crop, left : left + self._crop])
+    def _square(self, image: int, top: int, left: int) -> Tensor:
+        return torch.from_numpy(self._images[image][top : top + self._crop, left : left + self._crop])
 
 
 def load_photographs(config: PhotographsConfig) -> RegressionData:
     """Squares of the photographs of each part, from each photograph about as many as from any other.
 
     Raises:
-        ValueError: A folder is missing or holds no picture, a picture can't be read or is smaller than ``crop``; with
+        ValueError: A folder is missing or holds no image, an image can't be read or is smaller than ``crop``; with
             the path.
     """
     paths = {part: _paths(config, part) for part in PARTS}
     sources = {}
     for part in PARTS:
-        pictures = [_read(path, config.crop) for path in paths[part]]
+        images = [_read(path, config.crop) for path in paths[part]]
         random = np.random.default_rng([config.seed, PARTS.index(part)])
         sources[part] = Squares(
-            pictures, _places(random, pictures, config.counts[part], config.crop), config.crop, config.scale
+            images, _places(random, images, config.counts[part], config.crop), config.crop, config.scale
         )
     cut = (config.crop, config.scale, config.seed, config.counts)
     every = [path for part in PARTS for path in paths[part]]
@@ -109,10 +109,10 @@ def load_photographs(config: PhotographsConfig) -> RegressionData:
     )
 
 
-def shrink(pictures: Tensor, scale: int) -> Tensor:
+def shrink(images: Tensor, scale: int) -> Tensor:
     """Bicubic with antialiasing, cut to [0, 1]: ``(B, 3, H, W)`` to ``(B, 3, H / scale, W / scale)``."""
-    size = (pictures.shape[2] // scale, pictures.shape[3] // scale)
-    return functional.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(0, 1)
+    size = (images.shape[2] // scale, images.shape[3] // scale)
+    return functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _paths(config: PhotographsConfig, part: Part) -> list[Path]:
@@ -123,26 +123,24 @@ def _paths(config: PhotographsConfig, part: Part) -> list[Path]:
         return [folder / name for name in _EMBEDDED[part]]
     folder = Path(config.root) / part
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: data.root needs train/, val/ and test/ with pictures")
+        raise ValueError(f"{folder} is missing: data.root needs train/, val/ and test/ with images")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
     if not found:
-        raise ValueError(f"{folder} holds no picture ({', '.join(_ENDINGS)})")
+        raise ValueError(f"{folder} holds no image ({', '.join(_ENDINGS)})")
     return found
 
 
 def _read(path: Path, crop: int) -> np.ndarray:
     try:
-        picture = decode_image(path.read_bytes(), max_pixels=Image.MAX_IMAGE_PIXELS or 89_478_485)
+        image = decode_image(path.read_bytes(), max_pixels=Image.MAX_IMAGE_PIXELS or 89_478_485)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as a picture: {error}") from error
-    if min(picture.shape[:2]) < crop:
-        raise ValueError(
-            f"{path} must be at least {crop} pixels high and wide, got {picture.shape[1]}x{picture.shape[0]}"
-        )
-    return picture
+        raise ValueError(f"{path} can't be read as an image: {error}") from error
+    if min(image.shape[:2]) < crop:
+        raise ValueError(f"{path} must be at least {crop} pixels high and wide, got {image.shape[1]}x{image.shape[0]}")
+    return image
 
 
-def _places(random: np.random.Generator, pictures: list[np.ndarray], num: int, crop: int) -> np.ndarray:
-    rooms = np.array([[picture.shape[0] - crop + 1, picture.shape[1] - crop + 1] for picture in pictures])
-    chosen = random.integers(0, len(pictures), num)
+def _places(random: np.random.Generator, images: list[np.ndarray], num: int, crop: int) -> np.ndarray:
+    rooms = np.array([[image.shape[0] - crop + 1, image.shape[1] - crop + 1] for image in images])
+    chosen = random.integers(0, len(images), num)
     return np.column_stack([chosen, random.integers(0, rooms[chosen])])

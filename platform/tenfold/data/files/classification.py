@@ -1,4 +1,4 @@
-"""Real data sets with one class for each picture, from disk: reader, parts, pictures and fingerprint in one call."""
+"""Real data sets with one class for each image, from disk: reader, parts, images and fingerprint in one call."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from tenfold.data.files.checks import check_disjoint, check_settings, require_ro
 from tenfold.data.files.readers import torchvision_sets
 from tenfold.data.files.readers.cub import read_cub200
 from tenfold.data.files.readers.folders import read_few_shots, read_folders
-from tenfold.data.files.readers.image_lists import PictureList, PictureLists
+from tenfold.data.files.readers.image_lists import ImageList, ImageLists
 from tenfold.data.files.readers.imagenet import read_imagenet, read_imagenet_100, read_imagenetv2
 from tenfold.data.files.readers.split_files import read_split_file, read_text_lists
 from tenfold.data.files.readers.stl10 import read_stl10
@@ -21,7 +21,7 @@ from tenfold.data.images import ArrayImages, FileImages, ResizedImages, cache_im
 from tenfold.hashing import bytes_sha256
 from tenfold.types import ImageSource, Preprocessing
 
-_Reader = Callable[[Path, Sequence[Split]], PictureLists]
+_Reader = Callable[[Path, Sequence[Split]], ImageLists]
 _READERS: dict[str, _Reader] = {
     "imagenet": read_imagenet,
     "imagenetv2": lambda root, parts: read_imagenetv2(root),
@@ -64,14 +64,14 @@ class ClassificationFilesConfig:
     classes_file: str = "classes.txt"
     """imagenet_100: the classes in label order, a WordNet id and optionally a name a line; starts at ``root``."""
     domain_word: str | None = None
-    """What the pictures show, for prompts, with a space at its end; None: what is usual for the data set."""
+    """What the images show, for prompts, with a space at its end; None: what is usual for the data set."""
     concept: str | None = None
     """What the classes have in common; None: what is usual for the data set, an empty text: nothing."""
     mirrorable: bool = True
-    """Whether a picture mirrored left to right is as good a picture."""
+    """Whether an image mirrored left to right is as good an image."""
     cache: str | None = None
-    """Folder for decoded validation and test pictures (N * image_size^2 * 3 bytes); None decodes at each reading.
-    Training pictures are always decoded at each reading: few of many are used."""
+    """Folder for decoded validation and test images (N * image_size^2 * 3 bytes); None decodes at each reading.
+    Training images are always decoded at each reading: few of many are used."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -91,13 +91,13 @@ class ClassificationFilesConfig:
 def load_classification_files(
     config: ClassificationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """Read the lists of the parts asked for and check that every picture exists; no picture is decoded without a cache.
+    """Read the lists of the parts asked for and check that every image exists; no image is decoded without a cache.
 
     The test part is always read; a part that the data set does not have is None. The fingerprint covers the parts
     that were read.
 
     Raises:
-        ValueError: Anything missing or malformed, with its path and what was expected; a picture in two parts.
+        ValueError: Anything missing or malformed, with its path and what was expected; an image in two parts.
         OSError: No room for the cache.
     """
     root = require_root(config.root, config.name)
@@ -105,11 +105,11 @@ def load_classification_files(
     lists = _read_lists(config, root, wanted)
     check_disjoint(
         config.name,
-        {part: pictures.pictures for part, pictures in lists.parts.items() if isinstance(pictures.pictures, list)},
+        {part: listed.images for part, listed in lists.parts.items() if isinstance(listed.images, list)},
     )
-    sizes = {part: _sizes(pictures) for part, pictures in lists.parts.items()}
+    sizes = {part: _sizes(listed) for part, listed in lists.parts.items()}
     domain = DOMAINS[config.name]
-    loaded = {part: _split(config, part, pictures, preprocessing) for part, pictures in lists.parts.items()}
+    loaded = {part: _split(config, part, listed, preprocessing) for part, listed in lists.parts.items()}
     if "test" not in loaded:
         raise ValueError(f"{root}: {config.name} has no test part here")
     return ClassificationData(
@@ -129,7 +129,7 @@ def load_classification_files(
     )
 
 
-def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Split, ...]) -> PictureLists:
+def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Split, ...]) -> ImageLists:
     prepared = config.few_shot_folder is not None and "train" in wanted
     read = _reader(config)
     official_parts = tuple(part for part in wanted if not (part == "train" and prepared))
@@ -140,8 +140,8 @@ def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Spl
         path = root / config.split_file
         if path.suffix in (".csv", ".json"):
             lists = read(root, SPLITS)
-            if any(isinstance(part.pictures, np.ndarray) for part in lists.parts.values()):
-                raise ValueError(f"{config.name} keeps its pictures in one file: a split_file cannot name them")
+            if any(isinstance(part.images, np.ndarray) for part in lists.parts.values()):
+                raise ValueError(f"{config.name} keeps its images in one file: a split_file cannot name them")
             divided = read_split_file(path, lists)
         else:
             lists = read(root, ("test",))
@@ -150,7 +150,7 @@ def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Spl
         parts.setdefault("test", lists.parts["test"])
     if prepared:
         parts["train"] = read_few_shots(root / str(config.few_shot_folder), lists.classes)
-    return PictureLists(
+    return ImageLists(
         classes=lists.classes,
         parts={part: parts[part] for part in SPLITS if part in parts},
         prompt_names=lists.prompt_names,
@@ -165,25 +165,25 @@ def _reader(config: ClassificationFilesConfig) -> _Reader:
     return _READERS[config.name]
 
 
-def _sizes(pictures: PictureList) -> np.ndarray:
-    """Bytes of each picture's file, int64 ``(N,)``."""
-    if isinstance(pictures.pictures, np.ndarray):
-        return np.full(len(pictures), pictures.pictures[0].nbytes, dtype=np.int64)
-    return file_table(pictures.pictures)[0]
+def _sizes(listed: ImageList) -> np.ndarray:
+    """Bytes of each image's file, int64 ``(N,)``."""
+    if isinstance(listed.images, np.ndarray):
+        return np.full(len(listed), listed.images[0].nbytes, dtype=np.int64)
+    return file_table(listed.images)[0]
 
 
 def _split(
-    config: ClassificationFilesConfig, part: Split, listed: PictureList, preprocessing: Preprocessing
+    config: ClassificationFilesConfig, part: Split, listed: ImageList, preprocessing: Preprocessing
 ) -> ClassificationSplit:
     size, resize, interpolation = preprocessing.image_size, preprocessing.resize, preprocessing.interpolation
     images: ImageSource
-    if isinstance(listed.pictures, np.ndarray):
-        images = ArrayImages(listed.pictures)
-        if listed.pictures.shape[1] != size:
+    if isinstance(listed.images, np.ndarray):
+        images = ArrayImages(listed.images)
+        if listed.images.shape[1] != size:
             images = ResizedImages(images, size, resize=resize, interpolation=interpolation)
     else:
         files = FileImages(
-            listed.pictures, size, resize=resize, interpolation=interpolation, num_workers=config.num_workers
+            listed.images, size, resize=resize, interpolation=interpolation, num_workers=config.num_workers
         )
         images = files
         if config.cache is not None and part != "train":
@@ -191,18 +191,18 @@ def _split(
     return ClassificationSplit(images=images, labels=listed.labels)
 
 
-def _fingerprint(name: str, root: Path, lists: PictureLists, sizes: dict[Split, np.ndarray]) -> str:
-    """SHA-256 of classes, names and sizes of the picture files, and labels; not of where things lie."""
+def _fingerprint(name: str, root: Path, lists: ImageLists, sizes: dict[Split, np.ndarray]) -> str:
+    """SHA-256 of classes, names and sizes of the image files, and labels; not of where things lie."""
     prefix = f"{root}/"
 
     def chunks() -> Iterator[bytes]:
         yield json.dumps([name, lists.classes]).encode()
         for part, listed in lists.parts.items():
             yield f"\0{part}\0".encode()
-            if isinstance(listed.pictures, np.ndarray):
-                yield bytes.fromhex(bytes_sha256([np.ascontiguousarray(listed.pictures).data]))
+            if isinstance(listed.images, np.ndarray):
+                yield bytes.fromhex(bytes_sha256([np.ascontiguousarray(listed.images).data]))
             else:
-                yield "\0".join(path.removeprefix(prefix) for path in listed.pictures).encode()
+                yield "\0".join(path.removeprefix(prefix) for path in listed.images).encode()
             yield sizes[part].tobytes() + listed.labels.tobytes()
 
     return bytes_sha256(chunks())

@@ -16,12 +16,12 @@ from tenfold.data.classification import SPLITS, ClassificationData, Classificati
 from tenfold.data.files.checks import check_disjoint, check_settings, require_root
 from tenfold.data.files.readers.cub import read_cub_cues
 from tenfold.data.files.readers.imagenet import imagenet_names
-from tenfold.data.files.readers.masks import MaskPictures
+from tenfold.data.files.readers.masks import MaskImages
 from tenfold.data.files.readers.official_lists import read_numbered
 from tenfold.data.files.readers.superclasses import read_superclasses
 from tenfold.data.files.readers.wsol_lists import (
+    ImageIndex,
     MaskFiles,
-    PictureIndex,
     read_boxes,
     read_labels,
     read_mask_files,
@@ -39,7 +39,7 @@ class _Layout:
 
     lists: str
     """Folder inside the metadata."""
-    pictures: Mapping[Split, tuple[str, ...]]
+    images: Mapping[Split, tuple[str, ...]]
     """Where the paths of a part start: the first of these folders that exists."""
     masks: bool = False
     """Whether objects are marked by masks; else by boxes."""
@@ -66,7 +66,7 @@ class LocalisationFilesConfig:
     """One of ``NAMES``."""
     root: str
     """Folder that holds ``CUB/images`` and ``CUBV2``, or ``ILSVRC`` and ``ImageNetV2`` (or ``ILSVRC/val2``), or
-    ``OpenImages`` (pictures and masks)."""
+    ``OpenImages`` (images and masks)."""
     metadata: str | None = None
     """Folder of the lists, ``<data set>/<part>/*.txt`` for CUB, ILSVRC or OpenImages, by a path that starts at ``root``
     or is absolute; None: ``metadata`` in ``root``."""
@@ -74,9 +74,9 @@ class LocalisationFilesConfig:
     """Which classes are kinds of one thing, by a path that starts at ``root`` or is absolute: JSON of a name to a list
     of classes, or text of lines 'class,superclass'. None: all of CUB is one, the others have none."""
     mirrorable: bool = True
-    """Whether a picture mirrored left to right is as good a picture."""
+    """Whether an image mirrored left to right is as good an image."""
     cache: str | None = None
-    """Folder for decoded validation and test pictures (N * image_size^2 * 3 bytes); None decodes at each reading."""
+    """Folder for decoded validation and test images (N * image_size^2 * 3 bytes); None decodes at each reading."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -87,7 +87,7 @@ class LocalisationFilesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The lists of one part, in the numbers of the stored pictures."""
+    """The lists of one part, in the numbers of the stored images."""
 
     names: list[str]
     paths: list[str]
@@ -108,22 +108,22 @@ def load_localisation_files(
 ) -> LocalisationData:
     """Read all lists, check them against each other and that every file exists; nothing is decoded without a cache.
 
-    Pictures are stretched to squares; boxes follow, cut off to whole pixels, and masks by nearest neighbour. CUB's cues
+    Images are stretched to squares; boxes follow, cut off to whole pixels, and masks by nearest neighbour. CUB's cues
     are read where ``CUB/segmentations`` is there, which serves nothing else.
 
     Args:
         config: Which data set, and where.
         preprocessing: Of the network; its size is that of val and test.
-        train_size: Side of the training pictures, to cut pieces out of; None: as the others.
+        train_size: Side of the training images, to cut pieces out of; None: as the others.
 
     Raises:
-        ValueError: Anything missing or malformed, with its path and line; a network whose pictures are cropped, so
+        ValueError: Anything missing or malformed, with its path and line; a network whose images are cropped, so
             that boxes would not fit; ``train_size`` below 1.
         OSError: No room for the cache.
     """
     if preprocessing.resize != "stretch":
         raise ValueError(
-            f"{config.name} is read with pictures stretched to squares, which boxes and masks follow; preprocessing "
+            f"{config.name} is read with images stretched to squares, which boxes and masks follow; preprocessing "
             f"must have resize='stretch', got {preprocessing.resize!r}"
         )
     size = preprocessing.image_size
@@ -158,7 +158,7 @@ def load_localisation_files(
 def load_localisation_classes(
     config: LocalisationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """The same pictures with their classes alone, resized as the network wants; boxes and masks need not be there.
+    """The same images with their classes alone, resized as the network wants; boxes and masks need not be there.
 
     Raises:
         ValueError: As in ``load_localisation_files``; no part, or an unknown one.
@@ -198,7 +198,7 @@ def _read(
     if classes is None:
         # No list of names: the training part has every class.
         training = lists / "train"
-        labels = read_labels(training, PictureIndex(training), None)
+        labels = read_labels(training, ImageIndex(training), None)
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
     parts = {
         part: _read_part(layout, root, lists / part, part, len(classes), truth=truth and part != "train")
@@ -218,18 +218,18 @@ def _class_names(name: str, root: Path) -> tuple[str, ...] | None:
 
 
 def _read_part(layout: _Layout, root: Path, lists: Path, part: Split, num_classes: int, *, truth: bool) -> _Part:
-    pictures = PictureIndex(lists)
-    places = [root / place for place in layout.pictures[part]]
+    images = ImageIndex(lists)
+    places = [root / place for place in layout.images[part]]
     folder = next((place for place in places if place.is_dir()), places[0])
-    labels = read_labels(lists, pictures, num_classes)
-    sizes = read_sizes(lists, pictures) if truth and not layout.masks else None
+    labels = read_labels(lists, images, num_classes)
+    sizes = read_sizes(lists, images) if truth and not layout.masks else None
     return _Part(
-        names=pictures.names,
-        paths=[f"{folder}/{name}" for name in pictures.names],
+        names=images.names,
+        paths=[f"{folder}/{name}" for name in images.names],
         labels=labels,
         sizes=sizes,
-        boxes=None if sizes is None else read_boxes(lists, pictures, sizes),
-        masks=read_mask_files(lists, pictures) if truth and layout.masks else None,
+        boxes=None if sizes is None else read_boxes(lists, images, sizes),
+        masks=read_mask_files(lists, images) if truth and layout.masks else None,
         folder=folder,
     )
 
@@ -241,7 +241,7 @@ def _split(
     if part.boxes is not None and part.sizes is not None:
         boxes = tuple(scale_boxes(each, wh, size) for each, wh in zip(part.boxes, part.sizes, strict=True))
     if part.masks is not None:
-        masks = MaskPictures(
+        masks = MaskImages(
             [[str(part.folder / name) for name in files.objects] for files in part.masks],
             [str(part.folder / files.ignored) if files.ignored else None for files in part.masks],
             size,
@@ -254,7 +254,7 @@ def _split(
 def _images(
     config: LocalisationFilesConfig, preprocessing: Preprocessing, part: _Part, size: int, *, keep: bool
 ) -> ImageSource:
-    """Pictures of a part; ``keep``: decoded ones in the cache, where there is one."""
+    """Images of a part; ``keep``: decoded ones in the cache, where there is one."""
     files = FileImages(
         part.paths,
         size,

@@ -47,7 +47,7 @@ class MnistConfig:
 def load_mnist(
     config: MnistConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """The digits as a data set with one class for each picture, grey as RGB, white on black.
+    """The digits as a data set with one class for each image, grey as RGB, white on black.
 
     Raises:
         ValueError: Files that are missing or no MNIST, with their folder; too few digits for ``num_val``.
@@ -62,7 +62,7 @@ def load_mnist(
     arrays = (pixels, labels, test_pixels, test_labels)
 
     def part(grey: np.ndarray, classes: np.ndarray) -> ClassificationSplit:
-        return ClassificationSplit(images=_pictures(grey, preprocessing), labels=classes)
+        return ClassificationSplit(images=_as_images(grey, preprocessing), labels=classes)
 
     return ClassificationData(
         name=config.name,
@@ -81,16 +81,16 @@ def load_uncertain_mnist(config: MnistConfig) -> UncertaintyData:
     """MNIST with notMNIST and FashionMNIST outside, as far as they are named, and blends of two digits.
 
     Raises:
-        ValueError: As in ``load_mnist``; neither of the two is named, or a folder holds no such pictures.
+        ValueError: As in ``load_mnist``; neither of the two is named, or a folder holds no such images.
     """
     as_stored = Preprocessing(image_size=SIDE)
     outside: dict[str, ImageSource] = {}
     if config.notmnist is not None:
-        outside["notmnist"] = _pictures(read_notmnist(Path(config.notmnist)), as_stored)
+        outside["notmnist"] = _as_images(read_notmnist(Path(config.notmnist)), as_stored)
     if config.fashion is not None:
-        outside["fashion"] = _pictures(_read(Path(config.fashion), datasets.FashionMNIST, train=False)[0], as_stored)
+        outside["fashion"] = _as_images(_read(Path(config.fashion), datasets.FashionMNIST, train=False)[0], as_stored)
     if not outside:
-        raise ValueError("data.notmnist or data.fashion must name a folder: pictures that are no digits are needed")
+        raise ValueError("data.notmnist or data.fashion must name a folder: images that are no digits are needed")
     inside = load_mnist(config, as_stored)
     blends = blend_pairs(inside.test, config.seed)
     return UncertaintyData(inside=inside, outside=outside, ambiguous={"blends": blends})
@@ -103,29 +103,29 @@ def read_notmnist(root: Path, part: str = "Test") -> np.ndarray:
         uint8 ``(N, 28, 28)``.
 
     Raises:
-        ValueError: A folder is missing, a picture has another size, or none can be read.
+        ValueError: A folder is missing, an image has another size, or none can be read.
     """
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for letter in LETTERS:
         folder = root / part / letter
         if not folder.is_dir():
             raise ValueError(f"{folder} is missing: notMNIST has {part}/A to {part}/J with PNG files of 28x28 pixels")
         for path in sorted(folder.glob("*.png")):
             try:
-                picture = decode_image(path.read_bytes())
+                image = decode_image(path.read_bytes())
             except ValueError as error:
                 warnings.warn(f"{path} is left out: {error}", stacklevel=2)
                 continue
-            if picture.shape[:2] != (SIDE, SIDE):
-                raise ValueError(f"{path} must be {SIDE}x{SIDE} pixels, got {picture.shape[1]}x{picture.shape[0]}")
-            pictures.append(picture[..., 0])
-    if not pictures:
+            if image.shape[:2] != (SIDE, SIDE):
+                raise ValueError(f"{path} must be {SIDE}x{SIDE} pixels, got {image.shape[1]}x{image.shape[0]}")
+            images.append(image[..., 0])
+    if not images:
         raise ValueError(f"{root / part} holds no PNG file that can be read")
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def _read(root: Path, kind: type[datasets.MNIST], *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Grey pictures uint8 ``(N, 28, 28)`` and labels int64 ``(N,)``."""
+    """Grey images uint8 ``(N, 28, 28)`` and labels int64 ``(N,)``."""
     folder = root / kind.__name__ / "raw"
     try:
         stored = kind(str(root), train=train, download=False)
@@ -136,11 +136,11 @@ def _read(root: Path, kind: type[datasets.MNIST], *, train: bool) -> tuple[np.nd
         ) from error
     pixels, labels = stored.data.numpy(), stored.targets.numpy().astype(np.int64)
     if pixels.shape[1:] != (SIDE, SIDE) or len(pixels) != len(labels) or not len(labels):
-        raise ValueError(f"{folder}: expected pictures of {SIDE}x{SIDE} with a label each, got {pixels.shape}")
+        raise ValueError(f"{folder}: expected images of {SIDE}x{SIDE} with a label each, got {pixels.shape}")
     return pixels, labels
 
 
-def _pictures(grey: np.ndarray, preprocessing: Preprocessing) -> ImageSource:
+def _as_images(grey: np.ndarray, preprocessing: Preprocessing) -> ImageSource:
     images = ArrayImages(np.repeat(grey[..., None], 3, axis=-1))
     if preprocessing.image_size == SIDE:
         return images

@@ -1,4 +1,4 @@
-"""Real multi-label data sets from disk: reader, observed labels, split, pictures and fingerprint in one call.
+"""Real multi-label data sets from disk: reader, observed labels, split, images and fingerprint in one call.
 
 The order is that of the published experiments: labels are drawn on the whole official training list and on the test
 list, each from the same seed; then a validation part is split off the training list; then a share is kept.
@@ -63,11 +63,11 @@ class MultiLabelFilesConfig:
     classes_file: str | None = None
     """OpenImages: file of label ids, one a line; None is ``classes-trainable.txt`` under ``root``."""
     missing_images: str = "error"
-    """Listed pictures that are not on disk: error, or drop (some of OpenImages can no longer be fetched)."""
+    """Listed images that are not on disk: error, or drop (some of OpenImages can no longer be fetched)."""
     cache: str | None = None
-    """Folder for what is computed once: decoded pictures, and labels too large for memory."""
+    """Folder for what is computed once: decoded images, and labels too large for memory."""
     cache_images: bool = True
-    """Whether pictures go into ``cache`` (N * image_size^2 * 3 bytes); False decodes them at every reading."""
+    """Whether images go into ``cache`` (N * image_size^2 * 3 bytes); False decodes them at every reading."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -92,7 +92,7 @@ class MultiLabelFilesConfig:
 
 
 def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
-    """Read lists and labels, check that every picture exists, draw, split. No picture is decoded without a cache.
+    """Read lists and labels, check that every image exists, draw, split. No image is decoded without a cache.
 
     For OpenImages ``full`` holds -1 where nobody looked. Its dense labels above 1 GiB are memory maps in
     ``config.cache``: 2 bytes for each image and class, that is 34 GB for the 3.4 million training images and 5,000
@@ -141,9 +141,9 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
 class _Part(NamedTuple):
     listing: Listing
     rows: np.ndarray
-    """Which pictures of ``listing`` belong to the part."""
+    """Which images of ``listing`` belong to the part."""
     sizes: np.ndarray
-    """Bytes of every picture file of ``listing``."""
+    """Bytes of every image file of ``listing``."""
 
 
 def _read_lists(config: MultiLabelFilesConfig, root: Path) -> OfficialLists:
@@ -198,13 +198,13 @@ def _with_observed(config: MultiLabelFilesConfig, listing: Listing) -> Listing:
 
 
 def _existing(config: MultiLabelFilesConfig, listing: Listing) -> tuple[Listing, np.ndarray]:
-    """The listing without pictures that may be missing, and the file sizes, int64 ``(N,)``."""
+    """The listing without images that may be missing, and the file sizes, int64 ``(N,)``."""
     sizes, _ = file_table(listing.paths(), allow_missing=config.missing_images == "drop")
     rows = np.flatnonzero(sizes >= 0)
     if len(rows) == len(sizes):
         return listing, sizes
     _LOG.warning(
-        "%d of %d listed pictures under %s are missing: left out", len(sizes) - len(rows), len(sizes), listing.folder
+        "%d of %d listed images under %s are missing: left out", len(sizes) - len(rows), len(sizes), listing.folder
     )
     kept = replace(
         listing,
@@ -277,7 +277,7 @@ def _full_coding(observed: np.ndarray) -> np.ndarray:
 
 
 def _fingerprint(config: MultiLabelFilesConfig, classes: tuple[str, ...], parts: dict[str, _Part]) -> str:
-    """SHA-256 of lists, labels, sizes of the picture files and of what the config changes; not of where things lie."""
+    """SHA-256 of lists, labels, sizes of the image files and of what the config changes; not of where things lie."""
     where = ("root", "image_folder", "classes_file", "cache", "cache_images", "num_workers", "progress")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
 

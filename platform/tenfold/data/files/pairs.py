@@ -1,4 +1,4 @@
-"""Pairs of arrays in folders: series, pictures or slices, and the slices of brain scans."""
+"""Pairs of arrays in folders: series, images or slices, and the slices of brain scans."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -142,12 +142,12 @@ def _data(
         )
     network: Network = "cnn1d" if kind == "series" else "unet2d" if upscale == 1 else "cnn2d_sr"
     channels, in_channels = shapes["targets"][0], shapes["input"][0]
-    is_picture = kind == "pictures" and in_channels in (1, 3)
+    is_image = kind == "pictures" and in_channels in (1, 3)
     schema = TensorSchema(
         name="input",
         dtype="float32",
         shape=(in_channels,) + (-1,) * (axes - 1),
-        max_value=max_value if is_picture else None,
+        max_value=max_value if is_image else None,
     )
     every = [path for inputs, of in pairs.values() for path in (*inputs.values(), *of.values())]
     return RegressionData(

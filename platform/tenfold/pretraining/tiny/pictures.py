@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tenfold.data.embedded.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
-from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.splits import IMAGE_SIDE
 from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB
 from tenfold.pretraining.tiny.captions import COLUMN, INKS, NUM_CHARACTERS, UNCLEAR, font_facts
 
@@ -49,7 +49,7 @@ class Artist:
         ink = torch.where(_column(mixed), _between(ink, self._glyphs[others, characters][:, None]), ink)
         _forget(facts, mixed & (fonts != others), "family", "bold", "slanted")
         ink = self._thicken(ink, facts)
-        ink = functional.avg_pool2d(self._bend(ink, facts), GLYPH_SIZE // PICTURE)
+        ink = functional.avg_pool2d(self._bend(ink, facts), GLYPH_SIZE // IMAGE_SIDE)
         ink = self._blur(ink, facts)
         return Drawn(self._disturb(self._colour(ink, facts), facts), facts)
 
@@ -120,7 +120,7 @@ class Artist:
         cells = 3 + int(self._integers(6, 1))
         coarse = torch.randn((num, 1, cells, cells), generator=self._generator)
         amount = 0.2 * self._uniform(num).view(-1, 1, 1, 1)
-        return functional.interpolate(amount * coarse, size=(PICTURE, PICTURE), mode="bilinear")
+        return functional.interpolate(amount * coarse, size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear")
 
     def _disturb(self, pictures: Tensor, facts: np.ndarray) -> Tensor:
         num = len(pictures)

@@ -15,7 +15,7 @@ and read memory-mapped.
 ``multilabel.load_scenes`` gives scenes to multi-label learning, ``localisation.load_cue_scenes`` scenes of one digit
 among what is none, ``uncertainty.load_uncertain_digits`` digits beside letters and blends, ``removal.remove_object``
 scenes without an object, ``concepts`` and ``vocabulary`` the names behind the numbers,
-``python -m tenfold.data.embedded.handwriting --preview out.png`` a contact sheet. Arrays by task (N pictures, K =
+``python -m tenfold.data.embedded.handwriting --preview out.png`` a contact sheet. Arrays by task (N images, K =
 ``max_digits``; the dataclasses in ``splits`` say what each means):
 
 ``digits``, handwritten, the target domain

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tenfold.data.embedded.handwriting", description=__doc__)
     parser.add_argument("--preview", type=Path, metavar="FILE", help="draw a contact sheet of every task")
     parser.add_argument("--build", choices=sorted(KINDS), metavar="TASK", help=f"build one of {', '.join(KINDS)}")
-    parser.add_argument("--num", type=int, default=4000, help="training pictures of --build (default 4000)")
+    parser.add_argument("--num", type=int, default=4000, help="training images of --build (default 4000)")
     parser.add_argument("--workers", type=int, help="threads of --build (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-digits", type=int, default=4, help="most digits in one scene (default 4)")

@@ -24,7 +24,7 @@ def inverse_matrices(steps: np.ndarray, source_size: int, target_size: int) -> n
     Args:
         steps: Rotation, translation x and y, scale and shear in the steps above, int64 ``(N, 5)``; translation in
             output pixels.
-        source_size: Side of the source picture.
+        source_size: Side of the source image.
         target_size: Side of the output; without translation its centre maps to the centre of the source.
 
     Returns:

@@ -23,8 +23,8 @@ BUILDER_VERSION = 1
 """Raised with every change that alters bytes: old caches are then left alone and new ones built."""
 
 BLOCK = 256
-"""Pictures drawn together. Each block has random numbers of its own and is always drawn whole, so neither the number
-of workers nor the number of pictures asked for alters a picture."""
+"""Images drawn together. Each block has random numbers of its own and is always drawn whole, so neither the number
+of workers nor the number of images asked for alters an image."""
 
 TaskName = Literal["digits", "glyphs", "letters", "scenes", "warps", "ambiguous"]
 KINDS: dict[TaskName, type] = {
@@ -135,9 +135,9 @@ def source_digits(root: Path) -> tuple[np.ndarray, np.ndarray]:
     """The 5,000 source digits, cached: uint8 ``(5000, 28, 28)`` and their classes int64 ``(5000,)``."""
 
     def fill(folder: Path) -> None:
-        pictures, labels = read_source()
-        create_array(folder, "all", "images", len(pictures), np.dtype(("|u1", (SOURCE_SIZE, SOURCE_SIZE))))[:] = (
-            pictures
+        source_images, labels = read_source()
+        create_array(folder, "all", "images", len(source_images), np.dtype(("|u1", (SOURCE_SIZE, SOURCE_SIZE))))[:] = (
+            source_images
         )
         create_array(folder, "all", "labels", len(labels), np.dtype("<i8"))[:] = labels
 
@@ -168,20 +168,20 @@ def _drawer(task: TaskName, config: HandwritingConfig, root: Path) -> Callable[[
         return lambda split, start: draw_glyphs(
             split, Stream(task, config.seed, split, start), BLOCK, letters=task == "letters"
         )
-    pictures, labels = source_digits(root)
+    source_images, labels = source_digits(root)
     rows = {split: split_rows(labels, split, config.seed) for split in SPLITS}
 
     def draw(split: Split, start: int) -> dict[str, np.ndarray]:
         if task == "digits":
             order = Stream(task, config.seed, split).orders(1, rows[split].size)[0]
-            return draw_digits(rows[split].reshape(-1)[order[start : start + BLOCK]], pictures, labels)
+            return draw_digits(rows[split].reshape(-1)[order[start : start + BLOCK]], source_images, labels)
         stream = Stream(task, config.seed, split, start)
         if task == "warps":
-            return draw_warps(rows[split], pictures, stream, BLOCK)
+            return draw_warps(rows[split], source_images, stream, BLOCK)
         if task == "ambiguous":
-            return draw_ambiguous(rows[split], pictures, stream, BLOCK)
-        spec = draw_scenes(config, split, rows[split], pictures, stream, BLOCK)
-        return {**spec, **render_scenes(spec, pictures)}
+            return draw_ambiguous(rows[split], source_images, stream, BLOCK)
+        spec = draw_scenes(config, split, rows[split], source_images, stream, BLOCK)
+        return {**spec, **render_scenes(spec, source_images)}
 
     return draw
 

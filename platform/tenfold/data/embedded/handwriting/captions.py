@@ -1,4 +1,4 @@
-"""Sentences that say exactly what a picture shows."""
+"""Sentences that say exactly what an image shows."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Pictures of single characters: digits, glyphs, letters, warps, ambiguous digits."""
+"""Images of single characters: digits, glyphs, letters, warps, ambiguous digits."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPT_MATRIX
 from tenfold.data.embedded.handwriting.config import Split
 from tenfold.data.embedded.handwriting.fonts import GLYPH_SIZE, SPLIT_FONTS, glyphs
 from tenfold.data.embedded.handwriting.raster import warp
-from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.splits import IMAGE_SIDE
 from tenfold.data.embedded.handwriting.stream import Stream
 
 _GLYPH_RANGES = np.array([(-100, 101), (-64, 65), (-64, 65), (205, 283), (-26, 27)])
@@ -25,10 +25,10 @@ _TRIES = 4
 Arrays = dict[str, np.ndarray]
 
 
-def draw_digits(rows: np.ndarray, pictures: np.ndarray, labels: np.ndarray) -> Arrays:
+def draw_digits(rows: np.ndarray, source_images: np.ndarray, labels: np.ndarray) -> Arrays:
     """The source digits of ``rows (N,)`` as fields of ``Digits``."""
     return {
-        "images": _as_rgb(_framed(pictures[rows])),
+        "images": _as_rgb(_framed(source_images[rows])),
         "labels": labels[rows],
         "sources": rows.astype(np.int16),
         "concepts": DIGIT_CONCEPT_MATRIX[labels[rows]],
@@ -43,12 +43,12 @@ def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays
     fonts = stream.integers(choice.start, choice.stop, (num,))
     steps = _draw_steps(stream, num, _GLYPH_RANGES)
     source = glyphs()[fonts, labels + (10 if letters else 0)]
-    # Warped at twice the size of the picture and then averaged 2x2, which keeps edges smooth.
+    # Warped at twice the size of the image and then averaged 2x2, which keeps edges smooth.
     fine = warp(source, inverse_matrices(steps, GLYPH_SIZE, GLYPH_SIZE), GLYPH_SIZE).astype(np.int32)
-    images = (fine.reshape(num, PICTURE, 2, PICTURE, 2).sum(axis=(2, 4)) + 2) // 4
+    images = (fine.reshape(num, IMAGE_SIDE, 2, IMAGE_SIDE, 2).sum(axis=(2, 4)) + 2) // 4
     wordings = stream.integers(0, NUM_WORDINGS, (num,))
     values = parameters(steps)
-    values[:, 1:3] /= GLYPH_SIZE // PICTURE  # to pixels of the picture
+    values[:, 1:3] /= GLYPH_SIZE // IMAGE_SIDE  # to pixels of the image
     fields = {
         "images": _as_rgb(images.astype(np.uint8)),
         "labels": labels,
@@ -59,15 +59,15 @@ def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays
     return fields if letters else {**fields, "concepts": DIGIT_CONCEPT_MATRIX[labels]}
 
 
-def draw_warps(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int) -> Arrays:
+def draw_warps(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
     """``num`` warped digits as fields of ``Warps``; ``rows (10, n)`` are the source digits allowed, by class."""
     labels = stream.integers(0, 10, (num,))
     sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
     steps = _draw_steps(stream, num, _WARP_RANGES)
-    matrices = inverse_matrices(steps, PICTURE, PICTURE)
-    originals = _framed(pictures[sources])
+    matrices = inverse_matrices(steps, IMAGE_SIDE, IMAGE_SIDE)
+    originals = _framed(source_images[sources])
     return {
-        "images": _as_rgb(warp(originals, matrices, PICTURE)),
+        "images": _as_rgb(warp(originals, matrices, IMAGE_SIDE)),
         "originals": _as_rgb(originals),
         "labels": labels,
         "sources": sources.astype(np.int16),
@@ -76,14 +76,14 @@ def draw_warps(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int)
     }
 
 
-def draw_ambiguous(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int) -> Arrays:
+def draw_ambiguous(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
     """``num`` blends as fields of ``Ambiguous``; ``rows (10, n)`` are the source digits allowed, by class."""
     pairs = _CONFUSABLE[stream.integers(0, len(_CONFUSABLE), (num,))]
     labels = np.take_along_axis(pairs, stream.orders(num, 2), axis=1)
     tries = rows[labels[:, 0, None], stream.integers(0, rows.shape[1], (num, _TRIES))]  # (N, tries)
-    first, second = _closest_couples(tries, labels[:, 1], rows, pictures)
+    first, second = _closest_couples(tries, labels[:, 1], rows, source_images)
     share = stream.integers(96, 161, (num,))[:, None, None]  # of 256
-    ink, other = pictures[first].astype(np.int32), pictures[second].astype(np.int32)
+    ink, other = source_images[first].astype(np.int32), source_images[second].astype(np.int32)
     blend = np.minimum(((ink * share + other * (256 - share)) * 5 // 4) >> 8, 255)  # lifted: strokes met by one only
     weights = (np.stack([share[:, 0, 0], 256 - share[:, 0, 0]], axis=1) / 256).astype(np.float32)
     targets = np.zeros((num, 10), dtype=np.float32)
@@ -98,12 +98,12 @@ def draw_ambiguous(rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: 
 
 
 def _closest_couples(
-    tries: np.ndarray, others: np.ndarray, rows: np.ndarray, pictures: np.ndarray
+    tries: np.ndarray, others: np.ndarray, rows: np.ndarray, source_images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each row's ``tries (N, T)`` the digit that lies closest to one of class ``others (N,)``, and that one."""
-    wide = pictures.astype(np.uint16)
+    wide = source_images.astype(np.uint16)
     coarse = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
-    coarse = coarse.reshape(len(pictures), -1).astype(np.int32)  # 14x14 sums up to 1020: products fit
+    coarse = coarse.reshape(len(source_images), -1).astype(np.int32)  # 14x14 sums up to 1020: products fit
     closest, distances = np.empty_like(tries), np.empty_like(tries)
     for digit in range(10):
         here = others == digit
@@ -120,7 +120,7 @@ def _draw_steps(stream: Stream, num: int, ranges: np.ndarray) -> np.ndarray:
 
 
 def _framed(digits: np.ndarray) -> np.ndarray:
-    border = (PICTURE - digits.shape[-1]) // 2
+    border = (IMAGE_SIDE - digits.shape[-1]) // 2
     return np.pad(digits, ((0, 0), (border, border), (border, border)))
 
 

@@ -1,4 +1,4 @@
-"""Handwritten digits as a data set with one class for each picture."""
+"""Handwritten digits as a data set with one class for each image."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from tenfold.data.classification import ClassificationData, ClassificationSplit,
 from tenfold.data.domains import DOMAINS
 from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
-from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.splits import IMAGE_SIDE
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages, ResizedImages
 from tenfold.types import ImageSource, Preprocessing
@@ -42,7 +42,7 @@ def load_digits(
 def _split(folder: HandwritingFolder, split: Split, preprocessing: Preprocessing) -> ClassificationSplit:
     arrays = folder.split(split)
     images: ImageSource = ArrayImages(arrays["images"])
-    if preprocessing.image_size != PICTURE:
+    if preprocessing.image_size != IMAGE_SIDE:
         images = ResizedImages(
             images, preprocessing.image_size, resize=preprocessing.resize, interpolation=preprocessing.interpolation
         )

@@ -62,7 +62,7 @@ def scene_concepts(
         sizes: Tile size in pixels, ``(N, K)``.
         boxes: ``x0, y0, x1, y1`` in pixels, ``(N, K, 4)``.
         textures: Index into ``TEXTURES``, ``(N,)``.
-        canvas: Side of the picture in pixels.
+        canvas: Side of the image in pixels.
 
     Returns:
         int8 ``(N, len(SCENE_CONCEPTS))`` in {0, 1}.

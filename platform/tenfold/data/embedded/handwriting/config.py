@@ -14,17 +14,17 @@ class HandwritingConfig:
     """Settings of the embedded data; a config that exists is a valid one.
 
     ``num_*``, ``seed`` and what concerns the content enter the cache key; the draw of observed labels
-    (``num_pos``, ``num_neg``, ``label_seed``) and ``cache`` do not: they leave the pictures alone.
+    (``num_pos``, ``num_neg``, ``label_seed``) and ``cache`` do not: they leave the images alone.
     """
 
     name: str = "handwriting"
     """Fixed; what selects this data set among the others."""
     num_train: int = 4000
-    """Pictures to draw for the training split, at least 1 (``digits`` always holds every source digit)."""
+    """Images to draw for the training split, at least 1 (``digits`` always holds every source digit)."""
     num_val: int = 1000
-    """Pictures to draw for validation, at least 1."""
+    """Images to draw for validation, at least 1."""
     num_test: int = 2000
-    """Pictures to draw for the test split, at least 1."""
+    """Images to draw for the test split, at least 1."""
     seed: int = 0
     """Of all random draws and of the division of the source digits, at least 0."""
     max_digits: int = 4
@@ -73,7 +73,7 @@ class HandwritingConfig:
             raise ValueError(f"cooccurrence {strength} needs distinct digits; set distinct: true or cooccurrence: 0")
 
     def num(self, split: Split) -> int:
-        """Pictures asked for in a split."""
+        """Images asked for in a split."""
         return {"train": self.num_train, "val": self.num_val, "test": self.num_test}[split]
 
     def strength(self, split: Split) -> float:

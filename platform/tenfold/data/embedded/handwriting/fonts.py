@@ -60,9 +60,9 @@ def glyphs() -> np.ndarray:
         uint8 ``(len(FONTS), len(CHARACTERS), 64, 64)``, read-only.
     """
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    pictures = np.stack([_font_glyphs(folder / f"{name}.ttf") for name in FONTS])
-    pictures.flags.writeable = False
-    return pictures
+    images = np.stack([_font_glyphs(folder / f"{name}.ttf") for name in FONTS])
+    images.flags.writeable = False
+    return images
 
 
 def _font_glyphs(path: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ def grid_side(max_objects: int) -> int:
 
 def tile_range(canvas: int, max_objects: int) -> tuple[int, int]:
     """Smallest and largest tile in pixels: the largest fits a cell of the grid, and two cells at least are assumed so
-    that a single digit does not fill the picture."""
+    that a single digit does not fill the image."""
     largest = canvas // max(2, grid_side(max_objects))
     return largest * 5 // 8 + 1, largest
 

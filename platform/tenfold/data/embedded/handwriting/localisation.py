@@ -70,16 +70,16 @@ def load_cue_scenes(
     """``num_train`` / ``num_val`` / ``num_test`` scenes with the mask and the box of the digit, built where missing.
 
     The mask holds the digit's ink and all within ``REACH`` pixels of it; the box is the mask's. Of the settings only
-    the numbers of pictures, ``seed`` and ``cache`` matter. At another size than 64 pictures are resized at each
+    the numbers of images, ``seed`` and ``cache`` matter. At another size than 64 images are resized at each
     reading, masks by nearest neighbour.
 
     Args:
         config: Of the data.
         preprocessing: Of the network; its size is that of val and test.
-        train_size: Side of the training pictures; None: as the others.
+        train_size: Side of the training images; None: as the others.
 
     Raises:
-        ValueError: ``num_train`` below 10: every class needs a picture; ``train_size`` below 1.
+        ValueError: ``num_train`` below 10: every class needs an image; ``train_size`` below 1.
         OSError: The cache folder cannot be written.
     """
     if config.num_train < len(DIGIT_WORDS):
@@ -117,7 +117,7 @@ def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, p
     settings |= {f"num_{split}": config.num(split) for split in SPLITS}
 
     def fill(folder: Path) -> None:
-        pictures, labels = source_digits(root)
+        source_images, labels = source_digits(root)
         glyphs()  # kept from here on, so that not every thread draws them
         rows = {split: split_rows(labels, split, config.seed) for split in SPLITS}
         arrays = {
@@ -129,7 +129,7 @@ def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, p
         def draw_block(block: tuple[Split, int]) -> None:
             split, start = block
             stream = Stream("cues", config.seed, split, start)
-            drawn = draw_cue_scenes(split, rows[split], np.asarray(pictures), stream, BLOCK)
+            drawn = draw_cue_scenes(split, rows[split], np.asarray(source_images), stream, BLOCK)
             stop = min(start + BLOCK, config.num(split))
             for name in _COLUMNS:
                 arrays[split, name][start:stop] = drawn[name][: stop - start]
@@ -147,13 +147,13 @@ def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, p
     return stored(root, "handwriting-cues", settings, fill)
 
 
-def draw_cue_scenes(split: Split, rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int) -> Arrays:
+def draw_cue_scenes(split: Split, rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
     """``num`` scenes as the arrays of ``build_cue_scenes``.
 
     Args:
         split: Whose fonts the letters come from.
         rows: Source digits that may be used, by class, ``(10, n)``.
-        pictures: All source digits, uint8 ``(5000, 28, 28)``.
+        source_images: All source digits, uint8 ``(5000, 28, 28)``.
         stream: Of random integers.
         num: How many.
     """
@@ -163,9 +163,9 @@ def draw_cue_scenes(split: Split, rows: np.ndarray, pictures: np.ndarray, stream
     sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
     sizes = stream.integers(SIZES[0], SIZES[1] + 1, (num, slots))
     tiles = np.zeros((num, slots, SIZES[1], SIZES[1]), dtype=np.uint8)
-    _resize_into(tiles, pictures[sources], sizes, 0)
+    _resize_into(tiles, source_images[sources], sizes, 0)
     for slot in range(1, slots):
-        _draw_distractors(tiles, split, rows, pictures, stream, sizes, slot)
+        _draw_distractors(tiles, split, rows, source_images, stream, sizes, slot)
     present = np.arange(slots) <= stream.integers(DISTRACTORS[0], DISTRACTORS[1] + 1, (num,))[:, None]
     extents = _tight_boxes(tiles > 0)
     offsets = place_objects(stream, present, extents + np.array([0, 0, 1, 1]), CANVAS)
@@ -215,7 +215,7 @@ def _draw_distractors(
     tiles: np.ndarray,
     split: Split,
     rows: np.ndarray,
-    pictures: np.ndarray,
+    source_images: np.ndarray,
     stream: Stream,
     sizes: np.ndarray,
     slot: int,
@@ -227,7 +227,7 @@ def _draw_distractors(
         stream.integers(choice.start, choice.stop, (num,)), characters[stream.integers(0, len(LETTERS), (num,))]
     ]
     cut = rows.reshape(-1)[stream.integers(0, rows.size, (num,))]
-    shuffled = shuffled_digits(pictures[cut], stream.orders(num, _SQUARES**2))
+    shuffled = shuffled_digits(source_images[cut], stream.orders(num, _SQUARES**2))
     printed = stream.integers(0, 2, (num,)) == 1
     _resize_into(tiles, letters, sizes, slot, printed)
     _resize_into(tiles, shuffled, sizes, slot, ~printed)
@@ -246,7 +246,7 @@ def _resize_into(
 def _render(
     background: np.ndarray, tiles: np.ndarray, present: np.ndarray, offsets: np.ndarray, colours: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 ``(N, 64, 64, 3)``, and where the digit's ink is, bool ``(N, 64, 64)``."""
+    """Images uint8 ``(N, 64, 64, 3)``, and where the digit's ink is, bool ``(N, 64, 64)``."""
     side = tiles.shape[-1]
     # A margin around the canvas takes what a tile has outside: that is never ink, only its empty border.
     images = np.pad(background, ((0, 0), (side, side), (side, side), (0, 0)))

@@ -24,11 +24,11 @@ _SLOT_RGB = np.array(
 
 
 def draw_preview(config: HandwritingConfig, path: Path) -> None:
-    """Write a picture (PNG or whatever the ending says) with examples of every task from the training split.
+    """Write an image (PNG or whatever the ending says) with examples of every task from the training split.
 
     Raises:
-        OSError: If the picture or the cache cannot be written.
-        ValueError: If the ending names no picture format.
+        OSError: If the image or the cache cannot be written.
+        ValueError: If the ending names no image format.
     """
     rows = [
         ("scenes: boxes and captions", 2.6),

@@ -11,7 +11,7 @@ _SUBPIXEL = 256  # Outline coordinates are 256ths of a sample.
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Square pictures at another size, by a triangle filter (widened when shrinking, so thin strokes survive).
+    """Square images at another size, by a triangle filter (widened when shrinking, so thin strokes survive).
 
     Args:
         images: uint8 ``(N, S, S)``.
@@ -39,7 +39,7 @@ def _resize_weights(source: int, target: int) -> np.ndarray:
 
 
 def warp(images: np.ndarray, matrices: np.ndarray, size: int) -> np.ndarray:
-    """Pictures seen through affine maps, bilinear, black outside.
+    """Images seen through affine maps, bilinear, black outside.
 
     Args:
         images: uint8 ``(N, S, S)``.
@@ -71,8 +71,8 @@ def fill_outline(edges: np.ndarray, size: int, samples: int) -> np.ndarray:
     """Coverage of the inside of a closed outline (non-zero winding rule).
 
     Args:
-        edges: Straight edges ``x0, y0, x1, y1`` in 256ths of a sample, y down, integer ``(E, 4)``; inside the picture.
-        size: Side of the picture in pixels.
+        edges: Straight edges ``x0, y0, x1, y1`` in 256ths of a sample, y down, integer ``(E, 4)``; inside the image.
+        size: Side of the image in pixels.
         samples: Samples along the side of one pixel.
 
     Returns:

@@ -50,5 +50,5 @@ def remove_object(scenes: Scenes, rows: np.ndarray, slots: np.ndarray, config: H
     for name in _OBJECT_FIELDS:
         arrays[name][np.arange(len(rows)), slots] = -1
     arrays["counts"] -= 1
-    pictures, _ = source_digits(cache_root(config.cache))
-    return Scenes(**{**arrays, **render_scenes(arrays, pictures)})
+    source_images, _ = source_digits(cache_root(config.cache))
+    return Scenes(**{**arrays, **render_scenes(arrays, source_images)})

@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits: what is drawn, the drawing, and what is then true of the picture."""
+"""Scenes of handwritten digits: what is drawn, the drawing, and what is then true of the image."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def draw_scenes(
-    config: HandwritingConfig, split: Split, rows: np.ndarray, pictures: np.ndarray, stream: Stream, num: int
+    config: HandwritingConfig, split: Split, rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int
 ) -> Arrays:
     """What ``num`` scenes are drawn from: the fields ``counts``, ``digits`` and ``sources`` .. ``lattices``.
 
@@ -29,7 +29,7 @@ def draw_scenes(
         config: Of the data.
         split: Which co-occurrence holds.
         rows: Source digits that may be used, by class, ``(10, n)``.
-        pictures: All source digits, uint8 ``(5000, 28, 28)``.
+        source_images: All source digits, uint8 ``(5000, 28, 28)``.
         stream: Of random integers.
         num: How many scenes.
     """
@@ -40,7 +40,7 @@ def draw_scenes(
     sources = rows[digits, stream.integers(0, rows.shape[1], (num, slots))]
     smallest, largest = tile_range(CANVAS, slots)
     sizes = stream.integers(smallest, largest + 1, (num, slots))
-    ink = _tight_boxes(_tiles(pictures, sources, sizes) > 0)
+    ink = _tight_boxes(_tiles(source_images, sources, sizes) > 0)
     offsets = place_objects(stream, present, ink, CANVAS)
     colours = stream.integers(0, len(_PALETTE), (num, slots))
 
@@ -79,19 +79,19 @@ def draw_classes(stream: Stream, num: int, slots: int, strength: float, distinct
     return order[:, :slots]
 
 
-def render_scenes(spec: Arrays, pictures: np.ndarray) -> Arrays:
+def render_scenes(spec: Arrays, source_images: np.ndarray) -> Arrays:
     """Draw scenes and say what is true of them.
 
     Args:
         spec: The fields that ``draw_scenes`` gives; a slot whose digit is -1 is not drawn.
-        pictures: All source digits, uint8 ``(5000, 28, 28)``.
+        source_images: All source digits, uint8 ``(5000, 28, 28)``.
 
     Returns:
         The fields ``images``, ``instances``, ``labels``, ``boxes``, ``concepts`` and ``captions``.
     """
     digits, colours, offsets = spec["digits"], spec["colours"], spec["offsets"].astype(np.int64)
     slots = digits.shape[1]
-    tiles = _tiles(pictures, spec["sources"], spec["sizes"])  # (N, K, T, T)
+    tiles = _tiles(source_images, spec["sources"], spec["sizes"])  # (N, K, T, T)
     background = render_textures(
         spec["textures"], spec["texture_colours"], spec["texture_parameters"], spec["lattices"], CANVAS
     )
@@ -124,13 +124,13 @@ def render_scenes(spec: Arrays, pictures: np.ndarray) -> Arrays:
     }
 
 
-def _tiles(pictures: np.ndarray, sources: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _tiles(source_images: np.ndarray, sources: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Ink coverage of every object at its size, in the upper left of a tile of the largest, uint8 ``(N, K, T, T)``."""
     largest = max(1, int(sizes.max()))
     tiles = np.zeros((*sources.shape, largest, largest), dtype=np.uint8)
     for size in np.unique(sizes[sizes > 0]).tolist():
         scenes, slots = np.nonzero(sizes == size)
-        tiles[scenes, slots, :size, :size] = resize(pictures[sources[scenes, slots]], size)
+        tiles[scenes, slots, :size, :size] = resize(source_images[sources[scenes, slots]], size)
     return tiles
 
 

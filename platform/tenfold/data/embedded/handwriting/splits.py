@@ -1,6 +1,6 @@
 """The arrays of each task: one dataclass is its schema on disk, its type in code and its documentation.
 
-``N`` pictures, ``K`` = ``HandwritingConfig.max_digits`` slots in a scene. Everything but ``captions`` is numbers;
+``N`` images, ``K`` = ``HandwritingConfig.max_digits`` slots in a scene. Everything but ``captions`` is numbers;
 captions are fixed-width unicode, so indexing gives a string. Absent things (an empty slot) hold -1.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPTS, SCENE_CONCEPTS
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
 
-PICTURE = 32
-"""Side of single-character pictures in pixels."""
+IMAGE_SIDE = 32
+"""Side of single-character images in pixels."""
 CANVAS = 64
 """Side of scenes in pixels."""
 
@@ -30,7 +30,7 @@ class Row:
 class Digits:
     """Handwritten digits (target domain): all 3000 / 750 / 1250 source digits of the split, in a seeded order."""
 
-    images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
+    images: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, IMAGE_SIDE, 3)]
     """uint8 ``(N, 32, 32, 3)``: grey as RGB, white on black, the 28x28 digit in the middle."""
     labels: Annotated[np.ndarray, Row("<i8")]
     """int64 ``(N,)``: class 0..9."""
@@ -46,7 +46,7 @@ class Digits:
 class _Printed:
     """Printed characters, slightly turned, sheared, scaled and moved; each split has fonts of its own."""
 
-    images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
+    images: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, IMAGE_SIDE, 3)]
     """uint8 ``(N, 32, 32, 3)``: grey as RGB, white on black."""
     labels: Annotated[np.ndarray, Row("<i8")]
     """int64 ``(N,)``: class 0..9."""
@@ -79,7 +79,7 @@ class Scenes:
     """One to K handwritten digits on a textured 64x64 canvas, with everything that is true of them.
 
     Object k of a scene fills slot k (slots beyond the count are empty); a later object lies over an earlier one. The
-    fields from ``sources`` on are what the picture is drawn from: with them ``removal.remove_object`` draws it again.
+    fields from ``sources`` on are what the image is drawn from: with them ``removal.remove_object`` draws it again.
     """
 
     images: Annotated[np.ndarray, Row("|u1", CANVAS, CANVAS, 3)]
@@ -121,9 +121,9 @@ class Scenes:
 class Warps:
     """Handwritten digits under a known rotation, translation, scale and shear."""
 
-    images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
+    images: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, IMAGE_SIDE, 3)]
     """uint8 ``(N, 32, 32, 3)``: the warped digit, grey as RGB."""
-    originals: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
+    originals: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, IMAGE_SIDE, 3)]
     """uint8 ``(N, 32, 32, 3)``: the digit before the warp, as in ``Digits``."""
     labels: Annotated[np.ndarray, Row("<i8")]
     """int64 ``(N,)``: class 0..9."""
@@ -139,7 +139,7 @@ class Warps:
 class Ambiguous:
     """Blends of two handwritten digits of classes that are easily confused, chosen close to each other."""
 
-    images: Annotated[np.ndarray, Row("|u1", PICTURE, PICTURE, 3)]
+    images: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, IMAGE_SIDE, 3)]
     """uint8 ``(N, 32, 32, 3)``: grey as RGB."""
     labels: Annotated[np.ndarray, Row("<i8", 2)]
     """int64 ``(N, 2)``: both classes, different."""

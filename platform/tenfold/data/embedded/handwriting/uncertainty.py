@@ -6,13 +6,13 @@ from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.embedded.handwriting.build import HandwritingFolder, build
 from tenfold.data.embedded.handwriting.config import HandwritingConfig, Split
 from tenfold.data.embedded.handwriting.sources import SOURCE_SIZE
-from tenfold.data.embedded.handwriting.splits import PICTURE
+from tenfold.data.embedded.handwriting.splits import IMAGE_SIDE
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.data.images import ArrayImages
 from tenfold.data.uncertainty import UncertaintyData, blend_pairs
 from tenfold.hashing import text_sha256
 
-_BORDER = (PICTURE - SOURCE_SIZE) // 2
+_BORDER = (IMAGE_SIDE - SOURCE_SIZE) // 2
 
 
 def load_uncertain_digits(config: HandwritingConfig) -> UncertaintyData:

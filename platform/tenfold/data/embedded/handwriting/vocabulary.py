@@ -1,4 +1,4 @@
-"""Names of everything that a picture can show; an index into one of these tuples is what the arrays store."""
+"""Names of everything that an image can show; an index into one of these tuples is what the arrays store."""
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = tuple("ABCDEFGHIJ")

@@ -1,7 +1,7 @@
 """COCO 2014: ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
 
-A picture is positive for a class if any annotation, crowd or not, says so; pictures without an annotation are left
-out. Pictures are ordered by their id read as a string, classes by their position in ``categories``: the order on
+An image is positive for a class if any annotation, crowd or not, says so; images without an annotation are left
+out. Images are ordered by their id read as a string, classes by their position in ``categories``: the order on
 which the published single-positive draw depends.
 """
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from tenfold.data.classification import Split
-from tenfold.data.files.readers.image_lists import PictureList, PictureLists, picture_list
+from tenfold.data.files.readers.image_lists import ImageList, ImageLists, image_list
 from tenfold.data.files.readers.masks import Segmentations
 from tenfold.data.files.readers.official_lists import Listing, OfficialLists, read_lines, read_numbered, require_file
 from tenfold.data.images import file_table
@@ -30,8 +30,8 @@ _PERCENT = "a line for each class, percentages separated by spaces"
 _POINTS = f"lines 'image part x y visible', parts 1..{NUM_CUB_POINTS}, visible 0 or 1"
 
 
-def read_cub200(root: Path, parts: Sequence[Split]) -> PictureLists:
-    """Training and test part of ``train_test_split.txt``, pictures sorted by path; no validation part.
+def read_cub200(root: Path, parts: Sequence[Split]) -> ImageLists:
+    """Training and test part of ``train_test_split.txt``, images sorted by path; no validation part.
 
     Raises:
         ValueError: A missing or malformed file, with the path and the line.
@@ -41,16 +41,16 @@ def read_cub200(root: Path, parts: Sequence[Split]) -> PictureLists:
     names = _image_names(folder)
     labels = _numbers(folder / "image_class_labels.txt", "class_id", len(names), range(1, len(classes) + 1))
     is_train = _is_train(folder, len(names))
-    lists: dict[Split, PictureList] = {}
+    lists: dict[Split, ImageList] = {}
     for part in parts:
         if part == "val":
             continue
         wanted = 1 if part == "train" else 0
         rows = [row for row, flag in enumerate(is_train) if flag == wanted]
-        lists[part] = picture_list(sorted((f"{folder}/images/{names[row]}", labels[row] - 1) for row in rows))
+        lists[part] = image_list(sorted((f"{folder}/images/{names[row]}", labels[row] - 1) for row in rows))
     # "001.Black_footed_Albatross" -> "Black footed Albatross"
     words = tuple(name.partition(".")[2].replace("_", " ") or name for name in classes)
-    return PictureLists(classes=tuple(classes), parts=lists, prompt_names=words)
+    return ImageLists(classes=tuple(classes), parts=lists, prompt_names=words)
 
 
 def read_cub_classes(root: Path) -> tuple[str, ...]:
@@ -75,18 +75,18 @@ def read_cub(root: Path) -> OfficialLists:
 def read_cub_cues(
     folder: Path, names: Sequence[str], sizes: np.ndarray, num_classes: int, *, size: int, num_workers: int
 ) -> CueTruth:
-    """The annotations of chosen pictures.
+    """The annotations of chosen images.
 
     Args:
         folder: ``CUB``, with the files above.
-        names: N pictures by their paths in ``images.txt``.
+        names: N images by their paths in ``images.txt``.
         sizes: Their widths and heights, int64 ``(N, 2)``.
         num_classes: C.
         size: Side of the foreground masks.
         num_workers: Decoding threads.
 
     Raises:
-        ValueError: A missing or malformed file, with its path and line; a picture without an id or a segmentation.
+        ValueError: A missing or malformed file, with its path and line; an image without an id or a segmentation.
     """
     attributes = read_numbered(_attributes_file(folder), _ATTRIBUTES)
     percent = _percentages(folder / "attributes/class_attribute_labels_continuous.txt", num_classes, len(attributes))
@@ -94,9 +94,7 @@ def read_cub_cues(
     image_of = {name: number for number, name in enumerate(image_names)}
     absent = [name for name in names if name not in image_of]
     if absent:
-        raise ValueError(
-            f"{folder / 'images.txt'} lacks {len(absent)} of {len(names)} test pictures, first: {absent[0]}"
-        )
+        raise ValueError(f"{folder / 'images.txt'} lacks {len(absent)} of {len(names)} test images, first: {absent[0]}")
     points = _points(folder / "parts/part_locs.txt", len(image_names))
     chosen = [points[image_of[name]] for name in names]
     paths = [str((folder / "segmentations" / name).with_suffix(".png")) for name in names]
@@ -112,12 +110,12 @@ def read_cub_cues(
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Paths of all pictures inside ``images/``, in the order of their ids."""
+    """Paths of all images inside ``images/``, in the order of their ids."""
     return read_numbered(folder / "images.txt", "lines 'image_id path', ids 1, 2, ...")
 
 
 def _is_train(folder: Path, num_images: int) -> list[int]:
-    """1 for each picture of the training part, 0 for each of the test part."""
+    """1 for each image of the training part, 0 for each of the test part."""
     return _numbers(folder / "train_test_split.txt", "is_training", num_images, range(2))
 
 

@@ -1,22 +1,22 @@
-"""Pictures in folders named by their classes, and prepared few-shot folders."""
+"""Images in folders named by their classes, and prepared few-shot folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.data.classification import SPLITS, Split
 from tenfold.data.files.readers.image_lists import (
-    PictureList,
-    PictureLists,
-    folder_pictures,
-    picture_list,
-    picture_names,
+    ImageList,
+    ImageLists,
+    folder_images,
+    image_list,
+    image_names,
     require_folder,
     subfolders,
 )
 
 
-def read_folders(root: Path, parts: Sequence[Split]) -> PictureLists:
-    """``{train,val,test}/<class>/``, or ``<class>/`` with all pictures as the test part.
+def read_folders(root: Path, parts: Sequence[Split]) -> ImageLists:
+    """``{train,val,test}/<class>/``, or ``<class>/`` with all images as the test part.
 
     Classes are sorted by name; they are those of ``train``, or of ``test`` where there is no ``train``.
 
@@ -29,7 +29,7 @@ def read_folders(root: Path, parts: Sequence[Split]) -> PictureLists:
         classes = tuple(subfolders(root))
         if not classes:
             raise ValueError(f"{root} holds no folder: expected train/, val/, test/, or one folder a class")
-        return PictureLists(classes=classes, parts={"test": folder_pictures(root, classes)})
+        return ImageLists(classes=classes, parts={"test": folder_images(root, classes)})
     require_folder(root / "test", "the test part, one folder a class")
     leading = root / ("train" if "train" in there else "test")
     classes = tuple(subfolders(leading))
@@ -41,20 +41,20 @@ def read_folders(root: Path, parts: Sequence[Split]) -> PictureLists:
         strange = sorted(set(names) - set(classes))
         if strange:
             raise ValueError(f"{root / part} holds the class {strange[0]!r}, which {leading} does not have")
-        kept = folder_pictures(root / part, names)  # val and test may lack a class
+        kept = folder_images(root / part, names)  # val and test may lack a class
         place = [classes.index(name) for name in names]
-        paths = [str(path) for path in kept.pictures]
-        lists[part] = picture_list([(path, place[label]) for path, label in zip(paths, kept.labels, strict=True)])
-    return PictureLists(classes=classes, parts=lists)
+        paths = [str(path) for path in kept.images]
+        lists[part] = image_list([(path, place[label]) for path, label in zip(paths, kept.labels, strict=True)])
+    return ImageLists(classes=classes, parts=lists)
 
 
-def read_few_shots(folder: Path, classes: Sequence[str]) -> PictureList:
+def read_few_shots(folder: Path, classes: Sequence[str]) -> ImageList:
     """A prepared few-shot folder, ``<class>/<file>``: classes in label order, files in natural order.
 
     A class name with a slash is a folder in a folder.
 
     Raises:
-        ValueError: The folder, a class or its pictures are missing; a picture that cannot be a picture is told on
+        ValueError: The folder, a class or its images are missing; an image that cannot be an image is told on
             reading.
     """
     require_folder(folder, "prepared shots, one folder a class")
@@ -62,7 +62,7 @@ def read_few_shots(folder: Path, classes: Sequence[str]) -> PictureList:
     missing = []
     for label, name in enumerate(classes):
         place = folder / name
-        files = picture_names(place) if place.is_dir() else []
+        files = image_names(place) if place.is_dir() else []
         if not files:
             missing.append(name)
         pairs.extend((f"{place}/{file}", label) for file in files)
@@ -72,4 +72,4 @@ def read_few_shots(folder: Path, classes: Sequence[str]) -> PictureList:
     strange = [name for name in subfolders(folder) if name not in known]
     if strange:
         raise ValueError(f"{folder} holds {strange[0]!r}, which is no class of the data set")
-    return picture_list(pairs)
+    return image_list(pairs)

@@ -1,4 +1,4 @@
-"""What every reader gives: pictures and labels of a data set's official parts."""
+"""What every reader gives: images and labels of a data set's official parts."""
 
 import os
 import re
@@ -12,15 +12,15 @@ from tenfold.data.classification import Split
 from tenfold.data.files.readers.official_lists import read_lines
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of picture files, in lower case."""
+"""Endings of image files, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureList:
-    """N pictures with their labels."""
+class ImageList:
+    """N images with their labels."""
 
-    pictures: list[str] | np.ndarray
-    """Paths of files, or decoded pictures uint8 ``(N, S, S, 3)``."""
+    images: list[str] | np.ndarray
+    """Paths of files, or decoded images uint8 ``(N, S, S, 3)``."""
     labels: np.ndarray
     """int64 ``(N,)``."""
 
@@ -29,20 +29,20 @@ class PictureList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureLists:
+class ImageLists:
     """The parts of a data set."""
 
     classes: tuple[str, ...]
     """Names as stored, in label order."""
-    parts: Mapping[Split, PictureList] = field(default_factory=dict)
+    parts: Mapping[Split, ImageList] = field(default_factory=dict)
     prompt_names: tuple[str, ...] | None = None
     """Names for use in prompts where ``classes`` are no words."""
 
 
-def picture_list(pairs: "list[tuple[str, int]]") -> PictureList:
+def image_list(pairs: "list[tuple[str, int]]") -> ImageList:
     """Paths and labels from pairs of them."""
     labels = np.array([label for _, label in pairs], dtype=np.int64)
-    return PictureList(pictures=[path for path, _ in pairs], labels=labels)
+    return ImageList(images=[path for path, _ in pairs], labels=labels)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -64,27 +64,27 @@ def subfolders(path: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
-def picture_names(folder: Path) -> list[str]:
-    """Names of the picture files in ``folder``, in natural order; files that begin with a dot are passed over."""
+def image_names(folder: Path) -> list[str]:
+    """Names of the image files in ``folder``, in natural order; files that begin with a dot are passed over."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
     return sorted((name for name in names if not name.startswith(".")), key=natural_key)
 
 
-def folder_pictures(folder: Path, class_folders: "list[str] | tuple[str, ...]") -> PictureList:
-    """All pictures in ``folder/<class>/``, class by class; the label is the place in ``class_folders``.
+def folder_images(folder: Path, class_folders: "list[str] | tuple[str, ...]") -> ImageList:
+    """All images in ``folder/<class>/``, class by class; the label is the place in ``class_folders``.
 
     Raises:
-        ValueError: A class has no folder, or no picture in it.
+        ValueError: A class has no folder, or no image in it.
     """
     pairs: list[tuple[str, int]] = []
     for label, name in enumerate(class_folders):
-        place = require_folder(folder / name, f"the pictures of class {name!r}")
-        names = picture_names(place)
+        place = require_folder(folder / name, f"the images of class {name!r}")
+        names = image_names(place)
         if not names:
-            raise ValueError(f"{place} holds no picture of class {name!r}; expected files {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{place} holds no image of class {name!r}; expected files {', '.join(EXTENSIONS)}")
         pairs.extend((f"{place}/{file}", label) for file in names)
-    return picture_list(pairs)
+    return image_list(pairs)
 
 
 def check_lines(path: Path, pattern: str, what: str) -> None:

@@ -1,6 +1,6 @@
 """ImageNet (ILSVRC 2012), its subset of 100 classes, and ImageNetV2.
 
-Pictures lie in folders named by WordNet ids. Labels follow the ids' order, as everywhere; names are those that CLIP's
+Images lie in folders named by WordNet ids. Labels follow the ids' order, as everywhere; names are those that CLIP's
 authors chose, which the package open_clip carries.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.data.classification import Split
-from tenfold.data.files.readers.image_lists import PictureLists, folder_pictures, require_folder, subfolders
+from tenfold.data.files.readers.image_lists import ImageLists, folder_images, require_folder, subfolders
 from tenfold.data.files.readers.official_lists import check_distinct, read_lines
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
@@ -31,7 +31,7 @@ def imagenet_ids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def read_imagenet(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_imagenet(root: Path, parts: Sequence[Split]) -> ImageLists:
     """``train/<WordNet id>/`` and ``val/<WordNet id>/``; the official validation part is the test part.
 
     Raises:
@@ -40,7 +40,7 @@ def read_imagenet(root: Path, parts: Sequence[Split]) -> PictureLists:
     return _read(root, parts, imagenet_ids(), imagenet_names(), strict=True)
 
 
-def read_imagenet_100(root: Path, parts: Sequence[Split], classes_file: Path) -> PictureLists:
+def read_imagenet_100(root: Path, parts: Sequence[Split], classes_file: Path) -> ImageLists:
     """The classes of ``classes_file``: one WordNet id a line in label order, optionally followed by a name."""
     what = "one class a line, a WordNet id and optionally its name"
     known = dict(zip(imagenet_ids(), imagenet_names(), strict=True))
@@ -58,29 +58,29 @@ def read_imagenet_100(root: Path, parts: Sequence[Split], classes_file: Path) ->
     return _read(root, parts, tuple(ids), tuple(names), strict=False)
 
 
-def read_imagenetv2(root: Path) -> PictureLists:
-    """The matched-frequency pictures, in folders ``0`` to ``999`` that are labels; a test part alone."""
+def read_imagenetv2(root: Path) -> ImageLists:
+    """The matched-frequency images, in folders ``0`` to ``999`` that are labels; a test part alone."""
     folder = root / "imagenetv2-matched-frequency-format-val"
-    what = "ImageNetV2's pictures (matched frequency), folders 0 to 999"
+    what = "ImageNetV2's images (matched frequency), folders 0 to 999"
     names = imagenet_names()
     _check_folders(require_folder(folder, what), [str(label) for label in range(len(names))], what)
     # By number: sorted by name, "10" would come before "2".
-    pictures = folder_pictures(folder, [str(label) for label in range(len(names))])
-    return PictureLists(classes=names, parts={"test": pictures})
+    images = folder_images(folder, [str(label) for label in range(len(names))])
+    return ImageLists(classes=names, parts={"test": images})
 
 
 def _read(
     root: Path, parts: Sequence[Split], ids: tuple[str, ...], names: tuple[str, ...], *, strict: bool
-) -> PictureLists:
+) -> ImageLists:
     lists = {}
     for part in parts:
         if part in _FOLDERS:
-            what = f"ImageNet's pictures in {len(ids)} folders named by WordNet ids"
+            what = f"ImageNet's images in {len(ids)} folders named by WordNet ids"
             folder = require_folder(root / _FOLDERS[part], what)
             if strict:
                 _check_folders(folder, ids, what)
-            lists[part] = folder_pictures(folder, ids)
-    return PictureLists(classes=names, parts=lists)
+            lists[part] = folder_images(folder, ids)
+    return ImageLists(classes=names, parts=lists)
 
 
 def _check_folders(folder: Path, expected: Sequence[str], what: str) -> None:

@@ -14,15 +14,15 @@ from tenfold.data.localisation import IGNORED, nearest_pixels
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, Image.DecompressionBombError)
 
 
-class MaskPictures:
-    """For every picture one file for each object, and one of what is ignored.
+class MaskImages:
+    """For every image one file for each object, and one of what is ignored.
 
     Each file is resized by nearest neighbour; what is bright in one of the objects' files is object, what is bright in
     the other one only is ignored.
 
     Args:
-        objects: Files of every picture, at least one.
-        ignored: One file for every picture, or None.
+        objects: Files of every image, at least one.
+        ignored: One file for every image, or None.
         size: Side S of what ``read`` gives.
         num_workers: Decoding threads.
 
@@ -62,12 +62,12 @@ class MaskPictures:
 
 
 class Segmentations:
-    """One grey file for every picture in which the object is brighter than black, such as CUB's.
+    """One grey file for every image in which the object is brighter than black, such as CUB's.
 
     A pixel belongs to the object if, after smooth (bicubic) resizing, it is not black: the object gains a fringe.
 
     Args:
-        paths: One file for every picture.
+        paths: One file for every image.
         size: Side S of what ``read`` gives.
         num_workers: Decoding threads.
 
@@ -93,7 +93,7 @@ class Segmentations:
 
 
 def read_grey(path: str) -> Image.Image:
-    """A PNG as a grey picture of 8 bits; transparency is dropped.
+    """A PNG as a grey image of 8 bits; transparency is dropped.
 
     Raises:
         ValueError: A missing or damaged file, by its name.

@@ -1,7 +1,7 @@
 """Label matrices: ``formatted_{train,val}_images.npy``, ``_labels.npy`` and, where drawn, ``_labels_obs.npy``.
 
 ``_images`` holds N relative paths, ``_labels`` an ``(N, K)`` matrix in {0, 1}, ``_labels_obs`` one in {-1, 0, +1}
-= observed negative, unobserved, observed positive. The "val" files are the official validation or test pictures: the
+= observed negative, unobserved, observed positive. The "val" files are the official validation or test images: the
 test set. Data born partial has 1, 0, -1 = positive, negative, UNOBSERVED in ``_labels``: another coding than that of
 ``_labels_obs``, turned into the platform's here, at the border.
 """
@@ -90,13 +90,13 @@ def _open(path: Path, what: str) -> np.ndarray:
 
 
 def _read_names(path: Path) -> list[str]:
-    array = _open(path, "the pictures' relative paths, unicode (N,)")
+    array = _open(path, "the images' relative paths, unicode (N,)")
     if array.ndim != 1 or array.dtype.kind != "U" or not len(array):
         raise ValueError(f"{path}: expected unicode paths (N,), got {array.dtype} {array.shape}")
     names: list[str] = array.tolist()
     outside = next((name for name in names if name.startswith("/") or ".." in PurePosixPath(name).parts), None)
     if outside is not None:
-        raise ValueError(f"{path}: paths must be relative and inside the picture folder, got {outside!r}")
+        raise ValueError(f"{path}: paths must be relative and inside the image folder, got {outside!r}")
     return names
 
 

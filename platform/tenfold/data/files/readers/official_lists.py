@@ -1,4 +1,4 @@
-"""What every reader gives: official lists of pictures with their labels, before any split or draw."""
+"""What every reader gives: official lists of images with their labels, before any split or draw."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """One official list of N pictures over K classes.
+    """One official list of N images over K classes.
 
     Either ``full`` is known, and ``observed`` is drawn from it or read from a file; or the data set is born partial:
     ``full`` is None and ``observed`` is sparse.
@@ -18,14 +18,14 @@ class Listing:
     folder: Path
     """Where ``names`` start from."""
     names: list[str]
-    """Paths of the pictures inside ``folder``."""
+    """Paths of the images inside ``folder``."""
     full: np.ndarray | None
     """int8 ``(N, K)`` in {0, 1}; None where nobody labelled everything."""
     observed: np.ndarray | csr_array | None = None
     """int8 ``(N, K)`` in {-1, 0, +1} (observed negative, unobserved, observed positive); None: to be drawn."""
 
     def paths(self) -> list[str]:
-        """Paths of the pictures as they are opened."""
+        """Paths of the images as they are opened."""
         prefix = f"{self.folder}/"
         return [prefix + name for name in self.names]
 

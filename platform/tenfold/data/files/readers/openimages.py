@@ -1,9 +1,9 @@
 """OpenImages V3: ``2017_11/{train,validation,test}/annotations-human.csv`` and ``images_{train,val,test}``.
 
 Only labels that a person verified count: Confidence 1 is an observed positive, 0 an observed negative, and all other
-classes of a picture are unobserved. Where verifiers disagree the one who saw the class wins. The classes are those
+classes of an image are unobserved. Where verifiers disagree the one who saw the class wins. The classes are those
 of ``classes-trainable.txt`` (5,000 lines, one label id each) or of a list of your own; labels outside it are left
-out, and so are pictures without any label inside it. Pictures are ordered by id.
+out, and so are images without any label inside it. Images are ordered by id.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Lists that say which pictures are for training, validation and testing.
+"""Lists that say which images are for training, validation and testing.
 
 Three forms: a CSV with the header ``split,filename``; JSON ``{"train": [[path, label, name], ...], "val": ...,
-"test": ...}``; and text, one ``path,label`` a line, one file a part. The first two name pictures of the data set, and
+"test": ...}``; and text, one ``path,label`` a line, one file a part. The first two name images of the data set, and
 the labels are those of its reader; the third stands for itself.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.data.classification import SPLITS, Split
-from tenfold.data.files.readers.image_lists import PictureList, PictureLists, picture_list
+from tenfold.data.files.readers.image_lists import ImageList, ImageLists, image_list
 from tenfold.data.files.readers.official_lists import read_lines, require_file
 
 _CSV = "a CSV with the header 'split,filename', split being train, val or test"
@@ -20,54 +20,54 @@ _JSON = 'JSON {"train": [[path, label, name], ...], "val": [...], "test": [...]}
 _TEXT = "lines 'path,label'"
 
 
-def read_split_file(path: Path, pool: PictureLists) -> dict[Split, PictureList]:
-    """The parts that a ``.csv`` or ``.json`` file makes of a data set's pictures.
+def read_split_file(path: Path, pool: ImageLists) -> dict[Split, ImageList]:
+    """The parts that a ``.csv`` or ``.json`` file makes of a data set's images.
 
-    A name in the file is the end of a picture's path; where no path ends with it, the file name alone decides, if it
+    A name in the file is the end of an image's path; where no path ends with it, the file name alone decides, if it
     is the only one.
 
     Args:
         path: The split file.
-        pool: All pictures of the data set.
+        pool: All images of the data set.
 
     Raises:
-        ValueError: The file is missing or malformed, names a picture that is not there, is ambiguous, or lists a
-            picture twice.
+        ValueError: The file is missing or malformed, names an image that is not there, is ambiguous, or lists a
+            image twice.
     """
     labels: dict[str, int] = {}
     for part in pool.parts.values():
-        labels.update(zip((str(picture) for picture in part.pictures), part.labels.tolist(), strict=True))
+        labels.update(zip((str(image) for image in part.images), part.labels.tolist(), strict=True))
     by_file: dict[str, list[str]] = {}
-    for picture in labels:
-        by_file.setdefault(picture.rpartition("/")[2], []).append(picture)
+    for image in labels:
+        by_file.setdefault(image.rpartition("/")[2], []).append(image)
 
     pairs: dict[Split, list[tuple[str, int]]] = {}
     seen: set[str] = set()
     renamed: dict[Any, int] = {}
     for where, part_name, name, foreign_label in _json_entries(path) if path.suffix == ".json" else _csv_entries(path):
-        picture = _find(name, by_file, f"{path}, {where}")
-        if picture in seen:
+        image = _find(name, by_file, f"{path}, {where}")
+        if image in seen:
             raise ValueError(f"{path}, {where}: {name} is listed twice")
-        seen.add(picture)
-        label = labels[picture]
+        seen.add(image)
+        label = labels[image]
         if foreign_label is not None and renamed.setdefault(foreign_label, label) != label:
             first = pool.classes[renamed[foreign_label]]
             raise ValueError(
                 f"{path}, {where}: label {foreign_label} stood for {first!r}, but {name} is {pool.classes[label]!r}"
             )
-        pairs.setdefault(part_name, []).append((picture, label))
+        pairs.setdefault(part_name, []).append((image, label))
     if not pairs:
-        raise ValueError(f"{path} lists no picture: expected {_JSON if path.suffix == '.json' else _CSV}")
-    return {part: picture_list(pairs[part]) for part in SPLITS if part in pairs}
+        raise ValueError(f"{path} lists no image: expected {_JSON if path.suffix == '.json' else _CSV}")
+    return {part: image_list(pairs[part]) for part in SPLITS if part in pairs}
 
 
-def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, PictureList]:
+def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, ImageList]:
     """The parts in a folder of ``train.txt``, ``val.txt``, ``test.txt``, or one ``.txt`` file as the training part.
 
     Paths that are not absolute start at ``root``.
 
     Raises:
-        ValueError: No list, or a malformed line, a label out of range or a picture listed twice, with file and line.
+        ValueError: No list, or a malformed line, a label out of range or an image listed twice, with file and line.
     """
     if path.is_dir():
         files: dict[Split, Path] = {part: path / f"{part}.txt" for part in SPLITS if (path / f"{part}.txt").is_file()}
@@ -75,7 +75,7 @@ def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, Pic
             raise ValueError(f"{path} holds no train.txt, val.txt or test.txt: expected {_TEXT}")
     else:
         files = {"train": path}
-    lists: dict[Split, PictureList] = {}
+    lists: dict[Split, ImageList] = {}
     seen: set[str] = set()
     for part, file in files.items():
         pairs = []
@@ -86,14 +86,14 @@ def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, Pic
                     f"{file}, line {number}: expected 'path,label' with a label in 0..{num_classes - 1}, "
                     f"got {line.strip()!r}"
                 )
-            picture = str(root / name)
-            if picture in seen:
+            image = str(root / name)
+            if image in seen:
                 raise ValueError(f"{file}, line {number}: {name} is listed twice")
-            seen.add(picture)
-            pairs.append((picture, int(label)))
+            seen.add(image)
+            pairs.append((image, int(label)))
         if not pairs:
             raise ValueError(f"{file} is empty: expected {_TEXT}")
-        lists[part] = picture_list(pairs)
+        lists[part] = image_list(pairs)
     return lists
 
 
@@ -137,10 +137,10 @@ def _is_entry(entry: Any) -> bool:
 def _find(name: str, by_file: dict[str, list[str]], where: str) -> str:
     wanted = name.strip("/")
     same_file = by_file.get(wanted.rpartition("/")[2], [])
-    ending = [picture for picture in same_file if picture.endswith(f"/{wanted}")]
+    ending = [image for image in same_file if image.endswith(f"/{wanted}")]
     found = ending or same_file
     if not found:
-        raise ValueError(f"{where}: {name} is not among the data set's pictures")
+        raise ValueError(f"{where}: {name} is not among the data set's images")
     if len(found) > 1:
         raise ValueError(f"{where}: {name} may be {found[0]} or {found[1]}; write more of the path")
     return found[0]

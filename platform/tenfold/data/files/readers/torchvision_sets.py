@@ -13,10 +13,10 @@ from torchvision import datasets
 
 from tenfold.data.classification import Split
 from tenfold.data.files.readers.image_lists import (
-    PictureLists,
+    ImageLists,
     check_lines,
-    folder_pictures,
-    picture_list,
+    folder_images,
+    image_list,
     require_folder,
     subfolders,
 )
@@ -40,29 +40,29 @@ EUROSAT_NAMES = (
 """How CLIP's authors name the classes of EuroSAT in prompts, in label order."""
 
 
-def read_dtd(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_dtd(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Describable textures, partition 1, from ``dtd/dtd/labels`` and ``dtd/dtd/images``."""
     for part in parts:
         check_lines(root / "dtd/dtd/labels" / f"{part}1.txt", r"[^/\s]+/[^/]+", "DTD's list, lines 'class/file'")
     return _read(root, parts, lambda part: datasets.DTD(root, split=part, partition=1), "DTD")
 
 
-def read_food101(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_food101(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Food-101 from ``food-101/meta/{train,test}.json`` and ``food-101/images``; it has no validation part."""
     parts = [part for part in parts if part != "val"]
     for part in parts:
-        require_file(root / "food-101/meta" / f"{part}.json", "Food-101's list, JSON of class to pictures")
+        require_file(root / "food-101/meta" / f"{part}.json", "Food-101's list, JSON of class to images")
     return _read(root, parts, lambda part: datasets.Food101(root, split=part), "Food-101")
 
 
-def read_flowers102(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_flowers102(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Oxford flowers from ``flowers-102/``: ``jpg``, ``setid.mat``, ``imagelabels.mat``."""
     for name in ("setid.mat", "imagelabels.mat"):
         require_file(root / "flowers-102" / name, "a list of Oxford flowers 102, as published")
     return _read(root, parts, lambda part: datasets.Flowers102(root, split=part), "Oxford flowers 102")
 
 
-def read_pets(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_pets(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Oxford-IIIT pets from ``oxford-iiit-pet/annotations/{trainval,test}.txt`` and ``images``; no validation part.
 
     The classes are numbered in alphabetic order without regard to case.
@@ -79,7 +79,7 @@ def read_pets(root: Path, parts: Sequence[Split]) -> PictureLists:
     )
 
 
-def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant") -> PictureLists:
+def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant") -> ImageLists:
     """FGVC aircraft from ``fgvc-aircraft-2013b/data``: 100 variants or 70 families; train is the official trainval."""
     names = {"train": "trainval", "test": "test"}
     data = root / "fgvc-aircraft-2013b/data"
@@ -95,7 +95,7 @@ def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant
     )
 
 
-def read_cars(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_cars(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Stanford cars from ``stanford_cars/``: ``devkit``, ``cars_train``, ``cars_test``; no validation part."""
     parts = [part for part in parts if part != "val"]
     base = root / "stanford_cars"
@@ -105,7 +105,7 @@ def read_cars(root: Path, parts: Sequence[Split]) -> PictureLists:
     return _read(root, parts, lambda part: datasets.StanfordCars(root, split=part), "Stanford cars")
 
 
-def read_places365(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_places365(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Places365: ``categories_places365.txt``, ``places365_val.txt`` and ``val_256/``; the validation list is the test
     part, the only one."""
     check_lines(root / "categories_places365.txt", r"\S+ \d+", "the categories of Places365, lines 'name number'")
@@ -124,39 +124,39 @@ def read_places365(root: Path, parts: Sequence[Split]) -> PictureLists:
         raise ValueError(f"{root / 'categories_places365.txt'}: the categories must be numbered 0, 1, 2, ...")
     # "/b/booth/indoor" -> "booth-indoor"
     names = tuple(name.lstrip("/").partition("/")[2].replace("/", "-") or name for name in lists.classes)
-    return PictureLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
+    return ImageLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
 
 
-def read_eurosat(root: Path, parts: Sequence[Split]) -> PictureLists:
-    """EuroSAT from ``eurosat/2750/<class>/``; there are no official parts, so all pictures are the test part."""
-    require_folder(root / "eurosat/2750", "EuroSAT's pictures, one folder a class")
+def read_eurosat(root: Path, parts: Sequence[Split]) -> ImageLists:
+    """EuroSAT from ``eurosat/2750/<class>/``; there are no official parts, so all images are the test part."""
+    require_folder(root / "eurosat/2750", "EuroSAT's images, one folder a class")
     lists = _read(root, ["test"], lambda part: datasets.EuroSAT(root), "EuroSAT")
     names = EUROSAT_NAMES if len(lists.classes) == len(EUROSAT_NAMES) else None
-    return PictureLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
+    return ImageLists(classes=lists.classes, parts=lists.parts, prompt_names=names)
 
 
-def read_sun397(root: Path, parts: Sequence[Split]) -> PictureLists:
-    """SUN397 from ``SUN397/``: ``ClassName.txt`` and ``<letter>/<class>/sun_*.jpg``; all pictures are the test part."""
+def read_sun397(root: Path, parts: Sequence[Split]) -> ImageLists:
+    """SUN397 from ``SUN397/``: ``ClassName.txt`` and ``<letter>/<class>/sun_*.jpg``; all images are the test part."""
     check_lines(root / "SUN397/ClassName.txt", r"/\w/\S+", "SUN397's classes, lines '/letter/name'")
     return _read(root, ["test"], lambda part: datasets.SUN397(root), "SUN397", in_order=True)
 
 
-def read_caltech101(root: Path, parts: Sequence[Split]) -> PictureLists:
+def read_caltech101(root: Path, parts: Sequence[Split]) -> ImageLists:
     """Caltech-101 from ``caltech101/101_ObjectCategories``, without background and without ``Faces_easy``; all
-    pictures are the test part."""
+    images are the test part."""
     folder = root / "caltech101/101_ObjectCategories"
     # torchvision would make the folder where it is missing, and number its files instead of reading their names.
-    require_folder(folder, "Caltech-101's pictures, one folder a class")
+    require_folder(folder, "Caltech-101's images, one folder a class")
     classes = tuple(name for name in subfolders(folder) if name not in ("BACKGROUND_Google", "Faces_easy"))
     if not classes:
-        raise ValueError(f"{folder} holds no class folder: expected Caltech-101's pictures, one folder a class")
-    return PictureLists(classes=classes, parts={"test": folder_pictures(folder, classes)})
+        raise ValueError(f"{folder} holds no class folder: expected Caltech-101's images, one folder a class")
+    return ImageLists(classes=classes, parts={"test": folder_images(folder, classes)})
 
 
 def _read(
     root: Path, parts: Sequence[Split], build: Callable[[Split], Any], title: str, *, in_order: bool = False
-) -> PictureLists:
-    """Run torchvision's reader for each part; ``in_order`` sorts the pictures, where it walks folders as they come."""
+) -> ImageLists:
+    """Run torchvision's reader for each part; ``in_order`` sorts the images, where it walks folders as they come."""
     lists, classes = {}, None
     for part in parts:
         try:
@@ -175,8 +175,8 @@ def _read(
             )
         classes = names
         pairs = _pairs(dataset)
-        lists[part] = picture_list(sorted(pairs) if in_order else pairs)
-    return PictureLists(classes=classes or (), parts=lists)
+        lists[part] = image_list(sorted(pairs) if in_order else pairs)
+    return ImageLists(classes=classes or (), parts=lists)
 
 
 def _pairs(dataset: Any) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """PASCAL VOC 2012: ``VOCdevkit/VOC2012/ImageSets/Main/<class>_{train,val}.txt`` and ``JPEGImages``.
 
-A line is an image id and a flag: 1 is positive; -1 (absent) and 0 (only difficult objects) are not. Pictures
+A line is an image id and a flag: 1 is positive; -1 (absent) and 0 (only difficult objects) are not. Images
 without a positive class are left out; names are sorted.
 """
 

@@ -1,7 +1,7 @@
 """The lists of the weakly supervised localisation protocol: ``<data set>/<part>/`` with four comma-separated files.
 
 ``image_ids.txt`` (path), ``class_labels.txt`` (path,label), ``image_sizes.txt`` (path,width,height) and
-``localization.txt``, which holds boxes (path,x0,y0,x1,y1) or masks (path,mask,ignored), several lines for a picture
+``localization.txt``, which holds boxes (path,x0,y0,x1,y1) or masks (path,mask,ignored), several lines for an image
 with several objects. Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020.
 """
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from tenfold.data.files.readers.official_lists import check_distinct, read_lines
 
-_IDS = "one picture's path a line"
+_IDS = "one image's path a line"
 _LABELS = "lines 'path,label'"
 _SIZES = "lines 'path,width,height'"
 _BOXES = "lines 'path,x0,y0,x1,y1' of whole numbers"
-_MASKS = "lines 'path,mask,ignored'; only the first line of a picture names what is ignored"
+_MASKS = "lines 'path,mask,ignored'; only the first line of an image names what is ignored"
 
 
 class MaskFiles(NamedTuple):
-    """Where the masks of one picture lie, by paths that start at the data set's folder."""
+    """Where the masks of one image lie, by paths that start at the data set's folder."""
 
     objects: tuple[str, ...]
     """One file for each object, at least one."""
@@ -29,8 +29,8 @@ class MaskFiles(NamedTuple):
     """File of what counts neither as object nor as background; may be empty."""
 
 
-class PictureIndex:
-    """The pictures of a part, and the way from a path to its row.
+class ImageIndex:
+    """The images of a part, and the way from a path to its row.
 
     Raises:
         ValueError: A missing or empty list, or a path that comes twice.
@@ -41,18 +41,18 @@ class PictureIndex:
         self.names = [line.strip() for line in read_lines(self.path, _IDS)]
         if not self.names:
             raise ValueError(f"{self.path} is empty: expected {_IDS}")
-        check_distinct(self.names, self.path, "picture")
+        check_distinct(self.names, self.path, "image")
         self._rows: Mapping[str, int] = {name: row for row, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def lines(self, path: Path, what: str, num_fields: int) -> Iterator[tuple[str, int, list[str]]]:
-        """Where it stands, row of the picture and what follows its path, for every line of a list.
+        """Where it stands, row of the image and what follows its path, for every line of a list.
 
         Raises:
             ValueError: With the line: another number of fields, or a path that ``image_ids.txt`` does not have; after
-                the last line: a picture without any line.
+                the last line: an image without any line.
         """
         seen = np.zeros(len(self), dtype=bool)
         for number, line in enumerate(read_lines(path, what), start=1):
@@ -62,67 +62,67 @@ class PictureIndex:
                 raise ValueError(f"{where}: expected {what}, got {line.strip()!r}")
             row = self._rows.get(name)
             if row is None:
-                raise ValueError(f"{where}: {name} is not among the pictures of {self.path}")
+                raise ValueError(f"{where}: {name} is not among the images of {self.path}")
             seen[row] = True
             yield where, row, values
         if not seen.all():
             missing = np.flatnonzero(~seen)
             raise ValueError(
-                f"{path} lacks {len(missing)} of the {len(self)} pictures of {self.path.name}, "
+                f"{path} lacks {len(missing)} of the {len(self)} images of {self.path.name}, "
                 f"first: {self.names[missing[0]]}; expected {what}"
             )
 
 
-def read_labels(folder: Path, pictures: PictureIndex, num_classes: int | None) -> np.ndarray:
-    """``class_labels.txt``: int64 ``(N,)`` in the order of the pictures.
+def read_labels(folder: Path, images: ImageIndex, num_classes: int | None) -> np.ndarray:
+    """``class_labels.txt``: int64 ``(N,)`` in the order of the images.
 
     Args:
         folder: Of the part's lists.
-        pictures: Of the part.
+        images: Of the part.
         num_classes: Labels must lie below; None: any number from 0.
 
     Raises:
-        ValueError: A missing file, a malformed line, a label out of range, a picture without or with two labels.
+        ValueError: A missing file, a malformed line, a label out of range, an image without or with two labels.
     """
-    labels = np.full(len(pictures), -1, dtype=np.int64)
+    labels = np.full(len(images), -1, dtype=np.int64)
     highest = "" if num_classes is None else f"..{num_classes - 1}"
-    for where, row, (label,) in pictures.lines(folder / "class_labels.txt", _LABELS, 1):
+    for where, row, (label,) in images.lines(folder / "class_labels.txt", _LABELS, 1):
         if not label.isdecimal() or (num_classes is not None and int(label) >= num_classes):
             raise ValueError(f"{where}: the label must be a class of 0{highest or ' and above'}, got {label!r}")
         if labels[row] >= 0:
-            raise ValueError(f"{where}: {pictures.names[row]} has a label already, {labels[row]}")
+            raise ValueError(f"{where}: {images.names[row]} has a label already, {labels[row]}")
         labels[row] = int(label)
     return labels
 
 
-def read_sizes(folder: Path, pictures: PictureIndex) -> np.ndarray:
-    """``image_sizes.txt``: width and height of every picture in pixels, int64 ``(N, 2)``; raises as ``read_labels``."""
-    sizes = np.zeros((len(pictures), 2), dtype=np.int64)
-    for where, row, values in pictures.lines(folder / "image_sizes.txt", _SIZES, 2):
+def read_sizes(folder: Path, images: ImageIndex) -> np.ndarray:
+    """``image_sizes.txt``: width and height of every image in pixels, int64 ``(N, 2)``; raises as ``read_labels``."""
+    sizes = np.zeros((len(images), 2), dtype=np.int64)
+    for where, row, values in images.lines(folder / "image_sizes.txt", _SIZES, 2):
         if not all(value.isdecimal() and int(value) > 0 for value in values):
             raise ValueError(f"{where}: width and height must be whole numbers of at least 1, got {','.join(values)}")
         if sizes[row].any():
-            raise ValueError(f"{where}: {pictures.names[row]} has a size already")
+            raise ValueError(f"{where}: {images.names[row]} has a size already")
         sizes[row] = [int(value) for value in values]
     return sizes
 
 
-def read_boxes(folder: Path, pictures: PictureIndex, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """``localization.txt`` as boxes in pixels of the stored pictures: int64 ``(n, 4)`` for each, n at least 1.
+def read_boxes(folder: Path, images: ImageIndex, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """``localization.txt`` as boxes in pixels of the stored images: int64 ``(n, 4)`` for each, n at least 1.
 
-    A box ends at most at the picture's width and height, one behind the last pixel: published lists hold both
+    A box ends at most at the image's width and height, one behind the last pixel: published lists hold both
     ways to count.
 
     Args:
         folder: Of the part's lists.
-        pictures: Of the part.
+        images: Of the part.
         sizes: Their widths and heights, ``(N, 2)``.
 
     Raises:
-        ValueError: A missing file, a malformed line, a box outside its picture or upside down, a picture without box.
+        ValueError: A missing file, a malformed line, a box outside its image or upside down, an image without box.
     """
-    boxes: list[list[list[int]]] = [[] for _ in pictures.names]
-    for where, row, values in pictures.lines(folder / "localization.txt", _BOXES, 4):
+    boxes: list[list[list[int]]] = [[] for _ in images.names]
+    for where, row, values in images.lines(folder / "localization.txt", _BOXES, 4):
         try:
             box = [int(value) for value in values]
         except ValueError:
@@ -130,22 +130,22 @@ def read_boxes(folder: Path, pictures: PictureIndex, sizes: np.ndarray) -> tuple
         width, height = sizes[row].tolist()
         x0, y0, x1, y1 = box
         if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height and x0 < width and y0 < height):
-            raise ValueError(f"{where}: the box {box} must lie inside the picture of {width} x {height} pixels")
+            raise ValueError(f"{where}: the box {box} must lie inside the image of {width} x {height} pixels")
         boxes[row].append(box)
     return tuple(np.array(each, dtype=np.int64) for each in boxes)
 
 
-def read_mask_files(folder: Path, pictures: PictureIndex) -> tuple[MaskFiles, ...]:
-    """``localization.txt`` as masks, one entry for each picture.
+def read_mask_files(folder: Path, images: ImageIndex) -> tuple[MaskFiles, ...]:
+    """``localization.txt`` as masks, one entry for each image.
 
     Raises:
-        ValueError: A missing file, a malformed line, a second file of what is ignored, a picture without mask.
+        ValueError: A missing file, a malformed line, a second file of what is ignored, an image without mask.
     """
-    objects: list[list[str]] = [[] for _ in pictures.names]
-    ignored = [""] * len(pictures)
-    for where, row, (mask, ignore) in pictures.lines(folder / "localization.txt", _MASKS, 2):
+    objects: list[list[str]] = [[] for _ in images.names]
+    ignored = [""] * len(images)
+    for where, row, (mask, ignore) in images.lines(folder / "localization.txt", _MASKS, 2):
         if not mask or (ignore and objects[row]):
-            raise ValueError(f"{where}: expected {_MASKS}, got {pictures.names[row]},{mask},{ignore}")
+            raise ValueError(f"{where}: expected {_MASKS}, got {images.names[row]},{mask},{ignore}")
         objects[row].append(mask)
         ignored[row] = ignored[row] or ignore
     return tuple(MaskFiles(tuple(names), ignore) for names, ignore in zip(objects, ignored, strict=True))
