@@ -1,1 +1,1 @@
-"""Ray Serve applications: HTTP in front of bundles. ``serve.deploying`` starts one."""
+"""HTTP serving of bundles on Ray Serve; ``serve.deploying`` starts an endpoint."""

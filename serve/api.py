@@ -1,4 +1,4 @@
-"""The HTTP application: both protocols over a table of models. Knows nothing of Ray, ``serve.ingress`` does."""
+"""HTTP application: both protocols over a table of models. Independent of Ray; ``serve.ingress`` connects the two."""
 
 import asyncio
 from collections.abc import Callable
@@ -44,12 +44,12 @@ from tenfold.types import Preprocessing, Task
 
 T = TypeVar("T")
 
-_INLINE_BYTES = 64 * 1024  # below it, parsing takes less than handing over to a thread is worth
+_INLINE_BYTES = 64 * 1024  # smaller bodies parse faster than they reach a thread
 _READY_TIMEOUT_S = 2.0
 
 
 class _Work:
-    """What the routes share: the models, the limits, and threads that keep long work off the event loop."""
+    """State shared by the routes: models, limits, and threads that keep long work off the event loop."""
 
     def __init__(self, table: ModelTable, settings: ServeSettings, executor: Executor) -> None:
         self.table = table
@@ -60,11 +60,11 @@ class _Work:
         return asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *arguments))
 
     async def sized(self, num_bytes: int, function: Callable[..., T], *arguments: Any) -> T:
-        """In a thread if it handles many bytes, else at once."""
+        """Run ``function`` in a thread if it handles many bytes, else inline."""
         return function(*arguments) if num_bytes <= _INLINE_BYTES else await self.in_thread(function, *arguments)
 
     def begin(self, request: Request, name: str, version: str | None = None) -> Trace:
-        """Check that the model is there before anything of the body is read."""
+        """Start the trace of a request; refuse an unknown model before its body is read."""
         description = self.table.description(name, version)
         trace = trace_of(request.scope)
         trace.model, trace.version = name, description.version
@@ -90,12 +90,10 @@ class _Work:
         reply["explanation"] = picture_explanation.explanation(answer, description.classes)
         as_png = picture_explanation.prefers_png(request.headers.get("accept"))
         if as_png or maps.explain == picture_explanation.OVERLAY:
-            picture = await self.in_thread(picture_explanation.overlay_png, images[0], answer)
+            png = await self.in_thread(picture_explanation.overlay_png, images[0], answer)
             if as_png:
-                return Response(
-                    picture, media_type=picture_explanation.PNG, headers=picture_explanation.png_headers(reply)
-                )
-            reply["explanation"]["overlay"] = picture_explanation.as_base64(picture)
+                return Response(png, media_type=picture_explanation.PNG, headers=picture_explanation.png_headers(reply))
+            reply["explanation"]["overlay"] = picture_explanation.as_base64(png)
         return JSONResponse(reply)
 
     async def regress(self, request: Request, name: str, level: str | None, show: str | None) -> Response:
@@ -111,8 +109,8 @@ class _Work:
         answer, description, asked = await self.table.regress(name, prepare)
         trace.version = answer.version
         if as_png:
-            picture, headers = await self.in_thread(plain_regression.image_png, answer, description, shown)
-            return Response(picture, media_type=picture_explanation.PNG, headers=headers)
+            png, headers = await self.in_thread(plain_regression.image_png, answer, description, shown)
+            return Response(png, media_type=picture_explanation.PNG, headers=headers)
         arguments = (answer, description, asked, trace.request_id, self.settings)
         return JSONResponse(await self.sized(_num_bytes(answer), plain_regression.reply, *arguments))
 
@@ -155,7 +153,7 @@ class _Work:
         return Response(content, headers=headers)
 
     async def last_seen(self, name: str) -> Description:
-        """What is known of a model; a replica is asked where none has told yet and one is there."""
+        """Latest description of a model, asked from a replica if none has reported yet and one is up."""
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 return await self.table.known(name)
@@ -176,18 +174,18 @@ def _num_bytes(answer: Answer) -> int:
 
 
 class _GuardedApp(FastAPI):
-    """FastAPI inside ``Guard``, which also has to see the replies to errors that nothing in the application handles."""
+    """FastAPI wrapped in ``Guard``, which must also see the replies to unhandled errors."""
 
     def __init__(self, guard: Callable[[ASGIApp], ASGIApp]) -> None:
         super().__init__(
             title="Tenfold",
             version=tenfold.__version__,
-            description="Vision models behind a plain protocol for people and the Open Inference Protocol v2.",
+            description="Vision models over a plain protocol and the Open Inference Protocol v2.",
         )
         self._guard = guard
 
     def build_middleware_stack(self) -> ASGIApp:
-        # Middleware that is added the usual way sits inside the one that answers with 500.
+        # Middleware added the usual way runs inside the one that replies with 500.
         return self._guard(super().build_middleware_stack())
 
 
@@ -200,14 +198,14 @@ def create_app(
     *,
     server_tells_id: bool = False,
 ) -> FastAPI:
-    """Routes, limits and replies in one ASGI application.
+    """Build the ASGI application with its routes, limits and error replies.
 
     Args:
         table: The models.
         settings: The limits.
-        keys: Accepted API keys; None: everybody may call.
-        telemetry: Where finished requests are counted.
-        executor: Threads that decode pictures and large bodies.
+        keys: Accepted API keys; None: no key is needed.
+        telemetry: Records finished requests.
+        executor: Threads that decode images and large bodies.
         server_tells_id: See ``Guard``.
     """
     app = _GuardedApp(
@@ -229,7 +227,7 @@ def create_app(
 def _add_plain_routes(app: FastAPI, work: _Work) -> None:
     @app.get("/models", response_model=ModelList, tags=["plain"])
     async def list_models() -> ModelList:
-        """The models that are served, as last seen."""
+        """List the served models."""
         descriptions = await asyncio.gather(*(work.last_seen(name) for name in work.table.names()))
         return ModelList(
             models=[
@@ -264,16 +262,16 @@ def _add_plain_routes(app: FastAPI, work: _Work) -> None:
         level: LevelQuery = None,
         show: ShowQuery = None,
     ) -> Response:
-        """Labels of one picture: a file in a form, a picture as the body, or JSON with base64 under ``image``.
+        """Predict one image: a file in a form, an image as the body, or JSON with base64 under ``image``.
 
-        Models that name a ``prompt_template`` take classes that the request brings along: names under ``classes``, or
-        texts about each under ``prompts``. Models that say ``explains`` tell with ``explain=true`` where in the picture
-        they saw the most probable class, or ``explain_class``; with ``Accept: image/png`` the reply is a picture of it.
+        Models with a ``prompt_template`` (open vocabulary) accept classes with the request: names under ``classes``, or
+        prompts for each under ``prompts``. Models with ``explains`` add, for ``explain=true``, an attribution map of
+        the most probable class, or of ``explain_class``; with ``Accept: image/png`` the reply is its overlay.
 
-        Models of the task ``regression`` take one example as JSON, its numbers by the input's name under ``inputs``, or
-        a picture where their ``inputs`` in ``/models`` have a ``max_value``. They answer with the mean and the std of
-        every target, and with the interval that holds it with the probability ``level``. Where the target is a picture,
-        ``Accept: image/png`` shows it, or its std.
+        Models of the task ``regression`` take one example as JSON, values by input name under ``inputs``, or an image
+        file if their input in ``/models`` has a ``max_value``. They reply with mean and std of every target, and with
+        the interval that contains the target with probability ``level``. If the target is an image, ``Accept:
+        image/png`` returns it, or its std.
         """
         of_labels = {"top": top, EXPLAIN: explain, EXPLAIN_CLASS: explain_class}
         of_numbers = {LEVEL: level, SHOW: show}
@@ -300,7 +298,7 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
     @app.get("/v2/health/ready", tags=["v2"])
     async def ready() -> JSONResponse:
         states = await asyncio.gather(*(work.is_ready(name) for name in work.table.names()))
-        # The protocol tells "not ready" by a 4xx.
+        # The protocol signals "not ready" by a 4xx.
         return JSONResponse({"ready": all(states)}, 200 if all(states) else 400)
 
     @app.get("/v2/models/{model}", responses=REFUSALS, tags=["v2"])
@@ -323,18 +321,18 @@ def _add_v2_routes(app: FastAPI, work: _Work) -> None:
     @app.post("/v2/models/{model}/infer", responses=REFUSALS, openapi_extra=TENSOR_BODY, tags=["v2"])
     @app.post("/v2/models/{model}/versions/{version}/infer", responses=REFUSALS, openapi_extra=TENSOR_BODY, tags=["v2"])
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
-        """Tensors in JSON or in raw bytes (header ``Inference-Header-Content-Length``).
+        """Run tensors, sent in JSON or as raw bytes (header ``Inference-Header-Content-Length``).
 
-        Models whose metadata lists the inputs take class names under ``classes`` (BYTES ``[K]``), or texts under
-        ``prompts`` with the class of each under ``prompt_classes`` (BYTES ``[P]`` both).
+        Open-vocabulary models also list the inputs ``classes``, class names (BYTES ``[K]``), and ``prompts`` with the
+        class of each prompt under ``prompt_classes`` (BYTES ``[P]`` both).
 
-        Models whose metadata lists the output ``attributions`` give maps where the request's parameters have
-        ``"explain": true``, or where its outputs name it: FP32 ``[N,S,S]`` in [0, 1], and with them ``explained``,
-        INT64 ``[N]``, the class of each map. Which class that is, ``"explain_class"`` says: a name or an index, or a
-        list of one for each picture; left out, it is the one with the highest logit.
+        Models that list the output ``attributions`` return maps if the request's parameters have ``"explain": true``,
+        or its outputs name them: FP32 ``[N,S,S]`` in [0, 1], together with ``explained``, INT64 ``[N]``, the class of
+        each map. ``"explain_class"`` selects that class, by name or index, as one value or a list with one for each
+        image; the default is the class with the highest logit.
 
-        Models of the task ``regression`` take the inputs that their metadata lists, and answer with ``mean``, ``std``
-        and what these are made of; ``"level": 0.9`` in the request's parameters adds ``lower`` and ``upper``.
+        Models of the task ``regression`` take the inputs of their metadata and return ``mean``, ``std`` and the parts
+        of the std; ``"level": 0.9`` in the request's parameters adds ``lower`` and ``upper``.
         """
         return await work.infer(request, model, version)
 
@@ -357,7 +355,7 @@ def _add_error_replies(app: FastAPI) -> None:
 
     @app.exception_handler(500)
     async def failed(request: Request, _: Exception) -> JSONResponse:
-        # The error goes on to the server's log; its text may hold paths and is no business of the client's.
+        # The error goes to the server's log; its text may contain paths, which the client must not see.
         request_id = trace_of(request.scope).request_id
         message = f"an internal error; the server's log tells more under the request id {request_id}"
         return refuse(request.scope, RefusedError(500, message, "error"))

@@ -1,4 +1,4 @@
-"""The application as Serve takes it: ``application`` from Python, ``build`` from a Serve config file."""
+"""Ray Serve application: ``application`` builds it from Python, ``build`` from a Serve config file."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ from tenfold.bundle import load_bundle
 from tenfold.types import Task
 
 _START_ATTEMPTS = 3
-_deployment: Any = serve.deployment  # its overloads hide what it returns for a class
+_deployment: Any = serve.deployment  # its overloads hide the return type for a class
 
 
 class Args(BaseModel):
@@ -28,39 +28,39 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[dict[str, Any]]
-    """Each has ``model`` (a bundle folder, or ``models:/name@alias`` or ``models:/name/3`` of the registry) and any
-    field of ``ServedModel``; ``name`` and ``version`` are needed for folders only where the defaults don't do."""
+    """Models to serve: ``model`` (a bundle folder, or ``models:/name@alias`` or ``models:/name/3`` of the registry) and
+    any field of ``ServedModel``; ``name`` and ``version`` have defaults, also for folders."""
     settings: dict[str, Any] = {}
-    """Fields of ``ServeSettings``. The proxies' address is in the config file's ``http_options``; as that may be any,
-    API keys are needed unless ``host`` is given here as a loopback address."""
+    """Fields of ``ServeSettings``. The config file's ``http_options`` set the real address, which is unknown here, so
+    API keys are required unless ``host`` is given as a loopback address."""
     tracking_uri: str | None = None
-    """The registry; None: where MLflow's environment variables point."""
+    """Tracking URI of the registry; None: MLflow's environment variables."""
 
 
 def build(args: Args) -> Application:
-    """The application of a config file (``import_path: serve.app:build``).
+    """Build the application of a config file (``import_path: serve.app:build``).
 
     Raises:
-        ValueError: For a setting that is wrong, a bundle that was changed or a model that the registry lacks.
+        ValueError: If a setting is invalid, a bundle was modified or the registry has no such model.
     """
     settings = TypeAdapter(ServeSettings).validate_python({"host": "0.0.0.0"} | args.settings)  # noqa: S104
     return application([served_model(entry, args.tracking_uri) for entry in args.models], settings)
 
 
 def served_model(entry: dict[str, Any], tracking_uri: str | None = None) -> ServedModel:
-    """A ``ServedModel`` of ``model`` (folder or registry reference) and fields; a moving alias becomes a version.
+    """Resolve an entry of ``Args.models``; an alias is pinned to the version that it names now.
 
-    For a folder, ``name`` defaults to the folder's and ``version`` to a digest of its content.
+    For a folder, ``name`` defaults to the folder's name and ``version`` to a digest of its content.
 
     Raises:
-        ValueError: If ``model`` is missing, a field is wrong, or the model can't be found.
+        ValueError: If ``model`` is missing, a field is invalid, or the model can't be found.
     """
     fields = dict(entry)
     source = fields.pop("model", None)
     if not isinstance(source, str) or not source:
-        raise ValueError(f"every model needs 'model', a bundle folder or models:/name@alias; got {entry}")
+        raise ValueError(f"model must be a bundle folder or models:/name@alias, got {source!r} in {entry}")
     if source.startswith("models:/"):
-        from tenfold.tracking import registry, runs  # only here: MLflow takes seconds to import
+        from tenfold.tracking import registry, runs  # imported late: MLflow takes seconds
 
         resolved = registry.resolve(runs.tracking_uri(tracking_uri, Path("outputs")), source)
         defaults = {"name": resolved.name, "version": str(resolved.version), "folder": str(resolved.folder)}
@@ -71,12 +71,12 @@ def served_model(entry: dict[str, Any], tracking_uri: str | None = None) -> Serv
 
 
 def application(models: Sequence[ServedModel], settings: ServeSettings) -> Application:
-    """One ingress in front of one deployment per model.
+    """Build the application: one ingress in front of one deployment per model.
 
-    Every bundle is verified here first, so that a damaged one is told before anything starts.
+    Every bundle is verified first, so that a damaged one is reported before anything starts.
 
     Raises:
-        ValueError: No model, two of one name, or a bundle that was changed.
+        ValueError: No model, a duplicate name, or a modified bundle.
     """
     models = [replace(model, folder=str(Path(model.folder).absolute())) for model in models]
     check_models(models)
@@ -101,7 +101,7 @@ def _model_deployment(model: ServedModel, task: Task, settings: ServeSettings) -
 
 
 def _ingress_deployment(models: Sequence[ServedModel], settings: ServeSettings) -> Any:
-    # Room for all that the models take: their own limits come first, since those refuse with a sentence in JSON.
+    # Room for everything that the models accept: their own limits must apply first, as those refuse in JSON.
     capacity = 16 + sum(model.max_queued_requests + model.ongoing_requests * model.max_replicas for model in models)
     return _deployment(Ingress).options(
         name="ingress",
@@ -134,6 +134,6 @@ def _common(settings: ServeSettings) -> dict[str, Any]:
         "health_check_timeout_s": settings.health_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
         "graceful_shutdown_timeout_s": settings.drain_timeout_s,
-        "max_surge_percent": 100,  # the new replica answers before the old one goes
+        "max_surge_percent": 100,  # a new replica is ready before an old one stops
         "max_constructor_retry_count": _START_ATTEMPTS,
     }

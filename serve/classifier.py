@@ -1,4 +1,4 @@
-"""A model of pictures as a Serve deployment."""
+"""Ray Serve deployment of an image classifier."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +18,19 @@ from serve.vocabulary import Vocabulary
 
 
 class Classifier(Replica[LoadedModel]):
-    """A bundle that takes pictures, verified at start and batched across requests.
+    """Replica of an image classifier: verified at start, batched across requests.
 
     Args:
-        model: What to load and how to batch.
+        model: Bundle and batching settings.
 
     Raises:
-        BundleError: If the bundle is not what was trained; the replica then does not start.
+        BundleError: If the bundle differs from what was trained; the replica does not start.
     """
 
     def __init__(self, model: ServedModel) -> None:
         super().__init__(model, LoadedModel)
         self._max_batch_size = model.max_batch_size
-        # Another thread for texts, so that a long list of new classes does not hold up the pictures of others.
+        # A separate thread for texts, so that a long list of new classes does not delay the images of other requests.
         text_executor = ThreadPoolExecutor(1, "texts", torch.set_num_threads, (model.threads,))
         self._prototypes = PrototypeCache(self._encode, text_executor)
 
@@ -42,7 +42,7 @@ class Classifier(Replica[LoadedModel]):
         vocabulary: Vocabulary | None = None,
         explain: Explain | None = None,
     ) -> Answer | Declined:
-        """Outputs for uint8 ``(N, S, S, 3)``, sharing batches with other requests; see ``ModelClient``."""
+        """Predict uint8 ``(N, S, S, 3)``, batched with other requests; see ``ModelClient``."""
         if declined := self._loaded.decline(images, required_version, vocabulary, explain):
             return declined
         try:
@@ -52,7 +52,7 @@ class Classifier(Replica[LoadedModel]):
         return await self._answer(self._loaded.pieces(images, self._max_batch_size, prototypes, explain), known_version)
 
     async def regress(self, *_: Any) -> Declined:
-        """Inputs for a regressor that this model has just replaced."""
+        """Decline inputs meant for a regressor that this model has just replaced."""
         return self._other_task()
 
     def _encode(self, vocabulary: Vocabulary) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the ingress and a model's replicas say to each other."""
+"""Messages between the ingress and a model's replicas."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -14,43 +14,42 @@ from tenfold.bundle import Bundle
 from tenfold.types import OutsideFlag, Preprocessing, Task, TensorSchema
 
 LABEL_TASKS = (Task.CLASSIFICATION, Task.MULTI_LABEL)
-"""Tasks whose predictors answer with ``probs`` and ``logits``, one column per class."""
+"""Tasks whose predictors return ``probs`` and ``logits``, one column per class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a client has to know of one version of a model."""
+    """Public description of one version of a model."""
 
     name: str
     version: str
     method: str
     task: Task
     classes: tuple[str, ...]
-    """Of a regression: what the target's channels are called."""
+    """Class names; for a regression, the names of the target's channels."""
     preprocessing: Preprocessing | None
-    """How a picture is brought to the size that the predictor takes; None where it takes none, but ``inputs``."""
+    """Image preprocessing; None for a model that takes ``inputs`` instead of images."""
     outputs: dict[str, tuple[int, ...]]
-    """Output name to its shape without the batch axis, -1 where that depends on the inputs; all float32. Empty: not
-    known before a replica has run. Those that only come where a request asks for maps or for an interval are not among
-    them."""
+    """Output name to its shape without the batch axis, -1 where it depends on the inputs; all float32. Empty until a
+    replica has run. Outputs that a request must ask for (maps, intervals) are not included."""
     inputs: tuple[TensorSchema, ...] = ()
-    """What a model takes that takes no pictures."""
+    """Named inputs of a model that takes no images."""
     prompt_template: str | None = None
-    """The sentence around a class's name, with ``{}`` for the name, where requests may bring classes along; None: they
-    may not, or no replica has told."""
+    """Prompt template of an open-vocabulary model, with ``{}`` for the class name; None for others, or before a replica
+    has reported."""
     explains: bool = False
-    """Whether requests may ask where in a picture the answer was seen; False also where no replica has told."""
+    """Whether requests may ask for attribution maps; False also before a replica has reported."""
     flag: OutsideFlag | None = None
-    """When the output ``outside`` is 1; None where there is no such output, or no replica has told."""
+    """Threshold of the output ``outside``; None without such an output, or before a replica has reported."""
     from_replica: bool = False
-    """Whether a replica that runs has told all this; else it is what the bundle says."""
+    """Whether a running replica reported this; False: it is read from the bundle."""
 
     @property
     def image_preprocessing(self) -> Preprocessing:
-        """``preprocessing`` of a model that takes pictures.
+        """``preprocessing`` of a model that takes images.
 
         Raises:
-            RefusedError: 422, the model takes something else.
+            RefusedError: 422, if the model takes other inputs.
         """
         if self.preprocessing is None:
             names = ", ".join(schema.name for schema in self.inputs)
@@ -60,27 +59,26 @@ class Description:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs for all pictures of one request, first axis N, in their order."""
+    """Outputs for all images of one request, first axis N, in request order."""
 
     version: str
     outputs: dict[str, np.ndarray]
     description: Description | None = None
-    """Given where the replica is of another version than the caller knew."""
+    """Set if the replica runs another version than the caller knew."""
 
 
 @dataclass(frozen=True)
 class Declined:
-    """The replica can't take this request, though another one it could: wrong picture size, version or classes."""
+    """A request that the replica refuses while it accepts others: wrong image size, version or classes."""
 
     message: str
     description: Description
     reason: Literal["tensor", "version", "vocabulary", "explain", "unexplained", "task"] = "tensor"
-    """What is wrong with it, as logs and metrics count it; ``unexplained``: the model has no maps to give; ``task``: it
-    does something else."""
+    """Reason in logs and metrics; ``unexplained``: the model has no attribution maps; ``task``: it has another task."""
 
 
 class ModelClient(Protocol):
-    """A served model as the HTTP side sees it."""
+    """A served model, as seen by the HTTP application."""
 
     async def infer(
         self,
@@ -90,30 +88,30 @@ class ModelClient(Protocol):
         vocabulary: Vocabulary | None = None,
         explain: Explain | None = None,
     ) -> Answer | Declined:
-        """Run uint8 ``(N, S, S, 3)`` over the classes of ``vocabulary``, or the model's own where it is None.
+        """Predict uint8 ``(N, S, S, 3)`` over the classes of ``vocabulary``; None: the model's own classes.
 
         With ``explain``, the answer also has ``attributions`` float32 ``(N, S, S)`` and ``explained`` int64 ``(N,)``.
-        Declines another S, another version than the one required, classes that the model can't take, and maps that it
-        can't make.
+        Declines another S, a version other than the required one, classes that the model does not accept, and maps that
+        it does not provide.
         """
         ...
 
     async def regress(
         self, asked: Regression, known_version: str, required_version: str | None = None
     ) -> Answer | Declined:
-        """Run a regression: ``mean`` and ``std``, and with a level the ends of the interval too.
+        """Predict ``mean`` and ``std``, and with a level the bounds of the interval.
 
-        Declines inputs that the model does not take, and another version than the one required.
+        Declines inputs that the model does not accept, and a version other than the required one.
         """
         ...
 
     async def describe(self) -> Description:
-        """Description of the version that runs; raises ``RefusedError`` where none does."""
+        """Describe the running version; raises ``RefusedError`` if none is running."""
         ...
 
 
 def describe_bundle(model: ServedModel, bundle: Bundle) -> Description:
-    """What is known of a model before any replica of it runs."""
+    """Describe a model from its bundle, before any replica runs."""
     metadata = bundle.metadata
     num_classes = len(metadata.classes)
     return Description(

@@ -1,4 +1,4 @@
-"""From models to an address that answers: starts Ray and Serve where needed, waits until every model is ready."""
+"""Deployment of an endpoint: starts Ray and Ray Serve if needed and waits until every model is ready."""
 
 import json
 import logging
@@ -19,30 +19,30 @@ from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models
 from tenfold.engine import cluster
 
 _POLL_S = 0.1
-# Serve's own limit stands behind the application's, which answers with a sentence in JSON.
+# Serve's own timeout comes after the application's, which replies in JSON.
 _OUTER_TIMEOUT_FACTOR = 1.5
 
 _owned: dict[str, bool] = {}
-"""Applications of this process, and whether Serve was started for them: a roll-out must not forget it."""
+"""Applications of this process, and whether Serve was started for them; kept across roll-outs."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A running endpoint; as a context manager it is shut down at the end."""
+    """A running endpoint; as a context manager, it shuts down on exit."""
 
     url: str
-    """Base address without a closing slash."""
+    """Base URL without a trailing slash."""
     models: tuple[ServedModel, ...]
     ready_timeout_s: float
     app_name: str
     owns_serve: bool
-    """Whether Serve was started for this endpoint and ends with it; on a shared cluster other applications go on."""
+    """Whether Serve was started for this endpoint and stops with it; a shared Serve keeps running."""
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Return once every model answers.
+        """Wait until every model is ready.
 
         Raises:
-            TimeoutError: If that takes longer than ``timeout_s`` (None: the settings' ``ready_timeout_s``).
+            TimeoutError: After ``timeout_s`` (None: ``ready_timeout_s`` of the settings).
         """
         limit_s = self.ready_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
@@ -50,7 +50,7 @@ class Endpoint:
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as reply:  # noqa: S310
-                    # A proxy that has not heard of the application yet has other answers.
+                    # A proxy that does not know the application yet replies differently.
                     if json.loads(reply.read()) == {"ready": True}:
                         return
             except urllib.error.HTTPError as error:
@@ -61,7 +61,7 @@ class Endpoint:
         raise TimeoutError(f"{self.url} was not ready after {limit_s:g} s (last: {last})")
 
     def open_models(self) -> frozenset[str]:
-        """Names of the models that take classes of the caller's; empty where the endpoint tells only who has a key.
+        """Names of the open-vocabulary models; empty if the endpoint requires a key.
 
         Raises:
             OSError: If the endpoint does not answer.
@@ -69,7 +69,7 @@ class Endpoint:
         return frozenset(model["name"] for model in self._listed() if model["prompt_template"] is not None)
 
     def explaining_models(self) -> frozenset[str]:
-        """Names of the models that say where they saw their answer; empty where the endpoint tells only who has a key.
+        """Names of the models with attribution maps; empty if the endpoint requires a key.
 
         Raises:
             OSError: If the endpoint does not answer.
@@ -77,8 +77,7 @@ class Endpoint:
         return frozenset(model["name"] for model in self._listed() if model["explains"])
 
     def named_inputs(self) -> dict[str, list[dict[str, Any]]]:
-        """Of each model that takes no pictures, or takes them as numbers, what it takes, as ``/models`` has it; empty
-        where the endpoint tells only who has a key.
+        """Inputs of each model that has named inputs, as in ``/models``; empty if the endpoint requires a key.
 
         Raises:
             OSError: If the endpoint does not answer.
@@ -86,7 +85,7 @@ class Endpoint:
         return {model["name"]: model["inputs"] for model in self._listed() if model["inputs"]}
 
     def _listed(self) -> list[dict[str, Any]]:
-        """What ``/models`` tells."""
+        """Entries of ``/models``."""
         try:
             with urllib.request.urlopen(f"{self.url}/models", timeout=self.ready_timeout_s) as reply:  # noqa: S310
                 listed: list[dict[str, Any]] = json.loads(reply.read())["models"]
@@ -97,13 +96,13 @@ class Endpoint:
             return []
 
     def drain(self) -> None:
-        """Let running requests finish, then stop the application; Serve and Ray stay."""
+        """Finish running requests, then stop the application; Serve and Ray keep running."""
         from ray import serve
 
         serve.delete(self.app_name)
 
     def shutdown(self) -> None:
-        """``drain``, and stop Serve if it was started for this endpoint; Ray stays."""
+        """Drain, and stop Serve if it was started for this endpoint; Ray keeps running."""
         from ray import serve
 
         self.drain()
@@ -120,30 +119,30 @@ class Endpoint:
 
 
 def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
-    """Serve ``models`` as one application and return when all of them answer.
+    """Serve ``models`` as one application and return when all of them are ready.
 
-    A second call rolls over to what it is given: new replicas answer before the old ones go, so no request fails; if
-    the new ones can't start, the old ones go on. Starts a local Ray if none runs in this process.
+    A second call rolls out its models: new replicas are ready before the old ones stop, so no request fails; if the new
+    ones can't start, the old ones keep running. Starts a local Ray if none runs in this process.
 
     Raises:
-        ValueError: A wrong setting, no API keys on a host that others reach, a bundle that was changed, or another
-            address than the one that Serve listens on already.
+        ValueError: An invalid setting, no API keys on a public host, a modified bundle, or an address other than the
+            one that Serve already listens on.
         RuntimeError: If a model's replicas can't start.
-        TimeoutError: If the models are not ready in time.
+        TimeoutError: If the models are not ready within ``ready_timeout_s``.
     """
     models = list(models)
     check_models(models)
     if settings.keys_file:
-        Keys.load(settings.keys_file)  # told here, not in the log of a replica
+        Keys.load(settings.keys_file)  # fail here, not in the log of a replica
     prepare_environment()
     cluster.start(num_cpus=local_cpus(models, settings))
-    # Only now: ray.serve reads the environment when it is imported.
+    # Imported late: ray.serve reads the environment on import.
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     from serve.app import application
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # what goes wrong is raised, the rest is in Ray's log files
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # failures are raised; the rest is in Ray's log files
     app = application(models, settings)
     running = _running_address()
     host, port = running or (settings.host, settings.port or free_port(settings.host))
@@ -155,8 +154,8 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
         )
     elif settings.host != host or settings.port not in (0, port):
         raise ValueError(
-            f"Serve listens on {host}:{port} already and can't move to {settings.host}:{settings.port}; "
-            f"shut it down first, or use its address (serve.port=0 does)"
+            f"serve.host and serve.port must be {host} and {port}, where Serve already listens, "
+            f"got {settings.host} and {settings.port}; shut it down first, or use its address (serve.port=0)"
         )
     try:
         serve.run(app, name=settings.app_name, route_prefix=settings.route_prefix)
@@ -176,10 +175,10 @@ def deploy(models: Sequence[ServedModel], settings: ServeSettings) -> Endpoint:
 
 
 def local_cpus(models: Sequence[ServedModel], settings: ServeSettings) -> int | None:
-    """Logical CPUs of a cluster that is started here; None: the cores of the machine are enough.
+    """Logical CPUs for a cluster started here; None: the cores of the machine are enough.
 
-    There is no other machine to wait for: replicas that share a core are slow, but one without a place makes the
-    endpoint wait for ever. Counted twice, so that a roll-out finds room beside what runs.
+    No other machine will join: replicas that share a core are slow, but a replica that can't be placed blocks the
+    endpoint for ever. Counted twice, so that a roll-out fits beside the running replicas.
     """
     asked = sum(model.num_cpus * model.max_replicas for model in models)
     asked += settings.ingress_replicas * settings.ingress_num_cpus
@@ -188,8 +187,8 @@ def local_cpus(models: Sequence[ServedModel], settings: ServeSettings) -> int | 
 
 
 def _running_address() -> tuple[str, int] | None:
-    """Where Serve listens on this cluster, None if it does not run; set once, by whoever started it."""
-    from ray.serve.context import _get_global_client  # nothing public tells
+    """Address that Serve listens on in this cluster; None if it is not running."""
+    from ray.serve.context import _get_global_client  # there is no public API
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
@@ -198,7 +197,7 @@ def _running_address() -> tuple[str, int] | None:
 
 
 def _deployment_messages(app_name: str) -> str:
-    """What Serve says of the deployments that did not start."""
+    """Serve's messages about the deployments that did not start."""
     from ray import serve
 
     status = serve.status().applications.get(app_name)

@@ -1,4 +1,4 @@
-"""Requests that ask where in a picture a model saw its answer: what they may say, and which classes that means."""
+"""Requests for attribution maps: parameters, their checks, and the classes to explain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,33 +12,33 @@ from serve.settings import ServeSettings
 EXPLAIN = "explain"
 EXPLAIN_CLASS = "explain_class"
 ATTRIBUTIONS = "attributions"
-"""Output, float32 ``(N, S, S)`` in [0, 1]: a map of each picture, 1 at its strongest place."""
+"""Output, float32 ``(N, S, S)`` in [0, 1]: a map of each image, 1 at its maximum."""
 EXPLAINED = "explained"
-"""Output, int64 ``(N,)``: the class that each map is about."""
+"""Output, int64 ``(N,)``: the class that each map explains."""
 
 _BYTES_PER_NUMBER = 4
-_BYTES_PER_NUMBER_IN_JSON = 22  # the most that a float32 in [0, 1] takes there, with comma and space
+_BYTES_PER_NUMBER_IN_JSON = 22  # at most, for a float32 in [0, 1] with comma and space
 _SHOWN_NAMES = 10
 
 
 @dataclass(frozen=True)
 class Explain:
-    """That a request asks for maps, and of which classes."""
+    """A request for maps."""
 
     classes: tuple[str | int, ...] | None = None
-    """A name or an index: one for all pictures, or one for each; None: the class of each with the highest logit."""
+    """Class names or indices: one for all images, or one for each; None: the class with the highest logit."""
 
 
 def read_explain(parameters: Mapping[str, Any], is_named: bool, num_images: int) -> Explain | None:
-    """What the parameters of an infer request ask for; None: no maps.
+    """Read the parameters of an infer request; None: no maps.
 
     Args:
-        parameters: Of the request.
-        is_named: Whether ``attributions`` or ``explained`` are among the outputs asked for, which asks for maps too.
-        num_images: Pictures N of the request.
+        parameters: Parameters of the request.
+        is_named: Whether the request names the output ``attributions`` or ``explained``, which also asks for maps.
+        num_images: Number of images N.
 
     Raises:
-        RefusedError: 422, with what is wrong.
+        RefusedError: 422, for an invalid value.
     """
     wanted = parameters.get(EXPLAIN)
     if wanted is None:
@@ -53,10 +53,10 @@ def read_explain(parameters: Mapping[str, Any], is_named: bool, num_images: int)
 
 
 def choose(wanted: bool, classes: Any, num_images: int) -> Explain | None:
-    """Checked as far as that goes without knowing the model; ``classes`` is what stands under ``explain_class``.
+    """Check a request for maps as far as possible without the model; ``classes`` is the value of ``explain_class``.
 
     Raises:
-        RefusedError: 422, with what is wrong.
+        RefusedError: 422, for an invalid value.
     """
     if classes is None:
         return Explain() if wanted else None
@@ -78,7 +78,7 @@ def choose(wanted: bool, classes: Any, num_images: int) -> Explain | None:
 
 
 def check_size(num_images: int, image_size: int, in_json: bool, settings: ServeSettings) -> None:
-    """Raise ``RefusedError`` (422) where the maps of N pictures make a reply that is too large."""
+    """Raise ``RefusedError`` (422) if the maps of N images exceed the limit of a reply."""
     of_one = image_size**2 * (_BYTES_PER_NUMBER_IN_JSON if in_json else _BYTES_PER_NUMBER)
     limit = settings.max_attribution_bytes
     if num_images * of_one > limit:
@@ -94,11 +94,11 @@ def check_size(num_images: int, image_size: int, in_json: bool, settings: ServeS
 
 
 class ClassIndex:
-    """From what a client calls a class to its column.
+    """Class names and indices as clients write them, resolved to columns.
 
     Args:
-        model: Its name, for the refusals.
-        classes: Names of the K classes; of two with one name, the first is meant.
+        model: Name of the model, for refusals.
+        classes: Names of the K classes; a duplicate name refers to the first.
     """
 
     def __init__(self, model: str, classes: tuple[str, ...]) -> None:
@@ -107,12 +107,12 @@ class ClassIndex:
         self._columns = {name: column for column, name in reversed(list(enumerate(classes)))}
 
     def labels(self, explain: Explain, num_images: int) -> np.ndarray | None:
-        """Class to explain for each picture, int64 ``(N,)``; None: the one with the highest logit.
+        """Class to explain for each image, int64 ``(N,)``; None: the class with the highest logit.
 
-        A text is a name; one that is no class's name and has digits only is an index.
+        A string is a name; if no class has that name and it consists of digits, it is an index.
 
         Raises:
-            ValueError: A class that the model does not have, or another number of classes than pictures.
+            ValueError: An unknown class, or a number of classes other than 1 or N.
         """
         if explain.classes is None:
             return None
@@ -138,6 +138,6 @@ class ClassIndex:
 
 
 def _shown(value: Any) -> str:
-    """As the client wrote it, but not at any length."""
+    """``repr`` of a value of the client, truncated."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

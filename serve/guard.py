@@ -1,4 +1,4 @@
-"""The first thing that every request meets: id, key, size of the body; and the last: log line and metrics."""
+"""ASGI middleware of every request: request id, API key and body size before, access log and metrics after."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -18,11 +18,11 @@ from serve.trace import (
 )
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Asked by orchestrators, which have no key."""
+"""Paths that need no key: orchestrators probe them."""
 
 
 def refuse(scope: Scope, error: RefusedError) -> JSONResponse:
-    """The reply that tells a refusal."""
+    """Build the reply of a refusal."""
     trace_of(scope).reason = error.reason
     return JSONResponse({"error": error.message}, error.status, headers=error.headers)
 
@@ -31,11 +31,11 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Args:
-        app: What is guarded.
-        keys: Accepted API keys; None: everybody may call.
-        max_body_bytes: Limit of a request's body, announced or streamed.
-        telemetry: Where finished requests are counted.
-        server_tells_id: The server in front adds the request's own ``x-request-id`` to the reply by itself.
+        app: The application.
+        keys: Accepted API keys; None: no key is needed.
+        max_body_bytes: Limit of a request's body, declared or streamed.
+        telemetry: Records finished requests.
+        server_tells_id: Whether the server in front already copies the request's ``x-request-id`` to the reply.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Guard:
             else:
                 await self._app(scope, limited(receive, self._max_body_bytes), tell)
         finally:
-            # Also for a request that its client gave up: then the status is still 0, logged as 499.
+            # Also for a request whose client disconnected: its status is still 0 and logged as 499.
             trace.status = trace.status or 499
             log_access(trace)
             self._telemetry.record(trace)

@@ -1,4 +1,4 @@
-"""The HTTP application as a Serve deployment, and how it reaches the models' replicas."""
+"""Ray Serve deployment of the HTTP application, and its client of the models' replicas."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ _RETRY_WAIT_S = 0.2
 class HandleClient:
     """A ``ModelClient`` over a Serve handle.
 
-    A request whose replica died runs again on another one: predicting changes nothing, so it may run twice.
+    A request whose replica died is retried on another one: predictions have no side effects.
     """
 
     def __init__(self, name: str, handle: Any, settings: ServeSettings) -> None:
@@ -66,7 +66,7 @@ class HandleClient:
             async with asyncio.timeout(limit_s):
                 return await self._attempts(method, *arguments)
         except TimeoutError as error:
-            # Serve's own TimeoutErrors, raised earlier than ours, are not the client's news.
+            # A TimeoutError of Serve itself, raised before the limit, is an internal error.
             if time.monotonic() - started < limit_s:
                 raise
             raise RefusedError(504, f"model {self._name} gave no answer in {limit_s:g} s", "timeout") from error
@@ -88,15 +88,15 @@ class HandleClient:
 
 @serve.ingress()
 class Ingress:
-    """Checks, decodes, routes by model name, encodes.
+    """HTTP front end of all models: checks, decodes, routes by model name, encodes.
 
     Args:
         handles: Serve handle of each model.
-        descriptions: What is known of each model before a replica has answered.
+        descriptions: Description of each model before a replica has reported.
         settings: The limits.
 
     Raises:
-        ValueError: If the keys file can't be used; the replica then does not start.
+        ValueError: If the keys file is invalid; the replica does not start.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Ingress:
             log_to_stdout()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve in the replica, once it is constructed."""
+        """Build the application; Serve calls this once in each replica."""
         return create_app(
             self._table, self._settings, self._keys, RequestMetrics(), self._executor, server_tells_id=True
         )

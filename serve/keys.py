@@ -1,7 +1,7 @@
 """API keys: stored as hashes, compared in constant time.
 
-``python -m serve.keys KEY_ID`` makes one: the key on standard error, to be handed to its user and kept nowhere;
-the line for the keys file on standard output.
+``python -m serve.keys KEY_ID`` creates one: it prints the key on standard error, to be handed to its user and stored
+nowhere, and the line for the keys file on standard output.
 """
 
 import argparse
@@ -20,17 +20,17 @@ _MAX_KEY_LENGTH = 512
 
 @dataclass(frozen=True, repr=False)
 class Keys:
-    """Key id to SHA-256 (lower-case hex) of the key."""
+    """Accepted keys, as key id to SHA-256 (lower-case hex) of the key."""
 
     digests: Mapping[str, str]
 
     @classmethod
     def load(cls, path: Path | str) -> "Keys":
-        """Read a keys file: a ``key_id:sha256hex`` per line; empty lines and lines that start with # are skipped.
+        """Read a keys file: one ``key_id:sha256hex`` per line; empty lines and lines starting with # are skipped.
 
         Raises:
-            ValueError: No such file, a line of another form (its number is told, not its content), an id that
-                occurs twice, or no key at all.
+            ValueError: No such file, a malformed line (reported by number, not by content), a duplicate id, or no key
+                at all.
         """
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -52,24 +52,24 @@ class Keys:
         return cls(digests)
 
     def identify(self, key: str) -> str | None:
-        """The id of a presented key, or None if it is not among them."""
+        """Return the id of a presented key, or None if it is unknown."""
         if len(key) > _MAX_KEY_LENGTH:
             return None
         presented = hash_key(key)
         found = None
-        for key_id, digest in self.digests.items():  # to the end, so that the time tells nothing of the place
+        for key_id, digest in self.digests.items():  # no early exit: the time must not reveal the position
             if hmac.compare_digest(presented, digest):
                 found = key_id
         return found
 
 
 def hash_key(key: str) -> str:
-    # A plain hash is enough: keys are random, at least 128 bits, so there is nothing to guess from a list.
+    # A plain hash is enough: keys have at least 128 random bits, so a dictionary attack is hopeless.
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key in ``Authorization: Bearer KEY`` or ``x-api-key: KEY``, else None."""
+    """Return the key in ``Authorization: Bearer KEY`` or ``x-api-key: KEY``, else None."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
@@ -77,10 +77,10 @@ def presented_key(headers: Mapping[str, str]) -> str | None:
 
 
 def new_key(key_id: str) -> tuple[str, str]:
-    """A fresh key of 256 random bits, and its line for the keys file.
+    """Create a key of 256 random bits and its line for the keys file.
 
     Raises:
-        ValueError: If the id is not of the form that a keys file takes.
+        ValueError: If the id is malformed.
     """
     key = secrets.token_urlsafe(32)
     line = f"{key_id}:{hash_key(key)}"
@@ -91,9 +91,9 @@ def new_key(key_id: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Make an API key; append the line on standard output to the keys file."
+        description="Create an API key; append the line on standard output to the keys file."
     )
-    parser.add_argument("key_id", help="name of the key's user, told in the access log")
+    parser.add_argument("key_id", help="name of the key's user, shown in the access log")
     try:
         made_key, made_line = new_key(parser.parse_args().key_id)
     except ValueError as problem:

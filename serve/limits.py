@@ -1,4 +1,4 @@
-"""Refusals: each is an HTTP status and one sentence that tells the client what to change."""
+"""Refusals (an HTTP status and one sentence for the client), and checks that both protocols share."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from starlette.types import Message, Receive
 from tenfold.data.images import sniff_format
 
 IMAGE_TYPES = {"image/jpeg": "jpeg", "image/jpg": "jpeg", "image/png": "png", "image/webp": "webp"}
-"""Content types of pictures, and the format that their first bytes must announce."""
+"""Content type of an image to the format that its first bytes must have."""
 
 
 class RefusedError(Exception):
-    """A request that is not served.
+    """A refused request.
 
     Args:
         status: HTTP status.
@@ -45,10 +45,10 @@ def overloaded(message: str, retry_after_s: float) -> RefusedError:
 
 
 def check_content_length(headers: Mapping[str, str], limit: int) -> None:
-    """Refuse a body by its announced length, before any of it is read.
+    """Refuse a body by its declared length, before any of it is read.
 
     Raises:
-        RefusedError: 400 for a length that is no number, 413 for one above the limit.
+        RefusedError: 400 if the length is not a number, 413 if it exceeds the limit.
     """
     length = headers.get("content-length")
     if length is None:
@@ -60,7 +60,7 @@ def check_content_length(headers: Mapping[str, str], limit: int) -> None:
 
 
 def limited(receive: Receive, limit: int) -> Receive:
-    """``receive`` that raises ``RefusedError`` (413) as soon as a streamed body exceeds the limit."""
+    """Wrap ``receive`` to raise ``RefusedError`` (413) as soon as a streamed body exceeds the limit."""
     num_bytes = 0
 
     async def counting() -> Message:
@@ -76,7 +76,7 @@ def limited(receive: Receive, limit: int) -> Receive:
 
 
 def check_image_type(content_type: str, data: bytes) -> None:
-    """Raise ``RefusedError`` (415) unless the first bytes are of the format that the content type announces."""
+    """Raise ``RefusedError`` (415) unless the first bytes match the content type."""
     announced, found = IMAGE_TYPES[content_type], sniff_format(data)
     if found != announced:
         raise RefusedError(
@@ -87,10 +87,10 @@ def check_image_type(content_type: str, data: bytes) -> None:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """The JSON object in ``data``.
+    """Parse a JSON object.
 
     Raises:
-        RefusedError: 400 for anything that is not one JSON object, 422 for one that gives a key twice.
+        RefusedError: 400 for anything but one JSON object, 422 for a duplicate key.
     """
     try:
         value = _loads(data)
@@ -102,7 +102,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def parse_json_value(text: str, expected: str) -> Any:
-    """The JSON value of a text field; raises ``RefusedError`` (422), which says what was expected."""
+    """Parse the JSON value of a text field; raises ``RefusedError`` (422) naming what was expected."""
     try:
         return _loads(text)
     except ValueError as error:
@@ -117,7 +117,7 @@ def _loads(data: bytes | str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Python's own way keeps the last of them and says nothing: a class would lose its prompts.
+    # json silently keeps the last of duplicate keys: a class would lose its prompts.
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -126,4 +126,4 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # made once: json.loads would make one for each request
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # shared: json.loads would build one for each request

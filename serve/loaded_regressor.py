@@ -1,4 +1,4 @@
-"""A regressor brought to life for serving: verified, compared with training, warmed up. No HTTP, no Ray."""
+"""Regressors loaded for serving: verified, compared with training, warmed up. Independent of HTTP and Ray."""
 
 import logging
 import math
@@ -22,30 +22,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RegressionPiece:
-    """Examples of one request, all or a part."""
+    """All or part of the examples of one request."""
 
     inputs: Mapping[str, np.ndarray]
     level: float | None
     weight: int
-    """What it takes up of a batch: its examples, more where they are large."""
+    """Share of a batch: its number of examples, more if they are large."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     @property
     def form(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of its inputs, which pieces of one call must share."""
+        """Shapes of its inputs, which must agree within one call."""
         return tuple(values.shape[1:] for values in self.inputs.values())
 
 
 class LoadedRegressor:
-    """One version of a regression model, ready to run.
+    """One version of a regression model, ready to predict.
 
-    What is served equals what was trained: every checksum of the bundle is verified, then the predictor must give all
-    outputs that training stored for the probe set. The first call, which is slow, happens here.
+    Served equals trained: every checksum of the bundle is verified, then the predictor must reproduce all outputs that
+    training stored for the probe set. The slow first call happens here.
 
     Raises:
-        BundleError: If a file was changed, or the predictor's numbers are not those of training.
+        BundleError: If a file was modified, or the outputs differ from those of training.
     """
 
     def __init__(self, model: ServedModel) -> None:
@@ -65,12 +65,12 @@ class LoadedRegressor:
         )
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> Outputs:
-        """Float32 outputs, first axis N, for inputs by name: one call of the predictor."""
+        """Call the predictor once: float32 outputs, first axis N, for inputs by name."""
         with torch.inference_mode():
             return as_arrays(self._predictor({name: torch.tensor(values) for name, values in inputs.items()}))
 
     def decline(self, asked: Regression, required_version: str | None) -> Declined | None:
-        """Why this version can't take a request; None where it can."""
+        """Check a request against this version; None if it is accepted."""
         this = self.description
         if required_version is not None and required_version != this.version:
             return Declined(f"model {this.name} has no version {required_version!r}", this, "version")
@@ -78,9 +78,9 @@ class LoadedRegressor:
         return Declined(message, this) if message else None
 
     def pieces(self, asked: Regression) -> list[RegressionPiece]:
-        """A request that ``decline`` let pass, in pieces that fit into one call of the predictor."""
+        """Split an accepted request into pieces that fit into one call of the predictor."""
         values_of_one = asked.num_values / len(asked)
-        # A full batch holds so many examples or so many numbers, whichever is reached first.
+        # A batch is full at max_batch_size examples or max_batch_values numbers, whichever comes first.
         share = max(1.0, self._max_batch_size * values_of_one / self._max_batch_values)
         size = max(1, int(self._max_batch_size / share))
         parts = [slice(start, start + size) for start in range(0, len(asked), size)]
@@ -92,7 +92,7 @@ class LoadedRegressor:
         return pieces
 
     def predict_each(self, pieces: Sequence[RegressionPiece]) -> list[Outputs | Declined | Failure]:
-        """Outputs per piece, in their order; those whose examples have one shape share one pass of the predictor."""
+        """Predict each piece, in order; pieces whose examples have the same shapes share one pass."""
         positions: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for position, piece in enumerate(pieces):
             positions.setdefault(piece.form, []).append(position)
@@ -103,7 +103,7 @@ class LoadedRegressor:
         return [results[position] for position in range(len(pieces))]
 
     def check(self) -> None:
-        """Raise if the predictor no longer works, as on a GPU after a device error."""
+        """Raise if the predictor no longer works, for example after a device error on a GPU."""
         self.predict(self._one)
 
     def _run(self, pieces: Sequence[RegressionPiece]) -> list[Outputs | Declined]:
@@ -112,8 +112,8 @@ class LoadedRegressor:
             outputs = self.predict({name: np.concatenate([piece.inputs[name] for piece in pieces]) for name in names})
         except ValueError as error:
             if len(pieces) > 1:
-                raise  # each of them is asked alone then
-            # Sizes that the network can't take, where its schema leaves them open: the client's to change.
+                raise  # each piece is then retried alone
+            # Sizes that the schema leaves open but the network rejects: the client must change them.
             return [Declined(str(error), self.description)]
         parts = divided(outputs, pieces)
         return [

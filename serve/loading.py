@@ -1,4 +1,4 @@
-"""A bundle brought to life for serving: verified, compared with training, warmed up. No HTTP, no Ray."""
+"""Image classifiers loaded for serving: verified, compared with training, warmed up. Independent of HTTP and Ray."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -28,29 +28,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Piece:
-    """Pictures of one request, all or a part, and the classes that are meant."""
+    """All or part of the images of one request, with the classes to predict."""
 
     images: np.ndarray
     """uint8 ``(N, S, S, 3)``."""
     prototypes: Tensor | None = None
-    """``(K', D)`` of the classes that the request brought along; None: the model's own classes."""
+    """Prototypes ``(K', D)`` of the request's classes; None: the model's own classes."""
     explain: bool = False
-    """Whether the request asks for maps; then of the model's own classes."""
+    """Whether the request asks for maps; only for the model's own classes."""
     labels: np.ndarray | None = None
-    """Class to explain for each picture, int64 ``(N,)``; None: the one with the highest logit."""
+    """Class to explain for each image, int64 ``(N,)``; None: the class with the highest logit."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def weight(self) -> int:
-        """What it takes up of a batch: its pictures."""
+        """Share of a batch: its number of images."""
         return len(self.images)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Stands in a batch's results for the request that the predictor raised on."""
+    """Result of a piece for which the predictor raised."""
 
     message: str
 
@@ -59,7 +59,7 @@ Run = Callable[[Sequence[Piece]], list[Outputs]]
 
 
 def import_loader(dotted: str) -> Callable[[Bundle, str], Predictor]:
-    """The function named by ``module:function``; raises ValueError where there is none."""
+    """Import the function named by ``module:function``; raises ValueError if there is none."""
     module_name, _, name = dotted.partition(":")
     module: Any = import_module(module_name)
     function = getattr(module, name, None)
@@ -70,36 +70,35 @@ def import_loader(dotted: str) -> Callable[[Bundle, str], Predictor]:
 
 
 def open_vocabulary(predictor: Predictor) -> OpenVocabularyPredictor | None:
-    """The predictor, if requests may bring classes along: it has all of ``OpenVocabularyPredictor``; else None.
+    """Return the predictor if it has an open vocabulary (all of ``OpenVocabularyPredictor``), else None.
 
-    A predictor whose ``prompt_template`` is None has the methods, but not for this bundle.
+    A ``prompt_template`` of None means that the bundle at hand does not support it.
 
     Raises:
-        ValueError: If its ``prompt_template`` has no place, or more than one, for the name.
+        ValueError: If its ``prompt_template`` does not have exactly one place for the name.
     """
     template = getattr(predictor, "prompt_template", None)
     if template is None or not all(callable(getattr(predictor, name, None)) for name in _OPEN_METHODS):
         return None
     if not isinstance(template, str) or template.count("{}") != 1:
-        raise ValueError(f"prompt_template must be a sentence with one {{}} for the class name, got {template!r}")
+        raise ValueError(f"prompt_template must be a string with one {{}} for the class name, got {template!r}")
     return cast(OpenVocabularyPredictor, predictor)
 
 
 def explaining(predictor: Predictor) -> ExplainingPredictor | None:
-    """The predictor, if requests may ask for maps; else None."""
+    """Return the predictor if it provides attribution maps, else None."""
     return cast(ExplainingPredictor, predictor) if callable(getattr(predictor, "explain", None)) else None
 
 
 class LoadedModel:
-    """One version of a model, ready to run.
+    """One version of an image classifier, ready to predict.
 
-    What is served equals what was trained: every checksum of the bundle is verified, then the predictor must give
-    the logits that training stored for the probe set, also where it explains them. The first call, which is slow,
-    happens here.
+    Served equals trained: every checksum of the bundle is verified, then the predictor must reproduce the logits that
+    training stored for the probe set, with and without attribution maps. The slow first call happens here.
 
     Raises:
-        BundleError: If a file was changed, the predictor's numbers are not those of training, or its maps are none.
-        ValueError: If the predictor's ``prompt_template`` is none.
+        BundleError: If a file was modified, the logits differ from those of training, or the maps are invalid.
+        ValueError: If the predictor's ``prompt_template`` is invalid.
     """
 
     def __init__(self, model: ServedModel) -> None:
@@ -129,15 +128,15 @@ class LoadedModel:
             self._classify(self._open, [Piece(self._blank, self.prototypes(Vocabulary(description.classes[:1])))])
 
     def predict(self, images: np.ndarray) -> Outputs:
-        """Float32 outputs, first axis N, for uint8 ``(N, S, S, 3)``: one call of the predictor."""
+        """Call the predictor once: float32 outputs, first axis N, for uint8 ``(N, S, S, 3)``."""
         with torch.inference_mode():
             return as_arrays(self._predictor(_as_tensor(images)))
 
     def prototypes(self, vocabulary: Vocabulary) -> Tensor:
-        """Prototypes ``(K', D)`` of classes that a request brings along; may run beside ``predict_each``.
+        """Compute prototypes ``(K', D)`` of a request's classes; may run concurrently with ``predict_each``.
 
         Raises:
-            ValueError: If the predictor can't take these texts; also where ``decline`` should have been asked first.
+            ValueError: If the predictor rejects these texts, or has no open vocabulary.
         """
         if self._open is None:
             raise ValueError(f"model {self.description.name} knows its own classes only")
@@ -147,7 +146,7 @@ class LoadedModel:
     def pieces(
         self, images: np.ndarray, size: int, prototypes: Tensor | None = None, explain: Explain | None = None
     ) -> list[Piece]:
-        """A request that ``decline`` let pass, in pieces of at most ``size`` pictures."""
+        """Split an accepted request into pieces of at most ``size`` images."""
         labels = self._class_index.labels(explain, len(images)) if explain is not None else None
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return [
@@ -156,11 +155,11 @@ class LoadedModel:
         ]
 
     def predict_each(self, pieces: Sequence[Piece]) -> list[Outputs | Failure]:
-        """Outputs per piece, in their order; the pictures of all of them share one pass.
+        """Predict each piece, in order; all images of one kind of request share one pass.
 
-        Or one for each way of asking: for the model's own classes, for classes of the request, for maps of the top
-        class, for maps of chosen classes. So every picture passes the network once, and who asks for no map gets what
-        comes without one. If a pass raises, each of its pieces runs alone, so that only the one at fault fails.
+        The kinds are: the model's own classes, classes of the request, maps of the top class, maps of chosen classes.
+        Every image passes the network once, and a request without maps is not affected by those with. If a pass raises,
+        each of its pieces is retried alone, so that only the faulty one fails.
         """
         own = [position for position, piece in enumerate(pieces) if piece.prototypes is None and not piece.explain]
         if len(own) == len(pieces):
@@ -173,7 +172,7 @@ class LoadedModel:
         return [results[position] for position in range(len(pieces))]
 
     def _special_runs(self, pieces: Sequence[Piece]) -> list[tuple[list[int], Run]]:
-        """Positions of the pieces that ask for more than their outputs over the model's own classes, and what runs."""
+        """Positions of the pieces with maps or their own classes, each with the function that runs them."""
         runs: list[tuple[list[int], Run]] = []
         if self._open is not None:
             brought = [position for position, piece in enumerate(pieces) if piece.prototypes is not None]
@@ -209,7 +208,7 @@ class LoadedModel:
             ]
 
     def check(self) -> None:
-        """Raise if the predictor no longer works, as on a GPU after a device error."""
+        """Raise if the predictor no longer works, for example after a device error on a GPU."""
         self.predict(self._blank)
 
     def decline(
@@ -219,7 +218,7 @@ class LoadedModel:
         vocabulary: Vocabulary | None = None,
         explain: Explain | None = None,
     ) -> Declined | None:
-        """Why this version can't take a request; None where it can."""
+        """Check a request against this version; None if it is accepted."""
         this = self.description
         if required_version is not None and required_version != this.version:
             return Declined(f"model {this.name} has no version {required_version!r}", this, "version")
@@ -247,12 +246,12 @@ class LoadedModel:
         return None
 
     def decline_texts(self, error: ValueError) -> Declined:
-        """The refusal of classes that ``prototypes`` raised on."""
+        """Refuse classes for which ``prototypes`` raised ``error``."""
         return Declined(f"the classes can't be used: {error}", self.description, "vocabulary")
 
 
 def isolated(run: Callable[[Sequence[P]], Sequence[R]], pieces: Sequence[P]) -> list[R | Failure]:
-    """What ``run`` makes of all pieces at once; if it raises, each runs alone, so that only the one at fault fails."""
+    """Apply ``run`` to all pieces at once; if it raises, to each alone, so that only the faulty one fails."""
     try:
         return [*run(pieces)]
     except (RuntimeError, ValueError) as error:
@@ -263,9 +262,9 @@ def isolated(run: Callable[[Sequence[P]], Sequence[R]], pieces: Sequence[P]) -> 
 
 
 def divided(outputs: Outputs, pieces: Sequence[Sized]) -> list[Outputs]:
-    """Outputs of joined pieces, piece by piece."""
+    """Split the outputs of joined pieces."""
     ends = np.cumsum([len(piece) for piece in pieces])
-    # Copies: a view would drag the whole batch through serialization with each of its parts.
+    # Copies: serializing a view would include the whole batch.
     return [
         {name: values[end - len(piece) : end].copy() for name, values in outputs.items()}
         for piece, end in zip(pieces, ends, strict=True)
@@ -277,7 +276,7 @@ def _joined(pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def _as_tensor(images: np.ndarray) -> Tensor:
-    # What comes from a request's bytes or from another process is read-only, which torch can't express.
+    # Arrays from a request's bytes or another process are read-only, which torch does not support.
     return torch.from_numpy(images if images.flags.writeable else images.copy())
 
 
@@ -286,12 +285,12 @@ def as_arrays(outputs: Mapping[str, Tensor]) -> Outputs:
 
 
 def _as_maps(outputs: Mapping[str, Tensor]) -> Outputs:
-    """Of a predictor's ``explain``; classes stay whole numbers."""
+    """Convert the outputs of ``explain``; class indices stay integers."""
     return as_arrays(outputs) | {EXPLAINED: outputs[EXPLAINED].cpu().numpy()}
 
 
 def _check_maps(bundle: Bundle, model: ExplainingPredictor, tolerance: float) -> None:
-    """Raise ``BundleError`` unless explaining the probe set gives the logits of training, and maps of top classes."""
+    """Raise ``BundleError`` unless ``explain`` reproduces the probe logits, with valid maps of the top classes."""
     outputs: dict[str, Tensor] = {}
 
     def explain(images: Tensor) -> Mapping[str, Tensor]:

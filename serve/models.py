@@ -1,4 +1,4 @@
-"""The models behind an ingress: which there are, what is known of each, and how one is asked."""
+"""Table of the models behind an ingress: their descriptions, and requests to them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,12 +20,12 @@ A = TypeVar("A", bound=Regression)
 class ModelTable:
     """Served models by name.
 
-    Descriptions follow the replicas: while a new version rolls out, replies of both come in, and each carries its
-    own description if it is not the one known here.
+    Descriptions follow the replicas: during a roll-out both versions reply, and a reply carries a description if its
+    version is not the one known here.
 
     Args:
-        clients: By name, at least one.
-        descriptions: What is known before any replica has answered; one for each client.
+        clients: Model name to client, at least one.
+        descriptions: One for each client, from before any replica has reported.
     """
 
     def __init__(self, clients: Mapping[str, ModelClient], descriptions: Iterable[Description]) -> None:
@@ -38,10 +38,10 @@ class ModelTable:
         return sorted(self._clients)
 
     def description(self, name: str, version: str | None = None) -> Description:
-        """What is known of a model.
+        """Latest description of a model.
 
         Raises:
-            RefusedError: 404, naming what there is, for a model or a version that is not served.
+            RefusedError: 404 for a model or version that is not served, naming those that are.
         """
         description = self._descriptions.get(name)
         if description is None:
@@ -52,14 +52,14 @@ class ModelTable:
         return description
 
     async def refresh(self, name: str) -> Description:
-        """Ask a replica what runs now."""
+        """Ask a replica for its current description."""
         self.description(name)
         description = await self._clients[name].describe()
         self._descriptions[name] = description
         return description
 
     async def known(self, name: str) -> Description:
-        """What a replica has told of a model, which it is asked for where none has yet."""
+        """Description reported by a replica; one is asked if none has reported yet."""
         description = self.description(name)
         return description if description.from_replica else await self.refresh(name)
 
@@ -71,11 +71,11 @@ class ModelTable:
         vocabulary: Vocabulary | None = None,
         explain: Explain | None = None,
     ) -> tuple[Answer, Description]:
-        """Run ready-made pictures, uint8 ``(N, S, S, 3)``, over the request's classes or the model's own.
+        """Predict preprocessed images, uint8 ``(N, S, S, 3)``, over the request's classes or the model's own.
 
         Raises:
-            RefusedError: 404 for a version that is not served, 422 for pictures or classes that its model does not
-                take and for maps that it does not give; what the client raises.
+            RefusedError: 404 for a version that is not served, 422 for images or classes that the model does not accept
+                and for maps that it does not provide; errors of the client.
         """
         reply, description = await self._ask(name, images, version, vocabulary, explain)
         if isinstance(reply, Declined):
@@ -91,16 +91,16 @@ class ModelTable:
         vocabulary: Vocabulary | None = None,
         explain: Explain | None = None,
     ) -> tuple[Answer, Description, np.ndarray]:
-        """Run one picture that ``prepare`` brings to the form it is given, uint8 ``(1, S, S, 3)``.
+        """Predict one image that ``prepare`` preprocesses to uint8 ``(1, S, S, 3)``.
 
-        A roll-out to a version that wants another form, just then, makes it prepare the picture again.
+        If a roll-out changes the preprocessing in between, the image is prepared again.
 
         Returns:
-            The answer, the description of the version that gave it, and the picture as that one saw it.
+            The answer, the description of the version that gave it, and the image as that version saw it.
 
         Raises:
-            RefusedError: 422 for classes that the model does not take and for maps that it does not give; what the
-                client raises.
+            RefusedError: 422 for classes that the model does not accept and for maps that it does not provide; errors
+                of the client.
         """
         for _ in range(_MAX_ATTEMPTS):
             wanted = self.description(name).image_preprocessing
@@ -108,7 +108,7 @@ class ModelTable:
             reply, description = await self._ask(name, images, None, vocabulary, explain)
             if isinstance(reply, Declined) and reply.reason in ("vocabulary", "explain", "unexplained"):
                 raise self._refusal(reply)
-            # Of the right size is not enough: the new version may cut where the old one stretched.
+            # Comparing sizes is not enough: the new version may crop where the old one stretched.
             if isinstance(reply, Answer) and _form(description.image_preprocessing) == _form(wanted):
                 return reply, description, images
         raise _rolling_out(name)
@@ -119,16 +119,16 @@ class ModelTable:
         prepare: Callable[[Description], Awaitable[A]],
         version: str | None = None,
     ) -> tuple[Answer, Description, A]:
-        """Run a regression of what ``prepare`` makes of the request for the version that it is given.
+        """Predict the request that ``prepare`` builds for a description.
 
-        A roll-out to a version that takes other inputs, just then, makes it prepare the request again.
+        If a roll-out changes the inputs in between, the request is prepared again.
 
         Returns:
-            The answer, the description of the version that gave it, and what that one was asked.
+            The answer, the description of the version that gave it, and the request sent to that version.
 
         Raises:
-            RefusedError: 404 for a version that is not served, 422 for inputs that the model does not take and for a
-                model that does no regression; what ``prepare`` and the client raise.
+            RefusedError: 404 for a version that is not served, 422 for inputs that the model does not accept and for a
+                model of another task; errors of ``prepare`` and of the client.
         """
         for _ in range(_MAX_ATTEMPTS):
             wanted = self.description(name, version)
@@ -159,7 +159,7 @@ class ModelTable:
         return reply, known
 
     def _refusal(self, declined: Declined) -> RefusedError:
-        """Of a request that asks a model for what it does not have; where maps are missing, it names who gives them."""
+        """Refusal (422) of a declined request; for missing maps, it names the models that provide them."""
         if declined.reason != "unexplained":
             return RefusedError(422, declined.message, declined.reason)
         explaining = [name for name in self.names() if self._descriptions[name].explains]
@@ -175,5 +175,5 @@ def _rolling_out(name: str) -> RefusedError:
 
 
 def _form(preprocessing: Preprocessing) -> tuple[int, str, str]:
-    """What of it concerns the picture's bytes; scaling and normalising are the predictor's."""
+    """Settings that determine the preprocessed bytes; the predictor scales and normalises."""
     return preprocessing.image_size, preprocessing.resize, preprocessing.interpolation

@@ -1,4 +1,4 @@
-"""The plain protocol's way to ask for a map, and to show it: a word about it, or the picture under its colours."""
+"""Attribution maps in the plain protocol: request parameters, the summary in JSON, the overlay as a PNG."""
 
 import base64
 import io
@@ -23,18 +23,18 @@ _WORDS: dict[str, bool | str] = {"true": True, "false": False, OVERLAY: OVERLAY}
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request says of maps, in one of its places."""
+    """Map parameters of a request, from the query or from the body."""
 
     explain: bool | str | None = None
-    """``overlay``: the picture under the map's colours too, in the JSON."""
+    """``overlay`` adds the image under the colours of its map to the JSON."""
     classes: Any = None
 
 
 def read_asked(given: Mapping[str, Any]) -> Asked:
-    """What stands under ``explain`` and ``explain_class``, of which other entries are ignored.
+    """Read ``explain`` and ``explain_class``; other entries are ignored.
 
     Raises:
-        RefusedError: 422 for ``explain`` that is neither a boolean, nor its name, nor ``overlay``.
+        RefusedError: 422 if ``explain`` is neither a boolean, nor its name, nor ``overlay``.
     """
     value = given.get(EXPLAIN)
     word = _WORDS.get(value.lower()) if isinstance(value, str) else value
@@ -44,7 +44,7 @@ def read_asked(given: Mapping[str, Any]) -> Asked:
 
 
 def merge(query: Asked, body: Asked) -> Asked:
-    """Both places of one request; raises ``RefusedError`` (422) where they both say the same thing's value."""
+    """Merge query and body; raises ``RefusedError`` (422) for a parameter that is given in both."""
     for name, one, other in (
         (EXPLAIN, query.explain, body.explain),
         (EXPLAIN_CLASS, query.classes, body.classes),
@@ -58,12 +58,12 @@ def merge(query: Asked, body: Asked) -> Asked:
 
 
 def explain_of(asked: Asked) -> Explain | None:
-    """As models take it: for one picture; raises ``RefusedError`` (422) for classes of another form."""
+    """Convert to the request of one image; raises ``RefusedError`` (422) for malformed classes."""
     return choose(bool(asked.explain), asked.classes, 1)
 
 
 def prefers_png(accept: str | None) -> bool:
-    """Whether a client names PNG in its ``Accept``, and not JSON with the same or a higher weight."""
+    """Return True if ``Accept`` names PNG with a higher weight than JSON."""
     weights = {PNG: 0.0, _JSON: 0.0}
     for part in (accept or "").split(","):
         kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -81,11 +81,11 @@ def _weight(parameters: list[str]) -> float:
 
 
 def explanation(answer: Answer, classes: tuple[str, ...]) -> dict[str, Any]:
-    """In words and numbers: which class the map is about, and where it is strongest.
+    """Summarise a map: the explained class and the position of the maximum.
 
     Args:
-        answer: For one picture, with ``attributions`` and ``explained``.
-        classes: Of the model.
+        answer: Answer for one image, with ``attributions`` and ``explained``.
+        classes: Classes of the model.
     """
     index = int(answer.outputs[EXPLAINED][0])
     scores = answer.outputs[ATTRIBUTIONS][0]
@@ -100,7 +100,7 @@ def explanation(answer: Answer, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def overlay_png(image: np.ndarray, answer: Answer) -> bytes:
-    """PNG of the picture, uint8 ``(S, S, 3)`` as the model saw it, under the colours of its map."""
+    """Render the image, uint8 ``(S, S, 3)`` as the model saw it, under the colours of its map, as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(overlay(image, answer.outputs[ATTRIBUTIONS][0])).save(buffer, "PNG")
     return buffer.getvalue()
@@ -111,10 +111,10 @@ def as_base64(data: bytes) -> str:
 
 
 def png_headers(reply: Mapping[str, Any]) -> dict[str, str]:
-    """What the JSON would have told, for a reply that is a picture; names are percent-encoded UTF-8.
+    """Headers of a PNG reply, with the main fields of the JSON; names are percent-encoded UTF-8.
 
     Args:
-        reply: The JSON's content, with the most probable label first, and the explanation.
+        reply: Content of the JSON reply, most probable label first, with the explanation.
     """
     top, told = reply["labels"][0], reply["explanation"]
     return {

@@ -1,4 +1,4 @@
-"""The plain protocol for people: one picture in, labels with probabilities out."""
+"""Plain protocol of classifiers: one image in, labels with probabilities out."""
 
 import base64
 import binascii
@@ -22,27 +22,27 @@ from tenfold.types import Preprocessing
 _ACCEPTED = "send the file as multipart/form-data, as a body of type image/jpeg, image/png or image/webp, or as JSON"
 _FORM_FIELDS = 8
 OUTSIDE = "outside"
-"""Output of a model with a flag: 1 where a picture does not seem to belong to any of its classes."""
+"""Output of a model with an out-of-distribution flag: 1 for an image that seems to belong to none of its classes."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One picture, the classes that the client brought along, and what it says of maps."""
+    """One image with the vocabulary and the map parameters of its request."""
 
     data: bytes
-    """The picture's file, not decoded."""
+    """Content of the image file, not decoded."""
     vocabulary: Vocabulary | None = None
     """None: the model's own classes."""
     maps: Asked = field(default_factory=Asked)
 
 
 async def read_request(request: Request, settings: ServeSettings) -> ImageRequest:
-    """What the client sent, in whichever of the three forms it chose; JSON and forms have room for more than a picture.
+    """Read a request: an image as the body, a form, or JSON; the latter two also carry parameters.
 
     Raises:
-        RefusedError: 400 for a body that is not of its announced form, 415 for a content type that is not accepted
-            or does not match the data, 422 for a body without a picture, for wrong classes or a wrong ``explain``.
+        RefusedError: 400 for a malformed body, 415 for a content type that is not accepted or does not match the data,
+            422 for a missing image, and for invalid classes or ``explain``.
     """
     content_type = content_type_of(request)
     if content_type in IMAGE_TYPES:
@@ -63,7 +63,7 @@ async def read_request(request: Request, settings: ServeSettings) -> ImageReques
 
 
 def content_type_of(request: Request) -> str:
-    """In small letters and without its parameters; empty where there is none."""
+    """Content type in lower case without parameters; empty if there is none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -78,7 +78,7 @@ def _from_json(body: bytes, settings: ServeSettings) -> ImageRequest:
 
 
 def image_in_json(content: Mapping[str, Any]) -> bytes:
-    """The file that stands in base64 under ``image``; raises ``RefusedError`` (422) where there is none."""
+    """Decode the base64 file under ``image``; raises ``RefusedError`` (422) if there is none."""
     text = content.get("image")
     if not isinstance(text, str):
         raise RefusedError(422, "the JSON needs the picture's file in base64 under 'image'", "picture")
@@ -91,13 +91,13 @@ def image_in_json(content: Mapping[str, Any]) -> bytes:
 
 
 async def read_form(request: Request, settings: ServeSettings, fields: Callable[[FormData], T]) -> tuple[bytes, T]:
-    """The picture's file in a form, and what ``fields`` reads from its other fields.
+    """Read the image file of a form, and its other fields by ``fields``.
 
     Raises:
         RefusedError: 415 for a content type that is not accepted or does not match the data, 422 for a form without a
-            picture; what ``fields`` raises.
+            single file; errors of ``fields``.
     """
-    # Starlette turns a malformed form into its own 400 with one sentence. The body as a whole is limited already.
+    # Starlette replies to a malformed form with a 400 of its own. The size of the body is limited already.
     form_reader = request.form(max_files=1, max_fields=_FORM_FIELDS, max_part_size=settings.max_body_bytes)
     async with form_reader as form:
         files = [part for part in form.values() if isinstance(part, UploadFile)]
@@ -113,7 +113,7 @@ async def read_form(request: Request, settings: ServeSettings, fields: Callable[
 
 
 def text_field(form: FormData, name: str) -> str | None:
-    """What stands in a form's text field; None where it is not there, and where its name is the picture's."""
+    """Value of a text field; None if it is missing, or if the file has its name."""
     texts = [text for text in form.getlist(name) if isinstance(text, str)]
     if len(texts) > 1:
         raise invalid(f"the form needs {name!r} once, got it {len(texts)} times", "explain")
@@ -121,7 +121,7 @@ def text_field(form: FormData, name: str) -> str | None:
 
 
 def _json_field(form: FormData, name: str) -> Any:
-    """What a form's text field says in JSON; None where it is not there."""
+    """JSON value of a text field; None if it is missing."""
     texts = form.getlist(name)
     if not texts:
         return None
@@ -132,10 +132,10 @@ def _json_field(form: FormData, name: str) -> Any:
 
 
 def prepare_image(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
-    """Decode and resize, as in training; uint8 ``(1, S, S, 3)``.
+    """Decode and resize an image as in training; uint8 ``(1, S, S, 3)``.
 
     Raises:
-        RefusedError: 422, with what is wrong with the picture.
+        RefusedError: 422, if the image can't be decoded.
     """
     try:
         image = decode_image(data, max_pixels=max_pixels)
@@ -148,7 +148,7 @@ def prepare_image(data: bytes, preprocessing: Preprocessing, max_pixels: int) ->
 
 
 def check_labels(description: Description) -> None:
-    """Raise ``RefusedError`` (422) where a model answers with something else than labels."""
+    """Raise ``RefusedError`` (422) for a model that does not predict labels."""
     if description.task not in LABEL_TASKS:
         name = description.name
         raise RefusedError(
@@ -159,18 +159,18 @@ def check_labels(description: Description) -> None:
 def label_reply(
     answer: Answer, description: Description, classes: Sequence[str], request_id: str, top: int | None
 ) -> dict[str, Any]:
-    """Labels of one picture, the most probable first; ``top`` of them, None for all.
+    """Build the JSON reply for one image, most probable label first.
 
     Args:
-        answer: What the model said.
-        description: Of the version that said it.
-        classes: Names of the answer's columns: the model's classes, or those that the request brought along.
-        request_id: Told in the reply.
-        top: How many labels.
+        answer: Answer of the model.
+        description: Description of the version that gave it.
+        classes: Names of the columns: the classes of the model or of the request.
+        request_id: Id of the request, repeated in the reply.
+        top: Number of labels; None: all.
     """
     outputs = dict(answer.outputs)
     probs = outputs["probs"][0]
-    if len(probs) != len(classes):  # a predictor that breaks its word; the wrong names would be worse than none
+    if len(probs) != len(classes):  # a faulty predictor; wrong names would be worse than an error
         raise ValueError(f"model {description.name} gave {len(probs)} probabilities for {len(classes)} classes")
     order = np.argsort(-probs, kind="stable")[:top]
     flagged = outputs.pop(OUTSIDE, None) if description.flag else None
@@ -189,6 +189,6 @@ def label_reply(
 
 
 def _outside(flagged: np.ndarray, description: Description) -> dict[str, Any]:
-    """Whether the picture is flagged, and when pictures are."""
+    """Flag of the image, with the rule that sets it."""
     assert description.flag is not None
     return {"flagged": bool(flagged[0]), **asdict(description.flag)}

@@ -1,6 +1,6 @@
-"""The plain protocol of models that answer with numbers: one example in, mean, std and an interval out.
+"""Plain protocol of regression models: one example in, mean, std and an interval out.
 
-An example is JSON with its inputs by name, or, for a model that takes a picture, the picture's file.
+An example is JSON with its inputs by name, or an image file for a model that takes an image.
 """
 
 import io
@@ -28,19 +28,19 @@ _ACCEPTED = "send JSON with 'inputs', or, to a model that takes a picture, its f
 
 @dataclass(frozen=True)
 class ExampleRequest:
-    """One example as the client sent it."""
+    """One example as sent by the client."""
 
     content: bytes | Mapping[str, Any]
-    """A picture's file, not decoded; or what stands in JSON for each input, without the example axis."""
+    """Content of an image file, not decoded; or the JSON value of each input, without the example axis."""
     level: float | None
 
 
 async def read_request(request: Request, settings: ServeSettings, query_level: str | None) -> ExampleRequest:
-    """What the client sent, in whichever form it chose.
+    """Read a request: an image as the body, a form, or JSON.
 
     Raises:
-        RefusedError: 400 for a body that is not of its announced form, 415 for a content type that is not accepted or
-            does not match the data, 422 for a body without an example, and for a level that is none or given twice.
+        RefusedError: 400 for a malformed body, 415 for a content type that is not accepted or does not match the data,
+            422 for a missing example, and for a level that is invalid or given twice.
     """
     content_type = content_type_of(request)
     content: bytes | Mapping[str, Any]
@@ -61,10 +61,10 @@ async def read_request(request: Request, settings: ServeSettings, query_level: s
 
 
 def as_regression(asked: ExampleRequest, description: Description, settings: ServeSettings) -> Regression:
-    """The example as the model takes it, with an example axis.
+    """Convert an example to the model's inputs, adding the example axis.
 
     Raises:
-        RefusedError: 422, with what was expected.
+        RefusedError: 422, naming what was expected.
     """
     schemas = description.inputs
     if isinstance(asked.content, bytes):
@@ -80,10 +80,10 @@ def as_regression(asked: ExampleRequest, description: Description, settings: Ser
 def reply(
     answer: Answer, description: Description, asked: Regression, request_id: str, settings: ServeSettings
 ) -> dict[str, Any]:
-    """Mean, std and the rest of every target, nested lists where a target has more than one value.
+    """Build the JSON reply: mean, std and the rest of every target, as nested lists if a target is an array.
 
     Raises:
-        RefusedError: 422, the reply would be too large.
+        RefusedError: 422, if the reply would be too large.
     """
     check_reply(sum(values.size for values in answer.outputs.values()), True, settings)
     return {
@@ -100,7 +100,7 @@ def reply(
 
 
 def read_shown(word: str | None, as_png: bool) -> Shown:
-    """What a PNG shows; raises ``RefusedError`` (422) for a word that is none, or where no PNG is asked for."""
+    """Read ``show``; raises ``RefusedError`` (422) for an unknown value, or if no PNG is asked for."""
     if word is not None and not as_png:
         raise invalid(f"{SHOW!r} says what a picture shows; ask for one with 'Accept: image/png'", "picture")
     if word not in (None, "mean", "std"):
@@ -109,10 +109,10 @@ def read_shown(word: str | None, as_png: bool) -> Shown:
 
 
 def image_png(answer: Answer, description: Description, shown: Shown) -> tuple[bytes, dict[str, str]]:
-    """PNG of the predicted picture, or of its std in colours from 0 to its largest; and what that is, in headers.
+    """Render the predicted image, or its std in colours from 0 to its maximum, as a PNG; return it with its headers.
 
     Raises:
-        RefusedError: 422, the model's answer is no picture.
+        RefusedError: 422, if the model's output is not an image.
     """
     schema = _image_schema(description)
     mean, std = answer.outputs["mean"][0], answer.outputs["std"][0]
@@ -148,7 +148,7 @@ def _image_schema(description: Description) -> TensorSchema:
 
 
 def _pixels(data: bytes, schema: TensorSchema, settings: ServeSettings) -> np.ndarray:
-    """float32 ``(1, C, H, W)``; where the model takes one channel, the mean of the colours."""
+    """Decode to float32 ``(1, C, H, W)``; a model with one channel gets the mean of the colours."""
     try:
         image = decode_image(data, max_pixels=settings.max_pixels)
     except ValueError as error:

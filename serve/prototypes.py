@@ -1,4 +1,4 @@
-"""Prototypes of the classes that requests bring along: computed once each, away from the pictures. Knows no Ray."""
+"""LRU cache of class prototypes for open-vocabulary requests. Independent of Ray."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,15 +14,15 @@ _MAX_KEPT = 64  # a thousand classes of 512 numbers are 2 MB
 
 
 class PrototypeCache:
-    """Prototypes by vocabulary, the least recently used forgotten first.
+    """LRU cache from vocabulary to prototypes.
 
-    A vocabulary that was asked for before waits for nobody, and requests that bring the same new one at the same time
-    wait for one computation. Only successes are kept. For use on one event loop.
+    A cached vocabulary does not wait, and concurrent requests with the same new vocabulary share one computation. Only
+    successes are kept. For use on one event loop.
 
     Args:
-        compute: Prototypes ``(K, D)`` of a vocabulary; what it raises goes to the requests that brought it.
-        executor: Where it runs. One thread: text towers gain nothing from running at once.
-        max_kept: Most vocabularies remembered.
+        compute: Computes the prototypes ``(K, D)`` of a vocabulary; its errors go to the requests that wait for them.
+        executor: Runs ``compute``. One thread is enough: text encoders gain nothing from running concurrently.
+        max_kept: Capacity, in vocabularies.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class PrototypeCache:
         self._futures: OrderedDict[str, asyncio.Future[Tensor]] = OrderedDict()
 
     async def get(self, vocabulary: Vocabulary) -> Tensor:
-        """Prototypes ``(K, D)``, a row for each class in the vocabulary's order."""
-        key = content_hash([vocabulary.classes, vocabulary.prompts])  # the texts themselves may be megabytes
+        """Return prototypes ``(K, D)``, one row per class in the vocabulary's order."""
+        key = content_hash([vocabulary.classes, vocabulary.prompts])  # the texts may be megabytes
         future = self._futures.get(key)
         if future is None:
             future = asyncio.get_running_loop().run_in_executor(self._executor, self._compute, vocabulary)
             self._futures[key] = future
             future.add_done_callback(lambda done: self._settle(key, done))
         self._futures.move_to_end(key)
-        # A client that goes away must not take the answer from those who wait for the same one.
+        # A client that disconnects must not cancel the computation for others.
         return await asyncio.shield(future)
 
     def _settle(self, key: str, future: "asyncio.Future[Tensor]") -> None:

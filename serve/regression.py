@@ -1,4 +1,4 @@
-"""Requests to models that answer with numbers and how sure they are of them: inputs by name, and a level."""
+"""Requests to regression models: named inputs and the level of the interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,31 +13,31 @@ from tenfold.types import TensorSchema
 
 LEVEL = "level"
 LOWER, UPPER = "lower", "upper"
-"""Outputs, like ``mean``: ends of the central interval that holds the target with the probability asked for."""
-BYTES_PER_NUMBER, BYTES_PER_NUMBER_IN_JSON = 4, 25  # the most that a float32 takes there, with sign, comma and space
+"""Outputs, shaped like ``mean``: bounds of the central interval that contains the target with probability ``level``."""
+BYTES_PER_NUMBER, BYTES_PER_NUMBER_IN_JSON = 4, 25  # at most, with sign, comma and space
 _KINDS = {"float32": "iuf", "int64": "iu", "uint8": "iu"}
 
 
 @dataclass(frozen=True)
 class Regression:
-    """What one request asks."""
+    """One regression request."""
 
     inputs: Mapping[str, np.ndarray]
-    """By name, first axis N."""
+    """Input name to values, first axis N."""
     level: float | None = None
-    """Of the interval, in (0, 1); None: none is asked for."""
+    """Level of the interval in (0, 1); None: no interval."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     @property
     def num_values(self) -> int:
-        """Numbers in all inputs."""
+        """Number of values in all inputs."""
         return sum(values.size for values in self.inputs.values())
 
 
 def read_level(value: Any) -> float | None:
-    """The level that stands in JSON or in a query, None where there is none.
+    """Read a level from JSON or a query; None if there is none.
 
     Raises:
         RefusedError: 422 for anything but a number in (0, 1).
@@ -54,10 +54,10 @@ def read_level(value: Any) -> float | None:
 
 
 def numbers(name: str, data: Any, dtype: str) -> np.ndarray:
-    """Nested lists of JSON as an array.
+    """Convert nested JSON lists to an array.
 
     Raises:
-        RefusedError: 422 for lists of different lengths, for what is no number, and for numbers outside of the type.
+        RefusedError: 422 for ragged lists, for values that are not numbers, and for numbers out of the type's range.
     """
     try:
         values = np.asarray(data)
@@ -70,12 +70,12 @@ def numbers(name: str, data: Any, dtype: str) -> np.ndarray:
         limits = np.iinfo(dtype)
         if values.min() < limits.min or values.max() > limits.max:
             raise invalid(f"{name!r} must hold {dtype}, got {values.min()} to {values.max()}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # overflow becomes infinite, which is refused later
         return values.astype(dtype)
 
 
 def misfit(inputs: Mapping[str, np.ndarray], schemas: Sequence[TensorSchema]) -> str | None:
-    """Why a model of these schemas does not take the inputs, whose first axis is N; None where it does."""
+    """Reason why inputs (first axis N) do not match the schemas; None if they do."""
     names = [schema.name for schema in schemas]
     if sorted(inputs) != sorted(names):
         return f"the inputs must be {', '.join(names)}, got {', '.join(sorted(inputs)) or 'none'}"
@@ -95,10 +95,10 @@ def misfit(inputs: Mapping[str, np.ndarray], schemas: Sequence[TensorSchema]) ->
 
 
 def check_request(asked: Regression, schemas: Sequence[TensorSchema], settings: ServeSettings) -> Regression:
-    """The request, if a model of these schemas takes it and it is within the limits.
+    """Return the request if it matches the schemas and is within the limits.
 
     Raises:
-        RefusedError: 422, with what was expected.
+        RefusedError: 422, naming what was expected.
     """
     if message := misfit(asked.inputs, schemas):
         raise invalid(message)
@@ -112,7 +112,7 @@ def check_request(asked: Regression, schemas: Sequence[TensorSchema], settings: 
 
 
 def check_reply(num_values: int, in_json: bool, settings: ServeSettings) -> None:
-    """Raise ``RefusedError`` (422) where a reply would be too large."""
+    """Raise ``RefusedError`` (422) if a reply would be too large."""
     size = num_values * (BYTES_PER_NUMBER_IN_JSON if in_json else BYTES_PER_NUMBER)
     if size > settings.max_reply_bytes:
         way_out = "ask for fewer examples or outputs" + (", or for raw bytes over v2" if in_json else "")

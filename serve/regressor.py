@@ -1,4 +1,4 @@
-"""A regression model as a Serve deployment."""
+"""Ray Serve deployment of a regression model."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from serve.settings import ServedModel
 
 
 class Regressor(Replica[LoadedRegressor]):
-    """A bundle that answers with mean, std and intervals, verified at start and batched across requests.
+    """Replica of a regression model: verified at start, batched across requests.
 
     Args:
-        model: What to load and how to batch.
+        model: Bundle and batching settings.
 
     Raises:
-        BundleError: If the bundle is not what was trained; the replica then does not start.
+        BundleError: If the bundle differs from what was trained; the replica does not start.
     """
 
     def __init__(self, model: ServedModel) -> None:
@@ -25,11 +25,11 @@ class Regressor(Replica[LoadedRegressor]):
     async def regress(
         self, asked: Regression, known_version: str, required_version: str | None = None
     ) -> Answer | Declined:
-        """Outputs for the inputs of one request, sharing batches with other requests; see ``ModelClient``."""
+        """Predict the inputs of one request, batched with other requests; see ``ModelClient``."""
         if declined := self._loaded.decline(asked, required_version):
             return declined
         return await self._answer(self._loaded.pieces(asked), known_version)
 
     async def infer(self, *_: Any) -> Declined:
-        """Pictures for a model that this one has just replaced."""
+        """Decline images meant for a classifier that this model has just replaced."""
         return self._other_task()

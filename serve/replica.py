@@ -1,4 +1,4 @@
-"""What every model's deployment does: threads of its own, batches across requests, a check of its health."""
+"""Base of the model deployments: dynamic batching across requests, own threads, health checks."""
 
 import asyncio
 import time
@@ -17,25 +17,25 @@ from serve.telemetry import BatchMetrics
 
 
 class Rows(Protocol):
-    """A request, or a part of one, as a batch takes it."""
+    """All or part of a request, as an element of a batch."""
 
     def __len__(self) -> int:
-        """Examples."""
+        """Number of examples."""
         ...
 
     @property
     def weight(self) -> int:
-        """How much of a batch it takes up, at most ``max_batch_size``."""
+        """Share of a batch, at most ``max_batch_size``."""
         ...
 
 
 class Loaded(Protocol):
-    """One version of a model, ready to run."""
+    """One version of a model, ready to predict."""
 
     description: Description
 
     def predict_each(self, pieces: Sequence[Any]) -> Sequence[Outputs | Declined | Failure]:
-        """A result for each piece, in their order."""
+        """Predict each piece, in order."""
         ...
 
     def check(self) -> None:
@@ -47,22 +47,22 @@ L = TypeVar("L", bound=Loaded)
 
 
 def batch_weight(pieces: Sequence[Rows]) -> int:
-    """Size of a batch: what its pieces take up, not requests."""
+    """Size of a batch: the sum of the weights of its pieces."""
     return sum(piece.weight for piece in pieces)
 
 
 class Replica(Generic[L]):
-    """A model with dynamic batching; knows nothing of HTTP. Deployments add the requests that they take.
+    """A model with dynamic batching, independent of HTTP; subclasses add the requests that they accept.
 
     Args:
-        model: What to load and how to batch.
-        load: Makes the loaded model.
+        model: Bundle and batching settings.
+        load: Loads the model.
     """
 
     def __init__(self, model: ServedModel, load: Callable[[ServedModel], L]) -> None:
         torch.set_num_threads(model.threads)
         self._loaded = load(model)
-        # One thread: calls of one predictor gain nothing from running at once, and the event loop stays free.
+        # One thread: concurrent calls of one predictor gain nothing, and the event loop stays free.
         self._executor = ThreadPoolExecutor(1, "predict", torch.set_num_threads, (model.threads,))
         self._metrics = BatchMetrics(model.name, model.version)
         batching: Any = self._run_batch  # the decorator adds the setters
@@ -73,14 +73,14 @@ class Replica(Generic[L]):
         return self._loaded.description
 
     async def check_health(self) -> None:
-        """Serve replaces a replica for which this raises or does not return in time."""
+        """Check the model; Serve replaces a replica whose check raises or times out."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._loaded.check)
 
     async def _answer(self, pieces: Sequence[Rows], known_version: str) -> Answer | Declined:
-        """The answer to one request, put together from its pieces; the first refusal where a piece is refused.
+        """Answer one request by its pieces; the first refusal if any piece is refused.
 
         Raises:
-            RuntimeError: The predictor failed.
+            RuntimeError: If the predictor failed.
         """
         results = await asyncio.gather(*(self._run_batch(piece) for piece in pieces))
         if failures := [result for result in results if isinstance(result, Failure)]:
@@ -92,11 +92,11 @@ class Replica(Generic[L]):
         return Answer(description.version, outputs, description if known_version != description.version else None)
 
     def _other_task(self) -> Declined:
-        """The refusal of a request of a kind that this model's task does not have."""
+        """Refuse a request that this model's task does not support."""
         this = self._loaded.description
         return Declined(f"model {this.name} does {this.task}", this, "task")
 
-    # A result per piece, never an exception for all: one bad request must not fail its neighbours.
+    # One result per piece and no exception for all: a bad request must not fail the rest of its batch.
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.002, batch_size_fn=batch_weight)
     async def _run_batch(self, pieces: list[Any]) -> list[Any]:
         started = time.perf_counter()

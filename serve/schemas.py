@@ -1,4 +1,4 @@
-"""What the HTTP application says of itself: the forms of bodies and replies, for ``/docs`` and ``/openapi.json``."""
+"""Schemas of bodies and replies, for ``/docs`` and ``/openapi.json``."""
 
 from typing import Annotated, Any
 
@@ -18,40 +18,40 @@ class Label(BaseModel):
 
 
 class Place(BaseModel):
-    """A pixel of the picture as the model saw it, counted from its upper left corner."""
+    """A pixel of the image as the model saw it, counted from the upper left corner."""
 
     x: int
     y: int
 
 
 class Explanation(BaseModel):
-    """Where in the picture the model saw a class."""
+    """Summary of the attribution map of a class."""
 
     class_: str = Field(alias="class")
     index: int
-    """Of the class, among the model's."""
+    """Index of the class among the model's classes."""
     probability: float
     image_size: int
-    """Height and width of the picture as the model saw it."""
+    """Height and width of the image as the model saw it."""
     strongest: Place | None
-    """Null where the map is the same everywhere."""
+    """Position of the maximum; null for an all-zero map."""
     overlay: str | None = None
-    """PNG of that picture under the colours of the map, in base64; only where ``explain`` is ``overlay``."""
+    """PNG of that image under the colours of the map, in base64; only with ``explain=overlay``."""
 
 
 class Outside(BaseModel):
-    """Whether a picture seems to belong to none of the model's classes."""
+    """Out-of-distribution flag: whether an image seems to belong to none of the model's classes."""
 
     flagged: bool
     score: str
-    """Under ``uncertainty``; a picture is flagged where it exceeds the threshold."""
+    """Name of the score under ``uncertainty``; an image is flagged if the score exceeds the threshold."""
     threshold: float
     false_positive_rate: float
-    """Share of held-out pictures of the model's classes that the threshold was set to flag."""
+    """Share of held-out images of the model's classes that the threshold was set to flag."""
 
 
 class Prediction(BaseModel):
-    """Labels of one picture, the most probable first: of the model's classes, or of those that the request brought."""
+    """Labels of one image, most probable first, over the classes of the model or of the request."""
 
     model: str
     version: str
@@ -59,18 +59,18 @@ class Prediction(BaseModel):
     task: str
     labels: list[Label]
     uncertainty: dict[str, float] | None = None
-    """Only of models that know how unsure they are: each score by its name."""
+    """Uncertainty scores by name; only for models that provide them."""
     outside: Outside | None = None
-    """Only of models that can tell."""
+    """Only for models with an out-of-distribution flag."""
     explanation: Explanation | None = None
-    """Only where the request asks with ``explain``."""
+    """Only if the request asks for it with ``explain``."""
 
 
 Nested = float | list[Any]
 
 
 class Target(BaseModel):
-    """One channel of what is predicted: numbers, or nested lists of them where it is a series or a picture."""
+    """One channel of the target: numbers, or nested lists of numbers for a series or an image."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -78,31 +78,31 @@ class Target(BaseModel):
     mean: Nested
     std: Nested
     lower: Nested | None = None
-    """Lower end of the interval, only where the request asks for a level."""
+    """Lower bound of the interval; only if the request has a level."""
     upper: Nested | None = None
 
 
 class RegressionReply(BaseModel):
-    """What a regression says of one example: every target with its mean, its std and what that is made of."""
+    """Prediction for one example: mean, std and the parts of the std of every target."""
 
     model: str
     version: str
     request_id: str
     task: str
     level: float | None = None
-    """Of the interval, as it was asked for."""
+    """Level of the interval, as requested."""
     targets: list[Target]
 
 
 class InputSummary(BaseModel):
-    """One input of a model that takes no pictures, or takes them as numbers."""
+    """One named input of a regression model."""
 
     name: str
     dtype: str
     shape: list[int]
-    """Without the example axis; -1 where any length will do."""
+    """Shape without the example axis; -1 for an axis of any length."""
     max_value: float | None
-    """Where it is a picture that can be sent as a file: the value of white."""
+    """Value of white, for an image that can be sent as a file."""
 
 
 class ModelSummary(BaseModel):
@@ -111,15 +111,15 @@ class ModelSummary(BaseModel):
     method: str
     task: str
     image_size: int | None
-    """Height and width of the pictures that it takes; null where it takes ``inputs``."""
+    """Height and width of the images that the model takes; null for a model with ``inputs``."""
     inputs: list[InputSummary]
-    """By name; empty where it takes pictures."""
+    """Named inputs; empty for an image classifier."""
     classes: list[str]
-    """Of a regression: the targets."""
+    """Class names; for a regression, the targets."""
     prompt_template: str | None
-    """The sentence around a class's name, where a request may bring classes of its own; null where it may not."""
+    """Prompt template of an open-vocabulary model; null for others."""
     explains: bool
-    """Whether a request may ask where in the picture the answer was seen."""
+    """Whether a request may ask for attribution maps."""
 
 
 class ModelList(BaseModel):
@@ -133,25 +133,25 @@ class ErrorReply(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": text}
     for status, text in {
-        400: "The body is not of the form announced.",
+        400: "The body is malformed.",
         401: "No API key, or an unknown one.",
         404: "No such model or version.",
         413: "The body is too large.",
         415: "The content type is not accepted or does not match the data.",
-        422: "The picture, tensor or list of classes is not what the model takes, or it can't explain what is asked.",
+        422: "The model does not accept the image, tensor or classes, or can't explain them.",
         503: "Overloaded; try again after Retry-After seconds.",
         504: "The model took too long.",
     }.items()
 }
 _IMAGE_REPLY: dict[str, Any] = {
-    "description": f"JSON; or, with 'explain' and 'Accept: {PNG}', the picture under the colours of its map.",
+    "description": f"JSON; or, with 'explain' and 'Accept: {PNG}', the image under the colours of its map.",
     "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
     "headers": {
         name: {"description": text, "schema": {"type": "string"}}
         for name, text in {
             "tenfold-class": "With a PNG: the most probable class, percent-encoded UTF-8.",
             "tenfold-probability": "With a PNG: its probability.",
-            "tenfold-explained-class": "With a PNG: the class that the map is about, percent-encoded UTF-8.",
+            "tenfold-explained-class": "With a PNG: the explained class, percent-encoded UTF-8.",
             "tenfold-explained-index": "With a PNG: its index among the model's classes.",
             "tenfold-explained-probability": "With a PNG: its probability.",
         }.items()
@@ -160,38 +160,38 @@ _IMAGE_REPLY: dict[str, Any] = {
 PREDICT_REPLIES: dict[int | str, dict[str, Any]] = {200: _IMAGE_REPLY, **REFUSALS}
 
 _ASK_MAP = (
-    "Where in the picture the model saw a class: true adds 'explanation' to the JSON, "
-    f"'{OVERLAY}' also the picture under the colours of its map; with 'Accept: {PNG}' that picture is the reply. "
-    "For models that say so ('explains' of /models)."
+    "Attribution map of a class: true adds 'explanation' to the JSON, "
+    f"'{OVERLAY}' also the image under the colours of its map; with 'Accept: {PNG}' that overlay is the reply. "
+    "For models with 'explains' in /models."
 )
-_ASK_CLASS = "Name or index of the class to explain. Left out: the most probable one."
+_ASK_CLASS = "Name or index of the class to explain. Default: the most probable class."
 _WORDS = ["true", "false", OVERLAY]
 ExplainQuery = Annotated[str | None, Query(description=_ASK_MAP, json_schema_extra={"enum": [*_WORDS]})]
 ExplainClassQuery = Annotated[str | None, Query(description=_ASK_CLASS)]
 
 LevelQuery = Annotated[
-    str | None, Query(description="Of a regression: add the interval that holds each target with this probability.")
+    str | None, Query(description="Regression: add the interval that contains each target with this probability.")
 ]
 ShowQuery = Annotated[
     str | None,
     Query(
-        description=f"Of a regression with 'Accept: {PNG}': the predicted picture, or its std in colours.",
+        description=f"Regression with 'Accept: {PNG}': the predicted image, or its std in colours.",
         json_schema_extra={"enum": ["mean", "std"]},
     ),
 ]
 
-_ASK_OWN = "for a model with an open vocabulary"
+_ASK_OWN = "for an open-vocabulary model"
 _IN_JSON: dict[str, Any] = {
     CLASSES: {
         "type": "array",
         "items": {"type": "string"},
-        "description": f"Names to choose from, {_ASK_OWN}; each once. Left out: the model's own classes.",
+        "description": f"Class names, {_ASK_OWN}; each once. Default: the model's own classes.",
         "example": ["cat", "dog"],
     },
     PROMPTS: {
         "type": "object",
         "additionalProperties": {"type": "array", "items": {"type": "string"}},
-        "description": f"In place of 'classes', {_ASK_OWN}: name of each class and the texts that describe it.",
+        "description": f"Instead of 'classes', {_ASK_OWN}: class name to its prompts.",
         "example": {"cat": ["a photo of a cat.", "a drawing of a cat."], "dog": ["a photo of a dog."]},
     },
 }
@@ -200,21 +200,21 @@ _IN_FORM = {
     for name, schema in _IN_JSON.items()
 }
 _EXPLAIN_IN_JSON = {
-    EXPLAIN: {"enum": [True, False, OVERLAY], "description": f"In place of the query's. {_ASK_MAP}"},
+    EXPLAIN: {"enum": [True, False, OVERLAY], "description": f"Instead of the query parameter. {_ASK_MAP}"},
     EXPLAIN_CLASS: {"oneOf": [{"type": "string"}, {"type": "integer"}], "description": _ASK_CLASS},
 }
 _EXPLAIN_IN_FORM = {
-    EXPLAIN: {"enum": _WORDS, "description": f"In place of the query's. {_ASK_MAP}"},
+    EXPLAIN: {"enum": _WORDS, "description": f"Instead of the query parameter. {_ASK_MAP}"},
     EXPLAIN_CLASS: {"type": "string", "description": _ASK_CLASS},
 }
 
 
 _OF_REGRESSION = {
-    LEVEL: {"type": "number", "description": "Of a regression, in place of the query's.", "example": 0.9},
+    LEVEL: {"type": "number", "description": "Regression: instead of the query parameter.", "example": 0.9},
     INPUTS: {
         "type": "object",
         "additionalProperties": {"type": "array", "items": {}},
-        "description": "In place of 'image', for a regression: the numbers of one example by the input's name.",
+        "description": "Instead of 'image', for a regression: the values of one example by input name.",
         "example": {"input": [0.1, 0.2, 0.3]},
     },
 }

@@ -1,4 +1,4 @@
-"""What is served and under which limits: plain values that check themselves, before anything starts."""
+"""Settings of served models and of the endpoint, checked on construction."""
 
 import ipaddress
 import math
@@ -16,20 +16,20 @@ _MIN_ONGOING = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Autoscaling:
-    """Number of replicas by load; a minimum of 0 lets an idle model go away until the next request."""
+    """Replica count by load; with a minimum of 0, an idle model stops until the next request."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     min_replicas: int = 1
     max_replicas: int = 2
     target_ongoing_requests: float = 16.0
-    """Requests in progress per replica that the number of replicas aims at."""
+    """Target number of ongoing requests per replica."""
     downscale_delay_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
             raise ValueError(
-                f"replicas need 0 <= min_replicas <= max_replicas and max_replicas >= 1, "
+                f"min_replicas and max_replicas must be 0 <= min_replicas <= max_replicas and 1 <= max_replicas, "
                 f"got {self.min_replicas} and {self.max_replicas}"
             )
         _check_positive(self, "target_ongoing_requests", "downscale_delay_s")
@@ -42,45 +42,45 @@ class ServedModel:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
-    """Part of the URL: letters, digits, dot, dash, underscore, at most 63."""
+    """Name in the URL: letters, digits, dot, dash, underscore, at most 63."""
     version: str
-    """Pinned version, told in every reply; the registry's number, or any name of that form."""
+    """Pinned version, repeated in every reply: the registry's number, or a name of the same characters."""
     folder: str
-    """The bundle; every node that runs a replica must be able to read it."""
+    """Bundle folder, readable on every node that runs a replica."""
     num_replicas: int = 1
-    """Ignored where ``autoscaling`` is given."""
+    """Number of replicas; ignored with ``autoscaling``."""
     autoscaling: Autoscaling | None = None
     max_batch_size: int = 32
-    """Pictures in one call of the predictor, over all requests that share it."""
+    """Maximum images in one call of the predictor, over all requests that share it."""
     max_batch_values: int = 250_000
-    """Numbers in the inputs of one call of a regressor, over all requests that share it; a single example may have
+    """Maximum input values in one call of a regressor, over all requests that share it; a single example may have
     more."""
     batch_wait_s: float = 0.002
-    """How long an incomplete batch waits for company once the predictor is free; 0 sends what is there."""
+    """Time that an incomplete batch waits for further requests once the predictor is free."""
     max_ongoing_requests: int | None = None
-    """Requests that one replica takes at once; None: two batches, at least 16. With few, Serve's router spends its
-    time asking whether there is room."""
+    """Concurrent requests per replica; None: two batches, at least 16. Low values make Serve's router poll for free
+    replicas."""
     max_queued_requests: int = 128
-    """Requests that wait for a replica, per ingress replica; more are refused with 503."""
+    """Requests waiting for a replica, per ingress replica; more are refused with 503."""
     device: str = "cpu"
     num_cpus: float = 0.5
-    """CPUs that Ray reserves per replica; half a CPU leaves a two-core machine room for a roll-out."""
+    """CPUs that Ray reserves per replica; the default leaves a two-core machine room for a roll-out."""
     num_gpus: float | None = None
-    """None: 1 for a CUDA device, else 0."""
+    """GPUs per replica; None: 1 for a CUDA device, else 0."""
     num_threads: int | None = None
-    """Threads of one predictor call; None: the whole CPUs reserved, at least 1."""
+    """Threads of one predictor call; None: the number of whole reserved CPUs, at least 1."""
     probe_tolerance: float = 1e-4
-    """Largest difference to the numbers that training stored for the probe set, as a share of the largest of them (of
-    logits at least 1). Float32 on other hardware differs by rounding, which grows with the numbers."""
+    """Maximum difference from the outputs that training stored for the probe set, relative to the largest of them (for
+    logits at least 1). Rounding of float32 differs between machines and grows with the values."""
     loader: str = "tenfold.catalog:load_predictor"
-    """``module:function`` that makes a predictor of (verified bundle, device)."""
+    """``module:function`` that builds a predictor from (verified bundle, device)."""
 
     def __post_init__(self) -> None:
         for field, pattern in (("name", MODEL_NAME), ("version", VERSION)):
             if not pattern.fullmatch(getattr(self, field)):
                 raise ValueError(f"a model's {field} must match {pattern.pattern}, got {getattr(self, field)!r}")
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.loader):
-            raise ValueError(f"loader must be written module:function, got {self.loader!r}")
+            raise ValueError(f"loader must be module:function, got {self.loader!r}")
         _check_positive(
             self,
             *("num_replicas", "max_batch_size", "max_batch_values", "max_queued_requests"),
@@ -96,7 +96,7 @@ class ServedModel:
 
     @property
     def ongoing_requests(self) -> int:
-        """One batch in the predictor and the next one gathering, where nothing else is asked for."""
+        """Concurrent requests per replica; by default one batch in the predictor and one gathering."""
         return self.max_ongoing_requests or max(_MIN_ONGOING, 2 * self.max_batch_size)
 
     @property
@@ -116,55 +116,54 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Where an endpoint listens and what it refuses.
+    """Address and limits of an endpoint.
 
-    Without ``keys_file`` only a loopback host is accepted: whoever reaches another address could call the models.
+    Without ``keys_file`` only a loopback host is accepted: on any other, every client could call the models.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 picks a free one."""
+    """Port; 0 picks a free one."""
     keys_file: str | None = None
-    """File of API keys, a ``key_id:sha256hex`` per line, readable where the ingress runs."""
+    """File of API keys, one ``key_id:sha256hex`` per line, readable where the ingress runs."""
     max_body_bytes: int = 16 * _MIB
     max_pixels: int = 16_000_000
-    """Largest width times height of a picture that is decoded."""
+    """Maximum width times height of a decoded image."""
     max_images: int = 256
-    """Most pictures, or other examples, in one request."""
+    """Maximum images or other examples in one request."""
     max_values: int = 250_000
-    """Most numbers in the inputs of one request to a model that takes no pictures; as many as a coloured picture of
-    288x288."""
+    """Maximum input values in one request to a regression model: an RGB image of 288x288."""
     max_classes: int = 1000
-    """Most classes that a request may bring along, to models with an open vocabulary."""
+    """Maximum classes in one request to an open-vocabulary model."""
     max_prompts: int = 4000
-    """Most texts about them, over all classes. On a CPU a large text tower takes some of them per second only; what
-    takes longer than the request may is still finished, and there for the next request."""
+    """Maximum prompts in one request, over all classes. On a CPU a large text encoder processes only a few per second;
+    encoding continues after the request has timed out, and is cached for the next one."""
     max_text_characters: int = 500
-    """Longest class name or prompt."""
+    """Maximum length of a class name or prompt."""
     max_attribution_bytes: int = 16 * _MIB
-    """Most that the attribution maps of one reply may take: 4 bytes a pixel in raw bytes, up to 22 in JSON."""
+    """Maximum size of the attribution maps of one reply: 4 bytes a pixel as raw bytes, up to 22 in JSON."""
     max_reply_bytes: int = 64 * _MIB
-    """Most that the numbers of a regression's reply may take: 4 bytes each in raw bytes, up to 25 in JSON."""
+    """Maximum size of the values of a regression reply: 4 bytes each as raw bytes, up to 25 in JSON."""
     request_timeout_s: float = 30.0
     retry_after_s: float = 1.0
-    """What a refusal for overload tells the client to wait."""
+    """Retry-After of a refusal for overload."""
     drain_timeout_s: float = 20.0
-    """How long a replica that goes away may finish its requests."""
+    """Time that a stopping replica has to finish its requests."""
     health_period_s: float = 5.0
     health_timeout_s: float = 30.0
     ready_timeout_s: float = 180.0
-    """How long ``deploy`` waits until every model answers."""
+    """Time that ``deploy`` waits until every model is ready."""
     ingress_replicas: int = 1
     ingress_num_cpus: float = 0.2
     decode_threads: int = 2
-    """Pictures decoded at once by one ingress replica; each may need three bytes per pixel of ``max_pixels``."""
+    """Images decoded concurrently by one ingress replica; each may need three bytes per pixel of ``max_pixels``."""
     access_log: bool = True
     """One JSON line per request on the standard output of the ingress."""
     app_name: str = "tenfold"
     route_prefix: str = "/"
-    """Path of the application on the address; another application of the same cluster needs another one."""
+    """URL prefix; each application of a cluster needs its own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -183,13 +182,13 @@ class ServeSettings:
             raise ValueError(f"route_prefix must be / or a path such as /demo, got {self.route_prefix!r}")
         if self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines, so keys_file must be given "
-                f"(python -m serve.keys KEY_ID makes a key); or keep host at 127.0.0.1"
+                f"keys_file must be given for a host that other machines reach, got host {self.host!r} without one; "
+                f"create a key with python -m serve.keys KEY_ID, or keep host at 127.0.0.1"
             )
 
 
 def is_loopback(host: str) -> bool:
-    """True where only this machine reaches the host; names other than ``localhost`` are taken as reachable."""
+    """Return True if only this machine reaches the host; names other than ``localhost`` count as public."""
     if host == "localhost":
         return True
     try:
@@ -199,12 +198,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_models(models: "list[ServedModel] | tuple[ServedModel, ...]") -> None:
-    """Raise ValueError for an empty list or a name that occurs twice."""
+    """Raise ValueError for an empty list or a duplicate name."""
     if not models:
-        raise ValueError("at least one model must be given to serve")
+        raise ValueError("models must hold at least one model, got none")
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"every model needs its own name; given more than once: {', '.join(twice)}")
+        raise ValueError(f"names of models must be unique, got more than once: {', '.join(twice)}")
 
 
 def _check_positive(settings: Any, *fields: str) -> None:

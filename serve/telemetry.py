@@ -1,4 +1,4 @@
-"""Prometheus series beside those that Ray Serve has by itself, exported by Ray's metrics agent."""
+"""Prometheus metrics beyond those of Ray Serve, exported by Ray's metrics agent."""
 
 from ray.util.metrics import Counter, Histogram
 
@@ -9,7 +9,7 @@ _IMAGES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 class RequestMetrics:
-    """Requests as the ingress sees them."""
+    """Request metrics of the ingress."""
 
     def __init__(self) -> None:
         self._latency = Histogram(
@@ -25,7 +25,7 @@ class RequestMetrics:
         )
         self._explained = Counter(
             "tenfold_explained_images_total",
-            description="Pictures that were answered with an attribution map.",
+            description="Images answered with an attribution map.",
             tag_keys=("model", "version"),
         )
 
@@ -39,13 +39,13 @@ class RequestMetrics:
 
 
 class BatchMetrics:
-    """Predictor calls as one replica sees them."""
+    """Predictor metrics of one replica."""
 
     def __init__(self, model: str, version: str) -> None:
         tags = {"model": model, "version": version}
         self._images = Histogram(
             "tenfold_batch_images",
-            description="Pictures in one call of the predictor.",
+            description="Images in one call of the predictor.",
             boundaries=_IMAGES,
             tag_keys=("model", "version"),
         )
@@ -57,7 +57,7 @@ class BatchMetrics:
         )
         self._texts = Histogram(
             "tenfold_texts_latency_ms",
-            description="Time to encode the classes that a request brought along, each list once, in milliseconds.",
+            description="Time to encode the classes of a request (once per list), in milliseconds.",
             boundaries=_LATENCY_MS,
             tag_keys=("model", "version"),
         )

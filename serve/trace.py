@@ -1,4 +1,4 @@
-"""What is known of one request: its id, who asked, what came of it. Feeds the access log and the metrics."""
+"""Trace of one request (id, key, model, outcome), for the access log and the metrics."""
 
 import json
 import logging
@@ -22,21 +22,21 @@ access_logger = logging.getLogger("tenfold.serve.access")
 
 @dataclass
 class Trace:
-    """Filled in while a request is served."""
+    """Trace of one request, filled in while it is served."""
 
     request_id: str
     method: str
     path: str
     key_id: str | None = None
     model: str = ""
-    """Only names that are served get here, so that a stranger can't fill the metrics with made-up ones."""
+    """Name of a served model; unknown names are left out, so that clients can't flood the metrics."""
     version: str = ""
     num_images: int = 0
     num_explained: int = 0
-    """Pictures of them for which a map was asked."""
+    """Number of these images with an attribution map."""
     status: int = 0
     reason: str = ""
-    """One word, where the request was refused."""
+    """One word, if the request was refused."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -45,13 +45,13 @@ class Trace:
 
 
 class Telemetry(Protocol):
-    """Where finished requests are counted."""
+    """Sink of finished requests."""
 
     def record(self, trace: Trace) -> None: ...
 
 
 def request_id_from(header: str | None) -> str:
-    """The client's id where it is 1 to 128 letters, digits, dots, dashes, underscores; else a new one."""
+    """Return the client's id if it is 1 to 128 letters, digits, dots, dashes, underscores; else a new one."""
     return header if header is not None and _REQUEST_ID.fullmatch(header) else str(uuid.uuid4())
 
 
@@ -65,7 +65,7 @@ def trace_of(scope: Scope) -> Trace:
 
 
 def log_access(trace: Trace) -> None:
-    """One line of JSON; never the picture, the key or the body."""
+    """Write one line of JSON; never the image, the key or the body."""
     record = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "request_id": trace.request_id,
@@ -84,9 +84,9 @@ def log_access(trace: Trace) -> None:
 
 
 def log_to_stdout() -> None:
-    """Send access lines, bare and at once, to standard output, where containers are expected to put them."""
+    """Send access lines, unformatted and unbuffered, to standard output, where containers expect them."""
     if not access_logger.handlers:
-        # The original stream: Serve replaces sys.stdout by a buffer of its own log, which a crash takes with it.
+        # The original stream: Serve replaces sys.stdout by a buffer of its own log, which a crash loses.
         handler = logging.StreamHandler(sys.__stdout__ or sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         access_logger.addHandler(handler)

@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2 over REST, with the binary tensor extension: bytes in, arrays out, and back.
+"""Open Inference Protocol v2 over REST, with the binary tensor extension.
 
 https://github.com/open-inference/open-inference-protocol and its extension ``binary_tensor_data``: where the header
-``Inference-Header-Content-Length`` gives the length of the JSON part, raw tensors follow it in their order.
+``Inference-Header-Content-Length`` gives the length of the JSON part, raw tensors follow it in order.
 """
 
 import json
@@ -23,8 +23,8 @@ JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 INPUT_NAME = "images"
 PROMPT_CLASSES = "prompt_classes"
 TEXT_INPUTS = (CLASSES, PROMPTS, PROMPT_CLASSES)
-"""Optional inputs, BYTES, of models with an open vocabulary: the classes' names ``[K]``; or prompts ``[P]``, and for
-each of them the class that it is about ``[P]``, where the classes' order is that of their first prompts."""
+"""Optional BYTES inputs of open-vocabulary models: class names ``[K]``; or prompts ``[P]`` with the class of each
+``[P]``, where classes are ordered by their first prompt."""
 EXTENSIONS = ("binary_tensor_data",)
 _MAP_OUTPUTS = (ATTRIBUTIONS, EXPLAINED)
 DATATYPES = {"FP32": "<f4", "INT64": "<i8"}
@@ -32,12 +32,12 @@ DATATYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyForm:
-    """What an infer request says of its reply."""
+    """Form of the reply, as set by an infer request."""
 
     outputs: Mapping[str, bool] | None
-    """Name of each output asked for, and whether as raw bytes; None: all there are, maps only with ``explain``."""
+    """Requested output to whether it comes as raw bytes; None: all outputs, maps only with ``explain``."""
     binary_default: bool
-    """Whether outputs that are not named come as raw bytes."""
+    """Whether outputs come as raw bytes by default."""
     request_id: str | None
 
 
@@ -48,22 +48,22 @@ class InferRequest(ReplyForm):
     images: np.ndarray
     """uint8 ``(N, S, S, 3)``."""
     vocabulary: Vocabulary | None = None
-    """Classes that the request brought along; None: the model's own."""
+    """Classes of the request; None: the model's own."""
     explain: Explain | None = None
-    """The maps asked for; None: none."""
+    """Requested maps; None: no maps."""
 
 
 def decode_request(body: bytes, json_length: str | None, image_size: int, settings: ServeSettings) -> InferRequest:
     """Parse and check the body of an infer request.
 
     Args:
-        body: As it came.
+        body: Raw body.
         json_length: Value of ``Inference-Header-Content-Length``; None: the body is JSON only.
         image_size: Height and width S that the model takes.
         settings: The limits.
 
     Raises:
-        RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
+        RefusedError: 400 if the body violates the protocol, 422 if a tensor does not fit the model.
     """
     header, binary = split_body(body, json_length)
     tensors = _named_inputs(header.get("inputs"))
@@ -90,7 +90,7 @@ def decode_request(body: bytes, json_length: str | None, image_size: int, settin
 
 
 def read_form(header: Mapping[str, Any]) -> ReplyForm:
-    """What the JSON part of a request says of its reply; raises ``RefusedError`` (400) where that is malformed."""
+    """Read the form of the reply from the JSON part; raises ``RefusedError`` (400) if it is malformed."""
     request_id = header.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RefusedError(400, "the request's 'id' must be a string", "malformed")
@@ -100,7 +100,7 @@ def read_form(header: Mapping[str, Any]) -> ReplyForm:
 
 
 def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """The JSON part, and the bytes behind it, not copied."""
+    """Split a body into its JSON part and a view of the bytes behind it."""
     if json_length is None:
         return parse_json(body), memoryview(b"")
     if not (json_length.isascii() and json_length.isdigit()) or int(json_length) > len(body):
@@ -111,14 +111,14 @@ def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], me
 
 
 def named_tensors(inputs: Any) -> list[Mapping[str, Any]]:
-    """The input tensors, in the request's order; raises ``RefusedError`` (400) where that is no list of objects."""
+    """Return the input tensors in order; raises ``RefusedError`` (400) if they are not a list of objects."""
     if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs):
         raise RefusedError(400, "the request needs a list of tensors under 'inputs'", "malformed")
     return inputs
 
 
 def _named_inputs(inputs: Any) -> dict[str, Mapping[str, Any]]:
-    """Input tensors by name, in the request's order."""
+    """Input tensors by name, in order."""
     tensors = named_tensors(inputs)
     names = [tensor.get("name") for tensor in tensors]
     known = [name for name in names if name == INPUT_NAME or name in TEXT_INPUTS]
@@ -131,7 +131,7 @@ def _named_inputs(inputs: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def claim_raw(tensors: Mapping[str, Mapping[str, Any]], binary: memoryview) -> dict[str, memoryview | None]:
-    """The raw bytes of each tensor, which follow each other in the tensors' order; None for those in JSON."""
+    """Assign the raw bytes to the tensors, in order; None for a tensor in JSON."""
     raw: dict[str, memoryview | None] = {}
     start = 0
     for name, tensor in tensors.items():
@@ -153,7 +153,7 @@ def claim_raw(tensors: Mapping[str, Mapping[str, Any]], binary: memoryview) -> d
 
 
 def _decode_texts(name: str, tensor: Mapping[str, Any], raw: memoryview | None, settings: ServeSettings) -> list[Any]:
-    """Elements of a BYTES tensor; those that came in JSON may still be of any type."""
+    """Decode the elements of a BYTES tensor; elements in JSON may still have any type."""
     shape = tensor.get("shape")
     is_shape = isinstance(shape, list) and len(shape) == 1 and type(shape[0]) is int and shape[0] >= 0
     if tensor.get("datatype") != "BYTES" or not isinstance(shape, list) or not is_shape:
@@ -170,7 +170,7 @@ def _decode_texts(name: str, tensor: Mapping[str, Any], raw: memoryview | None, 
 
 
 def _split_texts(name: str, raw: memoryview, count: int) -> list[str]:
-    """Each element is its length in bytes, four of them little-endian, and its UTF-8."""
+    """Split raw BYTES: each element is its length as a little-endian uint32, followed by UTF-8."""
     texts, start = [], 0
     try:
         for _ in range(count):
@@ -264,18 +264,18 @@ def encode_response(
     outputs: Mapping[str, np.ndarray],
     parameters: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the reply to ``request``.
+    """Encode the reply to ``request`` as body and headers.
 
     Args:
-        request: What was asked; decides which outputs are told, and in which form.
+        request: Selects the outputs and their form.
         model: Name of the model.
-        version: Version that ran.
-        outputs: All outputs, first axis N; whole numbers are told as INT64, all else as FP32.
-        parameters: Of the reply; None: there are none.
+        version: Version of the model that ran.
+        outputs: All outputs, first axis N; integers are encoded as INT64, the rest as FP32.
+        parameters: Parameters of the reply, if any.
 
     Raises:
-        RefusedError: 422 for an output that the model does not have.
-        ValueError: A value is NaN or infinite and was to be told in JSON, which has no word for it.
+        RefusedError: 422 for an unknown output.
+        ValueError: If a value in JSON is NaN or infinite, which JSON can't express.
     """
     wanted = request.outputs or dict.fromkeys(outputs, request.binary_default)
     if unknown := sorted(wanted.keys() - outputs.keys()):
@@ -307,11 +307,11 @@ def encode_response(
 
 
 def model_metadata(description: Description) -> dict[str, Any]:
-    """The reply to ``GET /v2/models/<m>``; class names, and how to prepare pictures, are in the parameters.
+    """Build the reply to ``GET /v2/models/<m>``; the parameters have the class names and the image preprocessing.
 
-    Of a model that flags what belongs to none of its classes, they also say when: the output ``outside`` is then 1.
-    Where requests may bring classes along, the inputs that say so are marked optional, and how many columns
-    ``probs`` and ``logits`` have is open. Where they may ask for maps, the outputs that then come are marked optional.
+    For a model with an out-of-distribution flag, they also have the rule that sets the output ``outside`` to 1. For an
+    open-vocabulary model, the text inputs are marked optional and the class axis of ``probs`` and ``logits`` is open.
+    For a model with attribution maps, the outputs of the maps are marked optional.
     """
     preprocessing = description.image_preprocessing
     size = preprocessing.image_size
@@ -347,7 +347,7 @@ def metadata_reply(
     outputs: list[dict[str, Any]],
     parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The reply to ``GET /v2/models/<m>``, of its parts."""
+    """Assemble the reply to ``GET /v2/models/<m>``."""
     return {
         "name": description.name,
         "versions": [description.version],

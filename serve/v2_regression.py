@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2 of models that take named inputs and answer with mean, std and intervals.
+"""Open Inference Protocol v2 of regression models: named inputs in, mean, std and intervals out.
 
 The level of the interval is a parameter of the request: ``"parameters": {"level": 0.9}`` adds the outputs ``lower`` and
-``upper``, like ``mean``.
+``upper``, shaped like ``mean``.
 """
 
 import math
@@ -42,13 +42,13 @@ def decode_request(
     """Parse and check the body of an infer request.
 
     Args:
-        body: As it came.
+        body: Raw body.
         json_length: Value of ``Inference-Header-Content-Length``; None: the body is JSON only.
-        schemas: What the model takes.
+        schemas: Inputs of the model.
         settings: The limits.
 
     Raises:
-        RefusedError: 400 where the body is not what the protocol describes, 422 where a tensor is not the model's.
+        RefusedError: 400 if the body violates the protocol, 422 if a tensor does not fit the model.
     """
     header, binary = split_body(body, json_length)
     tensors = named_tensors(header.get("inputs"))
@@ -80,10 +80,10 @@ def decode_request(
 def encode_response(
     request: RegressionRequest, model: str, answer: Answer, settings: ServeSettings
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the reply to ``request``; its parameters repeat the level.
+    """Encode the reply to ``request`` as body and headers; its parameters repeat the level.
 
     Raises:
-        RefusedError: 422 for an output that the model does not have, and for a reply that would be too large.
+        RefusedError: 422 for an unknown output, and for a reply that would be too large.
     """
     outputs = answer.outputs
     wanted = request.outputs or dict.fromkeys(outputs, request.binary_default)
@@ -95,15 +95,15 @@ def encode_response(
 
 
 def model_metadata(description: Description) -> dict[str, Any]:
-    """The reply to ``GET /v2/models/<m>``; what the targets are called is in the parameters.
+    """Build the reply to ``GET /v2/models/<m>``; the parameters have the names of the targets.
 
-    The ends of the interval, which only come with a level, are marked optional.
+    The bounds of the interval, which require a level, are marked optional.
     """
     inputs: list[dict[str, Any]] = []
     for schema in description.inputs:
-        picture = {} if schema.max_value is None else {"parameters": {"max_value": schema.max_value}}
+        image = {} if schema.max_value is None else {"parameters": {"max_value": schema.max_value}}
         inputs.append(
-            {"name": schema.name, "datatype": _DATATYPES[schema.dtype], "shape": [-1, *schema.shape], **picture}
+            {"name": schema.name, "datatype": _DATATYPES[schema.dtype], "shape": [-1, *schema.shape], **image}
         )
     outputs: list[dict[str, Any]] = [
         {"name": name, "datatype": "FP32", "shape": [-1, *shape]} for name, shape in description.outputs.items()

@@ -1,4 +1,4 @@
-"""Classes that a request brings along, and what is written about them: checked before anything is encoded."""
+"""Vocabulary of an open-vocabulary request: class names or prompts, checked before anything is encoded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ PROMPTS = "prompts"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes of one request, at least one, in its order; the columns of its answer."""
+    """Classes of one request, at least one, in the order of the columns of its answer."""
 
     classes: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...] | None = None
-    """At least one text about each class; None: the model's own sentence around the class's name."""
+    """Prompts of each class, at least one; None: the model's prompt template with the class name."""
 
     def prompts_by_class(self, template: str) -> dict[str, tuple[str, ...]]:
-        """Class name to its texts; ``template`` is the model's sentence, with ``{}`` where the name goes."""
+        """Prompts by class name; ``template`` is the model's prompt template, with ``{}`` for the name."""
         if self.prompts is None:
             return {name: (template.replace("{}", name),) for name in self.classes}
         return dict(zip(self.classes, self.prompts, strict=True))
 
 
 def read_vocabulary(classes: Any, prompts: Any, settings: ServeSettings) -> Vocabulary | None:
-    """What a client said under ``classes`` or ``prompts``, checked.
+    """Read and check ``classes`` or ``prompts`` of a request.
 
     Args:
-        classes: Should be a list of class names; None: not given.
-        prompts: Should be an object of class name to a list of texts; None: not given.
+        classes: List of class names; None: not given.
+        prompts: Object from class name to a list of prompts; None: not given.
         settings: The limits.
 
     Returns:
-        None where neither is given: the model's own classes are meant.
+        The vocabulary; None if neither is given, for the model's own classes.
 
     Raises:
-        RefusedError: 422, with what is wrong.
+        RefusedError: 422, if either is invalid, or both are given.
     """
     if classes is None and prompts is None:
         return None
@@ -61,7 +61,7 @@ def read_vocabulary(classes: Any, prompts: Any, settings: ServeSettings) -> Voca
 
 
 def check_count(what: str, count: int, settings: ServeSettings) -> None:
-    """Raise ``RefusedError`` (422) for more classes (``what`` is ``classes``) or prompts than a request may bring."""
+    """Raise ``RefusedError`` (422) for too many classes (``what`` is ``classes``) or prompts."""
     limit = settings.max_classes if what == CLASSES else settings.max_prompts
     if count > limit:
         raise invalid(f"a request may bring at most {limit} {what}, got {count}", "vocabulary")
@@ -104,6 +104,6 @@ def _text(value: Any, what: str, settings: ServeSettings) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls it."""
+    """Name of a value's JSON type."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null" if value is None else type(value).__name__)

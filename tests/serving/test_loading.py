@@ -168,7 +168,7 @@ def test_who_is_open(tmp_path):
 def test_a_wrong_template_is_told(tmp_path, template):
     predictor = OpenPredictor(make_open_bundle(tmp_path / "open"))
     predictor.prompt_template = template
-    with pytest.raises(ValueError, match="a sentence with one"):
+    with pytest.raises(ValueError, match="a string with one"):
         open_vocabulary(predictor)
 
 
