@@ -1,4 +1,4 @@
-"""WaffleCLIP's words: all published values of text, prompts, vocabularies and concepts by hand, refusals."""
+"""WaffleCLIP texts: published values, prompts, vocabularies and concepts by hand, refusals."""
 
 import json
 from pathlib import Path
@@ -171,7 +171,9 @@ def test_concept_subset_is_distinct_names_and_repeatable(names, limit, seed):
     assert subset == concept_subset(names, limit, seed)
 
 
-@pytest.mark.parametrize(("names", "limit", "message"), [([], 25, "class names"), (["a"], 0, "at least 1, got 0")])
+@pytest.mark.parametrize(
+    ("names", "limit", "message"), [([], 25, "class_names must hold"), (["a"], 0, "at least 1, got 0")]
+)
 def test_concept_subset_refuses(names, limit, message):
     with pytest.raises(ValueError, match=message):
         concept_subset(names, limit)
@@ -221,7 +223,7 @@ def test_descriptor_shape_leaves_room_for_something(names):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [([], "an empty list"), (["oak", ""], "got '' at place 1"), (["_"], "got '_' at place 0")]
+    ("names", "message"), [([], "an empty list"), (["oak", ""], "got '' at index 1"), (["_"], "got '_' at index 0")]
 )
 def test_descriptor_shape_refuses(names, message):
     with pytest.raises(ValueError, match=message):
@@ -237,7 +239,7 @@ def test_descriptor_shape_refuses(names, message):
     ],
 )
 def test_a_string_in_place_of_a_list_is_refused(call):
-    with pytest.raises(ValueError, match="class 'oak' needs a list of descriptors, got the string 'acorns'"):
+    with pytest.raises(ValueError, match="descriptors of class 'oak' must be a list of texts, got the string 'acorns'"):
         call({"elm": ["wings"], "oak": "acorns"})
 
 

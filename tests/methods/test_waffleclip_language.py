@@ -1,4 +1,4 @@
-"""Asking a language model: prompts, kept answers, files that grow class by class; a GPT-2 of three thousand weights."""
+"""Prompts to a language model, cached answers, and files that grow class by class; a GPT-2 of three thousand weights."""
 
 import json
 from pathlib import Path
@@ -96,19 +96,19 @@ def test_kept_answers_are_not_asked_for_again_and_a_miss_without_a_model_is_refu
     assert len(model.asked) == 1
     offline = CachedAnswers(path, "m")
     assert offline.complete("who?", temperature=0.0, max_tokens=3) == "- yes"
-    with pytest.raises(ValueError, match=r"answers\.json has no answer of 'm' .*'what\?'"):
+    with pytest.raises(ValueError, match=r"answers\.json must hold an answer of 'm' .*'what\?', got none"):
         offline.complete("what?", temperature=0.0, max_tokens=3)
-    with pytest.raises(ValueError, match="no answer of 'other'"):
+    with pytest.raises(ValueError, match="must hold an answer of 'other'"):
         CachedAnswers(path, "other").complete("who?", temperature=0.0, max_tokens=3)
     path.write_text('{"m": ["who?"]}')
-    with pytest.raises(ValueError, match=r"answers\.json: expected prompts and texts under 'm'"):
+    with pytest.raises(ValueError, match=r"answers\.json must map prompts to texts under 'm'"):
         CachedAnswers(path, "m")
 
 
 def test_a_descriptor_file_grows_class_by_class_and_is_gone_on_with(tmp_path):
     path = tmp_path / "out.json"
     first = Scripted({"ant": "- six legs", "bee": "no list", "cat": "- whiskers\n- a tail"})
-    with pytest.raises(ValueError, match=r"scripted gave no list for 1 of 3 classes, first: 'bee'"):
+    with pytest.raises(ValueError, match=r"scripted must answer with a list, got none for 1 of 3 classes, first 'bee'"):
         fill_descriptors(path, ["ant", "bee", "cat"], first)
     assert read_descriptors(path) == {"ant": ["six legs"], "cat": ["whiskers", "a tail"]}
     second = Scripted({"bee": "- wings"})
@@ -116,7 +116,7 @@ def test_a_descriptor_file_grows_class_by_class_and_is_gone_on_with(tmp_path):
     assert len(second.asked) == 1
     assert list(read_descriptors(path)) == list(found) == ["ant", "bee", "cat"]  # label order, whatever came when
     assert found["bee"] == ["wings"]
-    with pytest.raises(ValueError, match=r"out\.json describes 'ant', which is not among the classes"):
+    with pytest.raises(ValueError, match=r"out\.json must hold the given classes only, got 'ant'"):
         fill_descriptors(path, ["bee", "cat"], second)
     with pytest.raises(ValueError, match="none twice"):
         fill_descriptors(path, ["bee", "bee"], second)
@@ -145,7 +145,7 @@ def test_a_local_model_answers_the_same_whatever_was_asked_before(gpt2):
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="must be a causal language model on the hub or a local folder"):
+    with pytest.raises(ValueError, match="must be a causal language model on the hub or in a local folder"):
         TransformersModel(str(tmp_path))
 
 
@@ -154,7 +154,7 @@ def test_the_command_names_what_got_no_list_and_asks_only_for_what_is_missing(gp
     classes.write_text("ant\nbee\n")
     words = ["--classes", str(classes), "--model", str(gpt2), "--out", str(out)]
     assert language.main(words) == 2
-    assert "gave no list for 2 of 2 classes, first: 'ant'" in capsys.readouterr().err
+    assert "got none for 2 of 2 classes, first 'ant'" in capsys.readouterr().err
     kept = json.loads((tmp_path / "out.answers.json").read_text())
     assert list(kept) == [f"{gpt2}#0"]
     assert len(kept[f"{gpt2}#0"]) == 2

@@ -135,7 +135,7 @@ def test_a_budget_beyond_the_pool():
 
 
 def after_name(prompts, prefix="A photo of a "):
-    """What stands behind the class name of each prompt."""
+    """Text after the class name of each prompt."""
     tails = {}
     for name, own in prompts.items():
         head = prefix + name.replace("_", " ")
@@ -277,18 +277,18 @@ def test_distinct_prompts_keep_every_prompt(seed):
     [
         ("waffles", PLANTS, {}, "mode must be one of clip, .*got 'waffles'"),
         ("shared_random_characters", PLANTS, {}, "mode must be one of"),
-        ("clip", {}, {}, "no class"),
-        ("clip", {"oak": [], "": []}, {}, "needs a name, got ''"),
-        ("waffle", PLANTS, {"n_pairs": 0}, "n_pairs of at least 1, got 0"),
-        ("waffle_and_gpt", PLANTS, {"n_pairs": 1}, "'waffle_and_gpt' needs n_pairs of at least 2, got 1"),
-        ("adaptive_randomness_and_gpt_descriptions", PLANTS, {"n_pairs": 1}, "n_pairs of at least 2, got 1"),
+        ("clip", {}, {}, "at least one class, got none"),
+        ("clip", {"oak": [], "": []}, {}, "class names must not be blank, got ''"),
+        ("waffle", PLANTS, {"n_pairs": 0}, "n_pairs must be at least 1 .*, got 0"),
+        ("waffle_and_gpt", PLANTS, {"n_pairs": 1}, "n_pairs must be at least 2 with mode 'waffle_and_gpt', got 1"),
+        ("adaptive_randomness_and_gpt_descriptions", PLANTS, {"n_pairs": 1}, "n_pairs must be at least 2"),
         ("random_descriptions", PLANTS, {"budget": 0}, "budget must be at least 1, got 0"),
         ("waffle", PLANTS, {"seed": -1}, "seed must be at least 0, got -1"),
-        ("waffle", {"oak": []}, {}, "descriptors that hold some characters"),
-        ("sentences", PLANTS, {}, "at least one sentence .*'water lily' has none"),
-        ("context_prompt_ensemble", PLANTS, {}, "needs a prefix with a concept.*got 'A photo of a '"),
-        ("context_prompt_ensemble", PLANTS, {"prefix": "A photo of a : a "}, "needs a prefix with a concept"),
-        ("context_prompt_ensemble", PLANTS, {"prefix": "A bird: a "}, "needs a prefix with a concept"),
+        ("waffle", {"oak": []}, {}, "descriptors must hold some characters"),
+        ("sentences", PLANTS, {}, "at least one sentence .*got none for 'water lily'"),
+        ("context_prompt_ensemble", PLANTS, {}, "prefix must hold a concept.*got 'A photo of a '"),
+        ("context_prompt_ensemble", PLANTS, {"prefix": "A photo of a : a "}, "prefix must hold a concept"),
+        ("context_prompt_ensemble", PLANTS, {"prefix": "A bird: a "}, "prefix must hold a concept"),
     ],
 )
 def test_prompt_sets_refuse(mode, descriptors, options, message):
@@ -298,5 +298,5 @@ def test_prompt_sets_refuse(mode, descriptors, options, message):
 
 @pytest.mark.parametrize("mode", ["waffle", "adaptive_randomness", "waffle_and_gpt", "waffle_and_prompt_ensemble"])
 def test_random_words_need_a_vocabulary(mode):
-    with pytest.raises(ValueError, match="need a vocabulary, got an empty list"):
+    with pytest.raises(ValueError, match="vocabulary must hold words to draw from, got an empty list"):
         build_prompt_sets(mode, PLANTS, [], seed=0)

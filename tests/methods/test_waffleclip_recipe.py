@@ -1,4 +1,4 @@
-"""WaffleCLIP from settings to a bundle that answers, with a CLIP of one layer and random weights."""
+"""WaffleCLIP from settings to a bundle and its predictions, with a CLIP of one layer and random weights."""
 
 import json
 import threading
@@ -29,7 +29,8 @@ from tenfold.methods.waffleclip.embeddings import PIECE
 from tenfold.methods.waffleclip.evaluation import index_prompts, pooled, score_repetitions
 from tenfold.methods.waffleclip.predictor import WaffleClipPredictor, load
 from tenfold.methods.waffleclip.prompt_inputs import gather_prompt_inputs
-from tenfold.methods.waffleclip.settings import MODES, Config
+from tenfold.methods.waffleclip.prompt_modes import MODES
+from tenfold.methods.waffleclip.settings import Config
 from tenfold.models.clip import Clip, ClipConfig, load_clip
 from tenfold.types import Preprocessing
 
@@ -61,7 +62,7 @@ class Place:
 
 @dataclass
 class Record:
-    """Keeps what a run logs."""
+    """Recorder that keeps everything a run logs."""
 
     run_id: str = "none"
     metrics: list[tuple[dict[str, float], int]] = field(default_factory=list)
@@ -83,9 +84,9 @@ class Record:
 
 @dataclass
 class Counts:
-    """What went through the towers."""
+    """Number of images and the prompts that went through the towers."""
 
-    pictures: int = 0
+    images: int = 0
     prompts: list[str] = field(default_factory=list)
 
 
@@ -104,9 +105,9 @@ def write_clip(folder: Path, data: HandwritingConfig, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     network = CLIP(**settings)
-    # Random towers send everything the same way: what all pictures, and all texts, share is projected out.
-    pictures = load_digits(data, Preprocessing(image_size=32), ("test",)).test.images.read(range(256))
-    pixels = pictures.permute(0, 3, 1, 2) / 127.5 - 1
+    # Embeddings of random towers are nearly parallel: the direction that all images, and all texts, share is removed.
+    images = load_digits(data, Preprocessing(image_size=32), ("test",)).test.images.read(range(256))
+    pixels = images.permute(0, 3, 1, 2) / 127.5 - 1
     words = [
         f"A photo of a {word}, which has {letters}." for word in DIGIT_WORDS for letters in ("loop", "xq, zt", "bend")
     ]
@@ -140,7 +141,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     images, tokenize = Clip.image_features, Clip.tokenize
 
     def image_features(self: Clip, pixels: Tensor) -> Tensor:
-        counts.pictures += len(pixels)
+        counts.images += len(pixels)
         return images(self, pixels)
 
     def tokens(self: Clip, texts: list[str]) -> Tensor:
@@ -235,18 +236,18 @@ def test_curves_figures_and_prompts_are_on_record(trained, record):
     ]  # fmt: skip
     bars = record.figures["class_gain.png"].axes[0].patches
     widths = sorted(bar.get_width() for bar in bars)
-    # Classes have different numbers of pictures, so the bars' mean is the macro gain.
+    # Classes have different numbers of images, so the bars' mean is the macro gain.
     assert len(widths) == 10
     assert min(widths) < 0 < max(widths)
 
 
-def test_other_settings_use_the_pictures_that_are_embedded_already(trained, place, counts, tmp_path):
+def test_other_settings_use_the_images_that_are_embedded_already(trained, place, counts, tmp_path):
     train(place.job(num_pairs=1), tmp_path / "other", shared=trained.bundle.parents[2])
-    assert counts.pictures == NUM_PROBES  # asked once more, as the predictor is asked
+    assert counts.images == NUM_PROBES  # asked once more, as the predictor is asked
     assert counts.prompts
-    counts.pictures = 0
+    counts.images = 0
     train(place.job(num_pairs=1), tmp_path / "alone", shared=tmp_path / "alone")
-    assert counts.pictures == NUM_TEST + NUM_VAL + NUM_PROBES
+    assert counts.images == NUM_TEST + NUM_VAL + NUM_PROBES
 
 
 def test_each_distinct_prompt_goes_through_the_tower_once(place, counts, tmp_path):
@@ -265,21 +266,21 @@ def test_a_killed_evaluation_goes_on_with_the_next_piece(trained, job, counts, t
     whole = Clip.embed_images
 
     def dies(self: Clip, images: Tensor) -> Tensor:
-        if counts.pictures >= limit:
+        if counts.images >= limit:
             raise RuntimeError("killed")
         return whole(self, images)
 
     monkeypatch.setattr(Clip, "embed_images", dies)
     with pytest.raises(RuntimeError, match="killed"):
         train(job, tmp_path)
-    assert counts.pictures == limit
+    assert counts.images == limit
     monkeypatch.setattr(Clip, "embed_images", whole)
     counts.prompts.clear()
     again = train(job, tmp_path)
-    assert counts.pictures == NUM_VAL + NUM_TEST + NUM_PROBES
+    assert counts.images == NUM_VAL + NUM_TEST + NUM_PROBES
     assert not counts.prompts
     assert again.metrics == trained.metrics
-    counts.pictures = 0
+    counts.images = 0
     assert train(job, tmp_path).metrics == trained.metrics
     assert counts == Counts()
 
@@ -372,7 +373,7 @@ def test_the_concept_stands_before_the_name(data):
     assert sets_of(data, mode="clip", prefix="a scan of the digit ")[0]["two"] == ["a scan of the digit two."]
 
 
-# -- the classes of the caller
+# -- classes of the caller
 
 
 @pytest.fixture
@@ -422,10 +423,10 @@ def test_many_threads_ask_at_once(predictor):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ({}, "expected at least one class"),
-        ({"cat": []}, r"class 'cat' needs a list of at least one prompt, none empty, got \[\]"),
-        ({"cat": ["a cat"], "dog": [" "]}, "class 'dog' needs"),
-        ({"cat": "a cat"}, "class 'cat' needs a list"),
+        ({}, "prompts must hold at least one class"),
+        ({"cat": []}, r"prompts of class 'cat' must be a list of at least one text, none empty, got \[\]"),
+        ({"cat": ["a cat"], "dog": [" "]}, "prompts of class 'dog' must be"),
+        ({"cat": "a cat"}, "prompts of class 'cat' must be a list"),
     ],
 )
 def test_classes_without_prompts_are_refused(predictor, prompts, message):
@@ -442,7 +443,7 @@ def test_prototypes_are_not_used_with_another_clip(trained, place, tmp_path):
     write_clip(tmp_path / "other", place.data, seed=1)
     bundle = load_bundle(trained.bundle)
     config = {**bundle.config, "model": {"name": f"local-dir:{tmp_path / 'other'}", "pretrained": None}}
-    with pytest.raises(ValueError, match=r"the one loaded here has .*; put the former weights back"):
+    with pytest.raises(ValueError, match=r"must have the fingerprint .*, got .*; restore those weights"):
         load(replace(bundle, config=config))
 
 
@@ -471,14 +472,14 @@ def test_a_descriptor_file_of_other_classes_is_refused_before_anything_is_embedd
 
 def test_an_empty_list_is_refused_by_file_and_class_or_made_blank(data, lists, tmp_path):
     path = write_lists(tmp_path / "holes.json", {**lists, "four": []})
-    with pytest.raises(ValueError, match=r"holes\.json: class 'four' has an empty list .*empty_lists=blank"):
+    with pytest.raises(ValueError, match=r"holes\.json must hold .* got an empty list for 'four' .*empty_lists=blank"):
         sets_of(data, mode="gpt_descriptions", descriptors=path)
     found = sets_of(data, mode="gpt_descriptions", descriptors=path, empty_lists="blank")
     assert found[0]["four"] == ["A photo of a four, which has ."]
 
 
 def foreign(data: ClassificationData) -> ClassificationData:
-    """Data for which no descriptors come with the package."""
+    """Data for which the package ships no descriptors."""
     images = ArrayImages(np.zeros((4, 32, 32, 3), dtype=np.uint8))
     split = ClassificationSplit(images=images, labels=np.array([0, 1, 1, 0]))
     return ClassificationData(name="folders", classes=("big_cat", "dog"), test=split, image_size=32, fingerprint="f")
@@ -507,7 +508,7 @@ def test_words_come_from_where_they_are_said_to(data, lists, tmp_path):
     assert {"oval", "stroke"} <= set(own)
     folder = tmp_path / "files"
     folder.mkdir()
-    with pytest.raises(ValueError, match="holds no descriptor file"):
+    with pytest.raises(ValueError, match="must be a folder with descriptor files"):
         gather_prompt_inputs(Config(vocabulary=str(folder)), data)
     write_lists(folder / "a.json", {"x": ["zebra, or (stripes)"]})
     assert gather_prompt_inputs(Config(vocabulary=str(folder)), data).vocabulary == ["or", "stripes", "zebra"]
@@ -524,7 +525,7 @@ def test_words_come_from_where_they_are_said_to(data, lists, tmp_path):
         ({"repetitions": 0}, "repetitions must be at least 1"),
         ({"compare": ("waffle",)}, "each once, got 'waffle' twice"),
         ({"concept": " "}, "concept must be auto, none or a text"),
-        ({"concept": "bird", "prefix": "a "}, "prefix must be null where there is a concept"),
+        ({"concept": "bird", "prefix": "a "}, "prefix must be null with a concept"),
         ({"parts": "words", "mode": "clip"}, "parts must be both with clip"),
     ],
 )
@@ -542,12 +543,12 @@ def test_a_context_needs_a_concept(data):
 
 
 def work(run: Run, job: JobConfig) -> dict[str, Any]:
-    """Runs in every worker."""
-    counts = {"pictures": 0, "prompts": 0}
+    """Train in every worker, counting the inputs of the towers."""
+    counts = {"images": 0, "prompts": 0}
     images, tokenize = Clip.image_features, Clip.tokenize
 
     def image_features(self: Clip, pixels: Tensor) -> Tensor:
-        counts["pictures"] += len(pixels)
+        counts["images"] += len(pixels)
         return images(self, pixels)
 
     def tokens(self: Clip, texts: list[str]) -> Tensor:
@@ -578,7 +579,7 @@ def test_two_workers_share_the_work_and_find_the_same_to_the_last_bit(ray_cluste
     for name, tensor in load_bundle(one["bundle"]).tensors().items():
         assert torch.equal(load_bundle(two["bundle"]).tensors()[name], tensor), name
     (alone,) = one["made"]
-    assert alone["pictures"] == NUM_TEST + NUM_VAL + NUM_PROBES
-    assert sum(each["pictures"] for each in two["made"]) == alone["pictures"]
-    assert all(each["pictures"] >= PIECE for each in two["made"])
+    assert alone["images"] == NUM_TEST + NUM_VAL + NUM_PROBES
+    assert sum(each["images"] for each in two["made"]) == alone["images"]
+    assert all(each["images"] >= PIECE for each in two["made"])
     assert sum(each["prompts"] for each in two["made"]) == alone["prompts"]

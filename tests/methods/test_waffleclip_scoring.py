@@ -199,14 +199,17 @@ def test_gradient_of_prototypes(aggregate):
     [
         ({"aggregate": "median"}, r"one of \('mean', 'max', 'sum', 'merged'\), got 'median'"),
         ({"prompt_counts": [2, 2]}, "sum to the 5 rows of prompt_embeddings, got 4"),
-        ({"prompt_counts": [5, 0]}, "at least 1 prompt, class 1 has 0"),
-        ({"prompt_counts": []}, "one whole number for each class"),
-        ({"prompt_counts": [2.0, 3.0]}, "one whole number for each class"),
+        ({"prompt_counts": [5, 0]}, "prompt_counts must be at least 1, got 0 for class 1"),
+        ({"prompt_counts": []}, "one integer for each class"),
+        ({"prompt_counts": [2.0, 3.0]}, "one integer for each class"),
         ({"image": torch.ones(6)}, r"image must be \(B, D\) with D = 6, got \(6,\)"),
         ({"image": unit_rows(0, 2, dim=5)}, r"with D = 6, got \(2, 5\)"),
-        ({"image": 2 * unit_rows(0, 2)}, "rows of image must be of unit length within 0.001, row . has 2: normalise"),
+        (
+            {"image": 2 * unit_rows(0, 2)},
+            "rows of image must be of unit length within 0.001, got 2 in row .; normalise",
+        ),
         ({"prompt_embeddings": 1.002 * unit_rows(1, 5)}, "rows of prompt_embeddings must be of unit length"),
-        ({"prompt_embeddings": torch.full((5, 6), torch.nan)}, "rows of prompt_embeddings .* has nan"),
+        ({"prompt_embeddings": torch.full((5, 6), torch.nan)}, "rows of prompt_embeddings .* got nan"),
         ({"prompt_embeddings": torch.ones(6)}, r"prompt_embeddings must be \(M, D\), got \(6,\)"),
     ],
 )
@@ -223,12 +226,12 @@ def test_rows_within_the_tolerance_are_taken():
 
 @pytest.mark.parametrize("aggregate", ["max", "sum", "median"])
 def test_prototypes_refuse_other_aggregates(aggregate):
-    with pytest.raises(ValueError, match=f"aggregates .*got '{aggregate}'"):
+    with pytest.raises(ValueError, match=f"aggregate must be .*got '{aggregate}'"):
         prototypes(unit_rows(1, 5), [2, 3], aggregate)
 
 
 def test_prototypes_refuse_rows_that_are_not_unit():
-    with pytest.raises(ValueError, match="row 3 has 3: normalise"):
+    with pytest.raises(ValueError, match="got 3 in row 3; normalise"):
         prototypes(unit_rows(1, 5) * torch.tensor([1.0, 1, 1, 3, 1]).unsqueeze(1), [2, 3])
 
 

@@ -1,17 +1,17 @@
-"""WaffleCLIP on small pictures of shapes: a dual encoder trained in a minute meets random descriptors.
+"""WaffleCLIP on small images of shapes: a dual encoder, trained in a minute, with random descriptors.
 
     python -m tests.replicas.waffleclip_shapes --seeds 0 1 2 --out outputs/replica_waffleclip
 
-Pictures are 24x24 renders of 6 shapes in 6 colours; captions name colour and shape, now and then only one of them or
-neither, and go on with words that mean nothing or are tied to that colour or shape. The encoders see 24 of the 36
-combinations. Asked for all 36 or for the 12 unseen, they read "A photo of a red circle." or the prompts of WaffleCLIP.
+Images are 24x24 renders of 6 shapes in 6 colours; captions name colour and shape, sometimes only one of them or
+neither, and continue with words that are meaningless or tied to that colour or shape. The encoders are trained on 24 of
+the 36 combinations, and classify all 36 or the 12 unseen ones by "A photo of a red circle." or WaffleCLIP's prompts.
 
-There are two text towers. One splits texts at spaces, so a comma or full stop belongs to the word before it: captions
-taught it "circle" and "circle,", and the plain prompt asks for "circle.". The other drops punctuation. Between them one
-sees how much of a gain is due to a plain prompt that ends as no caption does.
+There are two text towers. One splits texts at spaces, so a comma or full stop is part of the word before it: captions
+hold "circle" and "circle,", the plain prompt "circle.". The other drops punctuation. The difference between them is the
+part of a gain that is due to a plain prompt that ends like no caption.
 
 Prints a Markdown table for each tower beside the figures that the method's specification gives, and leaves one JSON
-file for each training (what is there is not trained again), ``summary.csv`` and ``budget.png`` in the folder.
+file for each training (an existing one is not repeated), ``summary.csv`` and ``budget.png`` in the folder.
 """
 
 import argparse
@@ -44,7 +44,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TIED_WORDS = {"red": "rose", "orange": "autumn", "yellow": "lemon", "green": "meadow", "blue": "ocean",
               "purple": "grape", "circle": "wheel", "square": "window", "triangle": "roof", "star": "night",
               "cross": "church", "ring": "wedding"}  # fmt: skip
-"""Words that come with a colour or shape in captions and say nothing more."""
+"""Words that occur with a colour or shape in captions and add no meaning."""
 LEAD_INS = ("A photo of a", "A picture of the", "An image of a", "a", "This is a")
 COMBINATIONS = [(colour, shape) for colour in range(len(COLOURS)) for shape in range(len(SHAPES))]
 NAMES = [f"{list(COLOURS)[colour]} {SHAPES[shape]}" for colour, shape in COMBINATIONS]
@@ -53,13 +53,13 @@ UNSEEN = [i for i, (colour, shape) in enumerate(COMBINATIONS) if (shape - colour
 SEEN = [i for i in range(len(COMBINATIONS)) if i not in UNSEEN]
 
 ALPHABET = ["abcdefghijklmnopqrstuvwxyz-"]
-"""What random characters are drawn from: the classes have no descriptors of their own."""
+"""Source of random characters: the classes have no descriptors of their own."""
 
 NUM_WORDS = 4330
 NUM_BUCKETS, TEXT_WIDTH, DIM = 2048, 64, 48
 BATCH_SIZE, NUM_STEPS, LEARNING_RATE = 128, 1500, 2e-3
 NUM_TEST_IMAGES = 200
-"""Of each class; with the specification's 40 a difference of one percent is lost in the draw of the pictures."""
+"""Test images of each class; with the specification's 40 a difference of one percent is lost in sampling noise."""
 NUM_REPETITIONS = 7
 BUDGETS = (1, 2, 4, 8, 15, 30)
 SPECIFIED = {  # of training seeds 0, 1, 2
@@ -73,11 +73,11 @@ SPECIFIED = {  # of training seeds 0, 1, 2
 Results = Sequence[Mapping[str, Any]]
 Punctuation = Literal["attached", "dropped"]
 PUNCTUATION: tuple[Punctuation, ...] = get_args(Punctuation)
-"""What the text tower does with a comma or full stop: part of the word before it, or nothing."""
+"""Treatment of a comma or full stop by the text tower: part of the word before it, or dropped."""
 
 
 class DualEncoder(nn.Module):
-    """A picture tower of three convolutions and a text tower of hashed words and letter triples."""
+    """An image tower of three convolutions and a text tower of hashed words and letter trigrams."""
 
     def __init__(self, punctuation: Punctuation) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class DualEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Unit rows ``(B, 48)`` of pictures ``(B, 3, 24, 24)``."""
+        """Unit rows ``(B, 48)`` of images ``(B, 3, 24, 24)``."""
         return functional.normalize(self.image_tower(images), dim=1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -105,7 +105,7 @@ class DualEncoder(nn.Module):
 
 
 def pieces_of(text: str, punctuation: Punctuation) -> list[int]:
-    """Buckets of the words of a text and of their letter triples."""
+    """Hash buckets of the words of a text and of their letter trigrams."""
     text = text.lower()
     if punctuation == "dropped":
         text = text.translate(_TO_SPACES)
@@ -123,7 +123,7 @@ def _word_pieces(word: str) -> tuple[int, ...]:
 
 
 def render(colours: np.ndarray, shapes: np.ndarray, rs: np.random.RandomState) -> Tensor:
-    """Pictures ``(B, 3, 24, 24)`` in [-1, 1]: random place, size, rotation and background, under noise."""
+    """Render images ``(B, 3, 24, 24)`` in [-1, 1] with random position, size, rotation, background and noise."""
     count = len(colours)
     radius = rs.uniform(4.5, 8, count)
     centre = rs.uniform(8, SIZE - 8, (count, 2))
@@ -139,13 +139,13 @@ def render(colours: np.ndarray, shapes: np.ndarray, rs: np.random.RandomState) -
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     ink = np.array(list(COLOURS.values()))[colours] + rs.normal(0, 0.12, (count, 3))
     ground = rs.uniform(0, 1, (count, 3))
-    pictures = cover * ink[:, None, None] + (1 - cover) * ground[:, None, None]
-    pictures += rs.normal(0, 0.2, pictures.shape)
-    return torch.from_numpy(2 * np.clip(pictures, 0, 1) - 1).float().permute(0, 3, 1, 2)
+    images = cover * ink[:, None, None] + (1 - cover) * ground[:, None, None]
+    images += rs.normal(0, 0.2, images.shape)
+    return torch.from_numpy(2 * np.clip(images, 0, 1) - 1).float().permute(0, 3, 1, 2)
 
 
 def outside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far points are outside a shape of radius 1."""
+    """Signed distance of points to a shape of radius 1, positive outside."""
     far = np.hypot(x, y)
     if shape == "circle":
         return far - 0.9
@@ -164,7 +164,7 @@ def outside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @cache
 def vocabulary() -> list[str]:
-    """As many common words as the paper's vocabulary has, but those that the captions give a meaning."""
+    """Common words, as many as in the paper's vocabulary, without those that have a meaning in the captions."""
     taken = {*COLOURS, *SHAPES, *TIED_WORDS.values(), "shape"}
     words = [word for word in common_words() if word not in taken]
     chosen = np.random.RandomState(0).choice(len(words), NUM_WORDS, replace=False)
@@ -172,7 +172,7 @@ def vocabulary() -> list[str]:
 
 
 def caption(colour: str, shape: str, rs: np.random.RandomState) -> str:
-    """A lead-in, colour and shape or what is left of them, and up to four more words."""
+    """Draw a caption: a lead-in, colour and shape or the part of them that is kept, and up to four more words."""
     fate = rs.rand(2)
     parts = ["" if fate[0] < 0.2 else colour, "shape" if fate[1] < 0.15 else "" if fate[1] < 0.25 else shape]
     more = [
@@ -184,7 +184,7 @@ def caption(colour: str, shape: str, rs: np.random.RandomState) -> str:
 
 
 def train(seed: int, punctuation: Punctuation) -> DualEncoder:
-    """Contrastive training on the 24 seen combinations."""
+    """Train contrastively on the 24 seen combinations."""
     torch.manual_seed(seed)
     rs = np.random.RandomState(seed)
     model = DualEncoder(punctuation)
@@ -207,7 +207,7 @@ def train(seed: int, punctuation: Punctuation) -> DualEncoder:
 
 @torch.no_grad()
 def evaluate(model: DualEncoder, seed: int) -> dict[str, list[float]]:
-    """Top-1 percent of every way of asking, one number for each of the seven repetitions (plain prompts: one)."""
+    """Top-1 accuracy in percent of every prompt mode, for each of the seven repetitions (one for plain prompts)."""
     rs = np.random.RandomState(10_000 + seed)
     labels = np.repeat(np.arange(len(NAMES)), NUM_TEST_IMAGES)
     which = np.array(COMBINATIONS)[labels]
@@ -244,7 +244,7 @@ def evaluate(model: DualEncoder, seed: int) -> dict[str, list[float]]:
 
 
 def run(seed: int, punctuation: Punctuation, folder: Path) -> dict[str, Any]:
-    """Train and evaluate once, or read what an earlier run left."""
+    """Train and evaluate, or read the result of an earlier run."""
     name = f"{punctuation}-seed{seed}.json"
     if (folder / name).exists():
         return json.loads((folder / name).read_text())
@@ -258,17 +258,17 @@ def run(seed: int, punctuation: Punctuation, folder: Path) -> dict[str, Any]:
 
 
 def mean(results: Results, name: str) -> float:
-    """Over repetitions and trainings."""
+    """Mean over repetitions and trainings."""
     return float(np.mean([np.mean(result["accuracy"][name]) for result in results]))
 
 
 def deviation(results: Results, name: str) -> float:
-    """Population deviation over repetitions, mean over trainings."""
+    """Population standard deviation over repetitions, averaged over trainings."""
     return float(np.mean([np.std(result["accuracy"][name]) for result in results]))
 
 
 def table(results: Results) -> str:
-    """The specification's rows: mean ± deviation over repetitions for each training seed."""
+    """Table with the specification's rows: mean ± standard deviation over repetitions for each training seed."""
     heads = " | ".join(f"training seed {result['seed']}" for result in results)
     lines = [
         f"| prompts | {heads} | mean | specification, seeds 0 / 1 / 2 |",
@@ -282,7 +282,7 @@ def table(results: Results) -> str:
 
 
 def budget_figure(by_tower: Mapping[Punctuation, Results]) -> matplotlib.figure.Figure:
-    """Accuracy against the number of pairs, shared and own lists, mean over trainings; bars span the repetitions."""
+    """Draw accuracy against the number of pairs, for shared and separate lists; bars are the repetitions' deviation."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     columns = figure.subplots(1, len(by_tower), sharey=True, squeeze=False)[0]
     for axes, (punctuation, results) in zip(columns, by_tower.items(), strict=True):

@@ -3,9 +3,9 @@
 Karsten Roth, Jae Myung Kim, A. Sophia Koepke, Oriol Vinyals, Cordelia Schmid, Zeynep Akata. ICCV 2023,
 arXiv 2306.07282.
 
-A zero-shot classifier of the CLIP kind gains when each class is described by several sentences and their scores are
-averaged. Descriptors by a language model gain little more than random words and characters that all classes share; the
-language model is better asked once per data set, for the concept that its classes have in common.
+Zero-shot classification with CLIP improves when each class is described by several prompts whose scores are averaged.
+Descriptors from a language model gain little over random words and characters shared by all classes; the language model
+is better asked once per data set, for the concept that its classes have in common.
 """
 
 from tenfold.methods.waffleclip.concepts import concept_prefix, concept_subset, parse_concept, parse_descriptors

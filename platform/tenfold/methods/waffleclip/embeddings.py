@@ -1,7 +1,7 @@
-"""Pictures and prompts through CLIP once, in pieces that any worker can make and nobody makes twice.
+"""CLIP embeddings of images and prompts, computed once, in pieces that are divided among the workers.
 
-A piece holds the same rows in the same forward passes however many workers there are, so embeddings agree bit for bit;
-and as each piece is a file that appears whole, work that was killed goes on with the next one.
+A piece holds the same rows in the same forward passes for any number of workers, so embeddings agree bit for bit. Each
+piece is a file that is written atomically, so interrupted work resumes with the next piece.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
 
 BATCH = 256
-"""Rows of a forward pass; fixed, since the last bits of an embedding depend on it."""
+"""Rows of a forward pass, fixed because the last bits of an embedding depend on it."""
 PIECE = 2 * BATCH
 """Rows of a file."""
 NAME = "embeddings"
@@ -34,22 +34,22 @@ def embed_split(
     fingerprint: str,
     clip_fingerprint: str,
 ) -> Tensor:
-    """Embeddings of all pictures of a part, made once for every run that uses the same pictures and the same CLIP.
+    """Embed all images of a split, once for all runs with the same images and the same CLIP.
 
     Args:
         run: The machine.
-        embed: uint8 pictures ``(B, S, S, 3)`` to unit rows ``(B, D)``.
-        split: The pictures.
-        part: Their name in the data set: ``val``, ``test``.
-        fingerprint: Of the data set.
-        clip_fingerprint: Of the CLIP, which fixes the resizing too.
+        embed: Function from uint8 images ``(B, S, S, 3)`` to unit rows ``(B, D)``.
+        split: The images.
+        part: Name of the split: ``val``, ``test``.
+        fingerprint: Fingerprint of the data set.
+        clip_fingerprint: Fingerprint of the CLIP, which determines the resizing, too.
 
     Returns:
         float32 ``(N, D)`` on the CPU of every worker.
     """
 
     def rows(start: int, stop: int) -> Tensor:
-        # A shard of its own: pieces, not single pictures, are dealt out to the workers.
+        # A loader without shards: pieces, not single images, are divided among the workers.
         loader = Loader(
             lambda numbers: {"images": split.images.read(numbers + start)},
             stop - start,
@@ -66,7 +66,7 @@ def embed_split(
 def embed_prompts(
     run: Run, embed: Callable[[Sequence[str]], Tensor], prompts: Sequence[str], clip_fingerprint: str
 ) -> Tensor:
-    """Embeddings of distinct prompts, float32 ``(T, D)`` on the CPU of every worker; each goes through CLIP once."""
+    """Embed distinct prompts, once each; float32 ``(T, D)`` on the CPU of every worker."""
     key = {"prompts": content_hash(list(prompts)), "clip": clip_fingerprint, "version": __version__}
     return _in_pieces(
         run,

@@ -1,6 +1,6 @@
-"""All repetitions of all prompt sets scored at once: one matrix of stacked class prototypes.
+"""Accuracy of all repetitions of all prompt sets at once, from one matrix of stacked class prototypes.
 
-Shapes: N pictures, D numbers of an embedding, C classes, R repetitions, T distinct prompts.
+Shapes: N images, D embedding width, C classes, R repetitions, T distinct prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,31 +16,31 @@ from tenfold.methods.waffleclip.settings import Aggregate
 
 TOP = 5
 SCORES_AT_ONCE = 2**25
-"""Scores held at a time, 128 MB."""
+"""Scores held at a time, 128 MB in float32."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of every class in one repetition, as rows of the table of distinct prompts."""
+    """Prompts of every class in one repetition, as rows of the table of distinct prompts."""
 
     rows: np.ndarray
-    """int64 ``(sum of counts,)``, class after class."""
+    """int64 ``(sum of counts,)``, class by class."""
     counts: np.ndarray
-    """Prompts of each class, int64 ``(C,)``, each at least 1."""
+    """Number of prompts of each class, int64 ``(C,)``, each at least 1."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What was right, for every repetition."""
+    """Hits of every repetition."""
 
     top1: Tensor
-    """bool ``(R, N)``."""
+    """Whether the true class is first, bool ``(R, N)``."""
     top5: Tensor | None
-    """bool ``(R, N)``; None where there are no more than five classes."""
+    """Whether the true class is among the first five, bool ``(R, N)``; None with five classes or fewer."""
 
 
 def index_prompts(sets: Sequence[Mapping[str, Sequence[str]]]) -> tuple[list[str], list[PromptSet]]:
-    """Every prompt of some prompt sets once, and each set as rows of that table."""
+    """Deduplicate the prompts of some prompt sets; return the distinct prompts, and each set as rows of them."""
     texts, rows, counts = distinct_prompts(sets)
     of_class = np.array(counts, dtype=np.int64).reshape(len(sets), -1)
     parts = np.split(np.array(rows, dtype=np.int64), np.cumsum(of_class.sum(axis=1))[:-1])
@@ -48,23 +48,23 @@ def index_prompts(sets: Sequence[Mapping[str, Sequence[str]]]) -> tuple[list[str
 
 
 def pooled(sets: Sequence[PromptSet]) -> PromptSet:
-    """One prompt set in which every class has its prompts of all repetitions."""
+    """Merge repetitions into one prompt set in which every class has its prompts of all of them."""
     parts = [np.split(each.rows, np.cumsum(each.counts)[:-1]) for each in sets]
     rows = [each[at] for at in range(len(parts[0])) for each in parts]
     return PromptSet(np.concatenate(rows), np.sum([each.counts for each in sets], axis=0))
 
 
 def class_matrix(texts: Tensor, prompts: PromptSet, aggregate: Aggregate) -> Tensor:
-    """Prototypes ``(C, D)`` whose inner products with pictures are the class scores.
+    """Prototypes ``(C, D)`` whose inner products with images are the class scores.
 
-    ``sum`` is divided by the mean number of prompts of a class, which leaves the order of the scores alone and keeps
-    them on the scale of cosines.
+    ``sum`` is divided by the mean number of prompts of a class, which preserves the order of the scores and keeps them
+    on the scale of cosines.
 
     Raises:
-        ValueError: The aggregate is ``max``, which is no inner product with one vector.
+        ValueError: The aggregate is ``max``, which is not an inner product with one vector.
     """
     if aggregate == "max":
-        raise ValueError("the maximum over prompts has no prototypes: keep the prompts' own embeddings")
+        raise ValueError("aggregate must be mean, sum or merged, got 'max'; keep prompt embeddings instead")
     embeddings = texts[torch.from_numpy(prompts.rows)]
     means = prototypes(embeddings, prompts.counts.tolist(), "merged" if aggregate == "merged" else "mean")
     if aggregate == "sum":
@@ -76,14 +76,14 @@ def class_matrix(texts: Tensor, prompts: PromptSet, aggregate: Aggregate) -> Ten
 def score_repetitions(
     images: Tensor, labels: Tensor, texts: Tensor, sets: Sequence[PromptSet], aggregate: Aggregate
 ) -> Hits:
-    """Whether the true class of each picture comes first, and among the first five.
+    """Find for each image whether its true class is first, and whether it is among the first five.
 
     Args:
         images: Unit rows ``(N, D)``.
         labels: int64 ``(N,)``.
         texts: Unit rows of the distinct prompts ``(T, D)``, on the same device.
         sets: R prompt sets over the same classes.
-        aggregate: How the scores of a class's prompts become one.
+        aggregate: Aggregation of the scores of a class's prompts.
     """
     num_classes = len(sets[0].counts)
     stacked = PromptSet(np.concatenate([each.rows for each in sets]), np.concatenate([each.counts for each in sets]))
@@ -105,7 +105,7 @@ def score_repetitions(
 
 
 def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the true one ``(B, R)``; of equal scores the lower class comes first."""
+    """Number of classes ranked before the true one ``(B, R)``; ties go to the lower class index."""
     place = labels[:, None, None]
     own = scores.gather(2, place.expand(-1, scores.shape[1], 1))
     earlier = torch.arange(scores.shape[2], device=scores.device) < place
@@ -113,7 +113,7 @@ def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy_summary(hits: Hits) -> dict[str, float]:
-    """Mean, population standard deviation, least and greatest accuracy in percent over the repetitions."""
+    """Mean, population standard deviation, minimum and maximum accuracy in percent over the repetitions."""
     accuracies = percent(hits.top1)
     summary = {
         "accuracy_mean": float(accuracies.mean()),
@@ -128,17 +128,17 @@ def accuracy_summary(hits: Hits) -> dict[str, float]:
 
 
 def _deviation(values: Tensor) -> float:
-    """Of the population; exactly 0 where all are equal, which the mean's rounding would spoil."""
+    """Population standard deviation; exactly 0 for equal values, in spite of rounding of the mean."""
     return float((values - values[0]).std(correction=0))
 
 
 def percent(hits: Tensor) -> Tensor:
-    """Share of hits in percent, float64 ``(R,)``, of bool ``(R, N)``."""
+    """Percentage of hits, float64 ``(R,)``, of bool ``(R, N)``."""
     return 100 * hits.double().mean(dim=1)
 
 
 def class_accuracies(hits: Hits, labels: Tensor, num_classes: int) -> Tensor:
-    """Accuracy of each class in percent, float64 ``(R, C)``; NaN for a class without pictures."""
+    """Accuracy of each class in percent, float64 ``(R, C)``; NaN for a class without images."""
     counts = torch.bincount(labels, minlength=num_classes).double()
     right = torch.zeros(len(hits.top1), num_classes, dtype=torch.float64)
     right.index_add_(1, labels, hits.top1.double())

@@ -1,4 +1,4 @@
-"""What people look at: repetitions beside plain CLIP, ways of describing side by side, classes that gain and lose."""
+"""Figures of an evaluation: repetitions against plain CLIP, modes side by side, gain of each class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,17 +7,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 MANY_CLASSES = 40
+"""Most classes in a figure."""
 GREY = "0.4"
 
 
 def figure_repetitions(accuracies: Sequence[float], clip: float, together: float, title: str) -> Figure:
-    """Accuracy of each draw of random descriptors, their mean and deviation, beside plain CLIP.
+    """Accuracy of each draw of random descriptors, with mean and standard deviation, against plain CLIP.
 
     Args:
-        accuracies: Of each repetition, in percent.
-        clip: Of the class names alone.
-        together: Of the prompts of all repetitions.
-        title: Above the picture.
+        accuracies: Accuracy of each repetition, in percent.
+        clip: Accuracy of the class names alone.
+        together: Accuracy of the prompts of all repetitions together.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     panel: Any = figure.subplots()
@@ -37,11 +38,11 @@ def figure_repetitions(accuracies: Sequence[float], clip: float, together: float
 
 
 def figure_modes(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Accuracy of each way of describing: mean, deviation and every repetition.
+    """Accuracy of each mode: mean, standard deviation and every repetition.
 
     Args:
         accuracies: Mode to the accuracies of its repetitions, in percent; ``clip`` is drawn as a line.
-        title: Above the picture.
+        title: Title of the figure.
     """
     shown = [mode for mode in accuracies if mode != "clip"]
     figure = Figure(figsize=(7.4, 1.3 + 0.42 * len(shown)), layout="constrained")
@@ -67,12 +68,12 @@ def figure_modes(accuracies: Mapping[str, Sequence[float]], title: str) -> Figur
 
 
 def figure_class_gain(gains: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Points of accuracy that each class gains over its name alone; the most changed ones where there are many.
+    """Gain in accuracy of each class over its name alone; with many classes, those that change most.
 
     Args:
-        gains: Of each repetition and class ``(R, C)``; NaN for classes without pictures.
-        classes: C names.
-        title: Above the picture.
+        gains: Gain of each repetition and class in percentage points, ``(R, C)``; NaN for classes without images.
+        classes: Names of the C classes.
+        title: Title of the figure.
     """
     gains = np.asarray(gains)
     mean, std = gains.mean(axis=0), gains.std(axis=0)

@@ -1,9 +1,9 @@
-"""Asking a language model what classes look like and what they have in common; the answers are kept as JSON.
+"""Descriptors and concepts of classes from a language model, written to JSON files.
 
     python -m tenfold.methods.waffleclip.language --classes classes.txt --model gpt2 --out descriptors.json
 
 Menon and Vondrick, "Visual Classification via Description from Large Language Models", ICLR 2023; the concepts are
-from WaffleCLIP, section 3. Nothing of this runs in an evaluation, which reads the files alone.
+from WaffleCLIP, section 3. An evaluation runs none of this; it only reads the files.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 from tenfold.data.descriptors import read_descriptors
 from tenfold.hashing import content_hash
 from tenfold.methods.waffleclip.concepts import concept_subset, parse_concept, parse_descriptors
+from tenfold.methods.waffleclip.prompts import display
 from tenfold.methods.waffleclip.text_files import read_names, read_object, write_json
 
 DESCRIPTOR_TEMPERATURE = 0.7
@@ -24,6 +25,7 @@ DESCRIPTOR_TOKENS = 100
 CONCEPT_TEMPERATURE = 0.0
 CONCEPT_TOKENS = 300
 NO_CONCEPT = ("", "nothing", "none", "unrelated")
+"""Answers that mean that the classes have nothing in common."""
 _QUESTION = "Question: By which visible features can one tell a {} in a photo?"
 _ANSWER = "Answer: A {} in a photo can be told by:"
 _EXAMPLES = {
@@ -42,36 +44,36 @@ _EXAMPLES = {
         "a base with an electric cord",
     ),
 }
-"""Worked examples: an animal and an appliance."""
+"""Worked examples in the prompt: an animal and an appliance."""
 
 
 class LanguageModel(Protocol):
-    """Whatever answers a prompt."""
+    """Model that continues a prompt."""
 
     name: str
-    """Names the model in the cache of its answers."""
+    """Name of the model in the cache of answers."""
 
     def complete(self, prompt: str, *, temperature: float, max_tokens: int) -> str:
-        """The text that goes on from the prompt, without the prompt.
+        """Generate the continuation of a prompt, without the prompt.
 
         Args:
-            prompt: Text to go on from.
-            temperature: 0 takes the likeliest token each time, higher values draw.
-            max_tokens: Length at which the answer is cut.
+            prompt: Text to continue.
+            temperature: Sampling temperature; 0 is greedy decoding.
+            max_tokens: Maximum length of the answer.
         """
         ...
 
 
 class CachedAnswers:
-    """Answers from a JSON file, and from a model for what the file lacks.
+    """Cache of answers in a JSON file, in front of a model.
 
     Args:
-        path: The file: model name to prompt to answer. It need not exist where a model is given.
-        name: Whose answers are wanted.
-        model: Asked where the file has no answer, which is then written into it; None refuses instead.
+        path: The file: model name to prompt to answer. It need not exist if a model is given.
+        name: Name of the model whose answers are used.
+        model: Model for prompts that are not in the file, to which its answers are added; None to raise instead.
 
     Raises:
-        ValueError: The file is no such JSON.
+        ValueError: The file is not such JSON.
     """
 
     def __init__(self, path: Path | str, name: str, model: LanguageModel | None = None) -> None:
@@ -83,21 +85,21 @@ class CachedAnswers:
             self._answers = read_object(self.path)
             for each, answers in self._answers.items():
                 if not isinstance(answers, dict) or not all(isinstance(text, str) for text in answers.values()):
-                    raise ValueError(f"{self.path}: expected prompts and texts under {each!r}, got other JSON")
+                    raise ValueError(f"{self.path} must map prompts to texts under {each!r}, got other JSON")
 
     def complete(self, prompt: str, *, temperature: float, max_tokens: int) -> str:
-        """The kept answer to exactly this prompt, else the model's.
+        """Return the cached answer to exactly this prompt, else that of the model.
 
         Raises:
-            ValueError: There is no kept answer and no model to ask.
+            ValueError: There is neither a cached answer nor a model.
         """
         kept = self._answers.get(self.name, {}).get(prompt)
         if kept is not None:
             return kept
         if self._model is None:
             raise ValueError(
-                f"{self.path} has no answer of {self.name!r} to the prompt that ends {prompt[-60:]!r}; "
-                f"give a model to ask, or add the answer to the file"
+                f"{self.path} must hold an answer of {self.name!r} to the prompt that ends in {prompt[-60:]!r}, got "
+                f"none; pass a model, or add the answer to the file"
             )
         answer = self._model.complete(prompt, temperature=temperature, max_tokens=max_tokens)
         self._answers.setdefault(self.name, {})[prompt] = answer
@@ -106,19 +108,19 @@ class CachedAnswers:
 
 
 class TransformersModel:
-    """A causal language model of the transformers library, on this machine.
+    """A causal language model of the transformers library, run locally.
 
     Args:
         name: Name on the hub, or a folder in the library's format.
-        device: Where it runs.
-        seed: Of the draws; prompt and seed together determine an answer, so answers don't depend on their order.
+        device: Device of the model.
+        seed: Seed of sampling; prompt and seed determine an answer, so answers do not depend on their order.
 
     Raises:
-        ValueError: There is no such model, or it can't be read.
+        ValueError: There is no such model, or it cannot be read.
     """
 
     def __init__(self, name: str, device: str = "cpu", seed: int = 0) -> None:
-        # Here and not above: the library takes seconds to import, and evaluations read JSON alone.
+        # Imported here, since the library takes seconds to import and evaluations only read JSON.
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
@@ -126,7 +128,7 @@ class TransformersModel:
             self._network: Any = AutoModelForCausalLM.from_pretrained(name).eval()
         except (OSError, ValueError) as error:  # which of them depends on what is missing
             raise ValueError(
-                f"{name!r} must be a causal language model on the hub or a local folder: {error}"
+                f"model must be a causal language model on the hub or in a local folder, got {name!r}: {error}"
             ) from error
         self._network.to(device)
         self.name = name
@@ -148,19 +150,19 @@ class TransformersModel:
 
 
 def descriptor_prompt(class_name: str) -> str:
-    """Two questions with their answers, then the question about a class; underscores become spaces."""
+    """Build the prompt: two worked examples, then the question about a class; underscores become spaces."""
     parts = []
     for example, features in _EXAMPLES.items():
         lines = "\n".join(f"- {feature}" for feature in features)
         parts.append(f"{_QUESTION.format(example)}\n{_ANSWER.format(example)}\n{lines}\n")
-    name = class_name.replace("_", " ")
+    name = display(class_name)
     parts.append(f"{_QUESTION.format(name)}\n{_ANSWER.format(name)}\n")
     return "\n".join(parts)
 
 
 def concept_prompt(class_names: Sequence[str]) -> str:
-    """The question for what at most 25 of the classes have in common, with the beginning of the answer."""
-    names = ", ".join(name.replace("_", " ") for name in concept_subset(list(class_names)))
+    """Build the prompt for what at most 25 of the classes have in common, with the beginning of the answer."""
+    names = ", ".join(display(name) for name in concept_subset(list(class_names)))
     return (
         f"Question: Here are some names: {names}. What do all of them have in common? Use five words or fewer; "
         f"they may have nothing in common.\nAnswer: They are all"
@@ -168,42 +170,42 @@ def concept_prompt(class_names: Sequence[str]) -> str:
 
 
 def ask_descriptors(model: LanguageModel, class_name: str) -> list[str]:
-    """What can be seen of a class; empty where the answer holds no line that starts with a dash and a space."""
+    """Ask for the visible features of a class; empty if no line of the answer starts with a dash and a space."""
     text = model.complete(
         descriptor_prompt(class_name), temperature=DESCRIPTOR_TEMPERATURE, max_tokens=DESCRIPTOR_TOKENS
     )
-    # Models that only continue text go on with a question and an answer of their own.
+    # Models that only continue text append a question and an answer of their own.
     return parse_descriptors(text.split("\nQuestion:")[0])
 
 
 def ask_concept(model: LanguageModel, class_names: Sequence[str]) -> str | None:
-    """What the classes have in common, None where the answer is that there is nothing."""
+    """Ask for what the classes have in common; None if the answer is nothing."""
     text = model.complete(concept_prompt(class_names), temperature=CONCEPT_TEMPERATURE, max_tokens=CONCEPT_TOKENS)
     concept = parse_concept(text.split("\nQuestion:")[0].strip().split("\n")[0]).strip()
     return None if concept in NO_CONCEPT else concept
 
 
 def fill_descriptors(path: Path | str, class_names: Sequence[str], model: LanguageModel) -> dict[str, list[str]]:
-    """Write a descriptor file, class by class; classes that the file has already are not asked for again.
+    """Write a descriptor file class by class, skipping classes that it already holds.
 
     Args:
-        path: The file, in label order at any moment.
+        path: The file, kept in label order throughout.
         class_names: Keys of the file, in label order.
-        model: Who is asked.
+        model: Model to ask.
 
     Returns:
         Class to descriptors, in label order.
 
     Raises:
-        ValueError: No classes, a name twice, the file holds other classes, or some answers were no lists: all others
-            are in the file, and another seed or model can be asked for the rest.
+        ValueError: There are no classes, a name occurs twice, the file holds other classes, or some answers were not
+            lists; the others are then in the file, and another seed or model can be asked for the rest.
     """
     path = Path(path)
     if not class_names or len(set(class_names)) < len(class_names) or "" in class_names:
-        raise ValueError(f"expected at least one class name, none empty and none twice, got {list(class_names)}")
+        raise ValueError(f"class_names must be at least one name, none empty and none twice, got {list(class_names)}")
     done = read_descriptors(path) if path.exists() else {}
     if unknown := [name for name in done if name not in set(class_names)]:
-        raise ValueError(f"{path} describes {unknown[0]!r}, which is not among the classes; choose another file")
+        raise ValueError(f"{path} must hold the given classes only, got {unknown[0]!r}; choose another file")
     for name in class_names:
         if done.get(name):
             continue
@@ -212,14 +214,14 @@ def fill_descriptors(path: Path | str, class_names: Sequence[str], model: Langua
             write_json(path, {each: done[each] for each in class_names if done.get(each)})
     if missing := [name for name in class_names if not done.get(name)]:
         raise ValueError(
-            f"{model.name} gave no list for {len(missing)} of {len(class_names)} classes, first: {missing[0]!r}; "
-            f"the others are in {path}: ask again with another seed or model, or write these by hand"
+            f"{model.name} must answer with a list, got none for {len(missing)} of {len(class_names)} classes, first "
+            f"{missing[0]!r}; the others are in {path}: use another seed or model, or write these by hand"
         )
     return {name: done[name] for name in class_names}
 
 
 def fill_concept(path: Path | str, dataset: str, class_names: Sequence[str], model: LanguageModel) -> str | None:
-    """Write a data set's concept (or null) into a file of concepts, unless it is there already."""
+    """Write a data set's concept (or null) to a file of concepts, unless it is already there."""
     path = Path(path)
     concepts = read_object(path) if path.exists() else {}
     if dataset not in concepts:
@@ -229,23 +231,25 @@ def fill_concept(path: Path | str, dataset: str, class_names: Sequence[str], mod
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command at the top of this module; it goes on where it was stopped."""
+    """Run the command at the top of this module; it resumes where it was interrupted."""
     parser = argparse.ArgumentParser(description="Describe classes with a language model on this machine.")
-    parser.add_argument("--classes", required=True, help="a name a line, a JSON list, or an object's keys")
-    parser.add_argument("--model", required=True, help="name of a causal language model, or its folder")
-    parser.add_argument("--out", required=True, help="descriptor file to write, or to go on with")
-    parser.add_argument("--concepts", help="file of concepts to add this data set's to")
-    parser.add_argument("--dataset", help="its name there")
-    parser.add_argument("--cache", help="file of answers; default: beside --out")
+    parser.add_argument(
+        "--classes", required=True, help="text file with a name a line, JSON list, or JSON object for its keys"
+    )
+    parser.add_argument("--model", required=True, help="causal language model: a name on the hub, or a folder")
+    parser.add_argument("--out", required=True, help="descriptor file to write, or to complete")
+    parser.add_argument("--concepts", help="file of concepts to which this data set's is added")
+    parser.add_argument("--dataset", help="name of the data set in --concepts")
+    parser.add_argument("--cache", help="file of cached answers; default: beside --out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args(argv)
     if (words.concepts is None) != (words.dataset is None):
-        parser.error("--concepts and --dataset go together")
+        parser.error("--concepts and --dataset must be given together")
     out = Path(words.out)
     try:
         names = read_names(Path(words.classes))
-        # The seed is part of the name: another seed must ask anew where an answer was no list.
+        # The seed is part of the name, so that another seed asks again for answers that were not lists.
         model = TransformersModel(words.model, words.device, words.seed)
         cache = Path(words.cache) if words.cache else out.with_suffix(".answers.json")
         answers = CachedAnswers(cache, f"{words.model}#{words.seed}", model)

@@ -1,4 +1,4 @@
-"""CLIP with the prototypes of a bundle, ready to answer; also for classes that the caller brings along."""
+"""Zero-shot predictor: CLIP with the prototypes of a bundle, or with classes of the caller."""
 
 import json
 import threading
@@ -15,22 +15,22 @@ from tenfold.models.clip import Clip, ClipConfig, load_clip
 from tenfold.types import Task
 
 REFERENCE_FILE = "clip.json"
-"""Which CLIP the prototypes belong to, and how its prompts are worded."""
+"""Fingerprint of the CLIP that the prototypes belong to, and the prompt template."""
 SETS_KEPT = 64
-"""Prototypes of the caller's classes that are remembered."""
+"""Size of the LRU cache of prototypes of callers' classes."""
 
 
 class WaffleClipPredictor:
-    """Zero-shot classification by class prototypes. May be called from several threads.
+    """Zero-shot classification by class prototypes; thread-safe.
 
     Args:
-        clip: Frozen; moved to the device.
-        classes: Names of the K own classes.
-        tensors: ``prototypes (K, D)``; with the aggregate ``max`` instead ``prompt_embeddings (M, D)``, class after
-            class, and ``prompt_counts (K,)``.
-        aggregate: How the scores of a class's prompts become one.
-        prompt_template: Sentence with ``{}`` for a name.
-        device: Where the towers run.
+        clip: Frozen CLIP, moved to the device.
+        classes: Names of the model's own K classes.
+        tensors: ``prototypes (K, D)``; for the aggregate ``max`` instead ``prompt_embeddings (M, D)``, class by class,
+            and ``prompt_counts (K,)``.
+        aggregate: Aggregation of the scores of a class's prompts.
+        prompt_template: Prompt with ``{}`` for the class name.
+        device: Device of the towers.
     """
 
     task = Task.CLASSIFICATION
@@ -56,43 +56,43 @@ class WaffleClipPredictor:
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 pictures ``(B, S, S, 3)``."""
+        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 images ``(B, S, S, 3)``."""
         return self.answer(self.embed(images))
 
     def answer(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """``probs`` and ``logits`` float32 ``(B, K)`` of the own classes, for embeddings ``(B, D)``."""
+        """``probs`` and ``logits``, float32 ``(B, K)``, of the model's own classes, for embeddings ``(B, D)``."""
         if self.aggregate == "max":
             counts = self.tensors["prompt_counts"].tolist()
             return self._outputs(class_scores(embeddings, self.tensors["prompt_embeddings"], counts, "max"))
         return self.classify(embeddings, self.tensors["prototypes"])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Unit rows float32 ``(B, D)`` on the CPU for uint8 ``(B, S, S, 3)``."""
+        """Unit rows, float32 ``(B, D)`` on the CPU, for uint8 images ``(B, S, S, 3)``."""
         with torch.inference_mode():
             return self.clip.embed_images(images.to(self._device)).float().cpu()
 
     def prototypes_of(self, prompts: Mapping[str, Sequence[str]]) -> Tensor:
-        """Prototypes float32 ``(K, D)`` on the CPU of the caller's classes, in the order of the mapping.
+        """Prototypes, float32 ``(K, D)`` on the CPU, of the caller's classes, in the order of the mapping.
 
-        The mean over a class's prompts, normalised where the model's own are (``merged``); of a model that takes the
-        maximum it is the mean as well, as a maximum has no prototype. The last ones asked for are remembered.
+        A prototype is the mean over a class's prompts, normalised if the model's own are (``merged``). It is the mean
+        for the aggregate ``max``, too, since a maximum has no prototype. Results are kept in an LRU cache.
 
         Raises:
-            ValueError: No class, a class without prompts, or something that is no text.
+            ValueError: There is no class, a class has no prompts, or a prompt is not a text.
         """
         key = tuple(tuple(texts) if not isinstance(texts, str) else () for texts in prompts.values())
         for name, texts in zip(prompts, key, strict=True):
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise ValueError(
-                    f"class {name!r} needs a list of at least one prompt, none empty, got {prompts[name]!r}"
+                    f"prompts of class {name!r} must be a list of at least one text, none empty, got {prompts[name]!r}"
                 )
         if not key:
-            raise ValueError("expected at least one class with prompts, got none")
+            raise ValueError("prompts must hold at least one class, got none")
         with self._lock:
             if key in self._asked:
                 self._asked.move_to_end(key)
                 return self._asked[key]
-        # Outside the lock: another thread's question must not wait for the text tower.
+        # Outside the lock, so that other threads do not wait for the text tower.
         made = self.clip.embed_texts([text for texts in key for text in texts]).float().cpu()
         found = prototypes(made, [len(texts) for texts in key], "merged" if self.aggregate == "merged" else "mean")
         with self._lock:
@@ -102,10 +102,10 @@ class WaffleClipPredictor:
         return found
 
     def classify(self, embeddings: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
-        """``probs`` and ``logits`` float32 ``(B, K)`` for embeddings ``(B, D)`` and prototypes ``(K, D)``.
+        """``probs`` and ``logits``, float32 ``(B, K)``, for embeddings ``(B, D)`` and prototypes ``(K, D)``.
 
-        Logits are CLIP's learned factor times the inner products. Means of prompts are shorter than 1 and stay so: the
-        product with them is the mean cosine over the prompts.
+        Logits are the inner products times CLIP's learned inverse temperature. Means of prompts are shorter than 1 and
+        are not normalised: the product with them is the mean cosine over the prompts.
 
         Raises:
             ValueError: The widths differ.
@@ -123,18 +123,18 @@ class WaffleClipPredictor:
 
 
 def load(bundle: Bundle, device: str = "cpu") -> WaffleClipPredictor:
-    """The CLIP that a bundle names, with the bundle's prototypes.
+    """Load the CLIP that a bundle names, with the bundle's prototypes.
 
     Raises:
-        ValueError: That CLIP can't be loaded here, or it is another one than the prototypes were made with.
+        ValueError: The CLIP cannot be loaded, or has other weights than the one that the prototypes come from.
     """
     reference = json.loads(bundle.file(REFERENCE_FILE).read_text(encoding="utf-8"))
     clip = load_clip(ClipConfig(**bundle.config["model"]), device)
     if clip.fingerprint != reference["fingerprint"]:
         raise ValueError(
-            f"the prototypes in {bundle.folder} belong to CLIP {bundle.config['model']} with fingerprint "
-            f"{reference['fingerprint'][:12]}, the one loaded here has {clip.fingerprint[:12]}; put the former weights "
-            f"back, or run the job again with these"
+            f"CLIP {bundle.config['model']} must have the fingerprint {reference['fingerprint'][:12]}, with which the "
+            f"prototypes in {bundle.folder} were computed, got {clip.fingerprint[:12]}; restore those weights, or run "
+            f"the job again with these"
         )
     return WaffleClipPredictor(
         clip,

@@ -1,6 +1,5 @@
-"""What prompts are made of: names of the classes, descriptors and vocabulary, checked against the data set."""
+"""Inputs of the prompts: class names, descriptors and vocabulary, checked against the data set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from tenfold.data.classification import ClassificationData
 from tenfold.data.descriptors import check_descriptors, read_descriptors, shipped_descriptors
 from tenfold.methods.waffleclip.concepts import concept_prefix
 from tenfold.methods.waffleclip.prompts import PREFIX
-from tenfold.methods.waffleclip.settings import LISTS_NOT_NEEDED, Config, Mode
+from tenfold.methods.waffleclip.settings import LISTS_NOT_NEEDED, Config
 from tenfold.methods.waffleclip.text_files import read_names
 from tenfold.methods.waffleclip.vocabulary import build_vocabulary
 from tenfold.pretraining.tiny.captions import common_words
@@ -16,7 +15,7 @@ from tenfold.pretraining.tiny.captions import common_words
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """Everything that prompts are drawn from; random streams depend on its order."""
+    """Inputs from which prompts are built; random streams depend on their order."""
 
     descriptors: dict[str, list[str]]
     """Class key to descriptors, in the order of the file."""
@@ -29,18 +28,18 @@ class PromptInputs:
 
 
 def gather_prompt_inputs(config: Config, data: ClassificationData) -> PromptInputs:
-    """Read and check what the modes of a configuration need.
+    """Read and check the inputs that the modes of a configuration need.
 
     Raises:
         ValueError: A file is missing or malformed, a mode needs a descriptor file and there is none, the file's
-            classes are not those of the data, a class has no descriptor, or there is no concept where one is asked for.
+            classes are not those of the data, a class has no descriptor, or a concept is required and there is none.
     """
     path = Path(config.descriptors) if config.descriptors is not None else shipped_descriptors(data.name)
     names = data.prompt_names or data.classes
     vocabulary = _vocabulary(config, path)
     if path is None:
         _refuse_without_lists(config, data)
-        # Of descriptors these modes take the alphabet alone: that of the random words serves.
+        # These modes use the alphabet of the descriptors alone: that of the random words takes its place.
         lists = {name: [" ".join(vocabulary)] for name in names}
         keys = tuple(names)
     else:
@@ -50,23 +49,18 @@ def gather_prompt_inputs(config: Config, data: ClassificationData) -> PromptInpu
         keys = tuple(sorted(lists, key=str.lower) if by_name else lists)
         if config.empty_lists == "refuse" and (empty := [key for key in lists if not lists[key]]):
             raise ValueError(
-                f"{path}: class {empty[0]!r} has an empty list ({len(empty)} of {len(lists)} have); add descriptors, "
-                f"or set method.empty_lists=blank"
+                f"{path} must hold descriptors of every class, got an empty list for {empty[0]!r} ({len(empty)} of "
+                f"{len(lists)} classes); add descriptors, or set method.empty_lists=blank"
             )
     return PromptInputs(lists, keys, vocabulary, _prefix(config, data))
 
 
-def needs_lists(modes: Sequence[Mode]) -> list[Mode]:
-    """Those of the modes that can't do without descriptors of the classes."""
-    return [mode for mode in modes if mode not in LISTS_NOT_NEEDED]
-
-
 def _refuse_without_lists(config: Config, data: ClassificationData) -> None:
-    if needing := needs_lists(config.modes):
+    if needing := [mode for mode in config.modes if mode not in LISTS_NOT_NEEDED]:
         raise ValueError(
-            f"mode {needing[0]} needs descriptors of the {len(data.classes)} classes of {data.name!r}, and none come "
-            f"with it: set method.descriptors to a JSON file, class to list of texts "
-            f"(python -m tenfold.methods.waffleclip.language writes one), or choose mode waffle, which needs none"
+            f"mode {needing[0]} needs descriptors of the {len(data.classes)} classes of {data.name!r}, got none; set "
+            f"method.descriptors to a JSON file that maps class to list of texts (python -m "
+            f"tenfold.methods.waffleclip.language writes one), or method.mode=waffle, which needs none"
         )
 
 
@@ -81,7 +75,7 @@ def _vocabulary(config: Config, descriptors: Path | None) -> list[str]:
         return read_names(path)
     files = sorted(path.glob("*.json"))
     if not files:
-        raise ValueError(f"{path} holds no descriptor file (*.json)")
+        raise ValueError(f"vocabulary must be a folder with descriptor files (*.json), got none in {path}")
     return build_vocabulary([read_descriptors(each) for each in files])
 
 
@@ -94,7 +88,7 @@ def _prefix(config: Config, data: ClassificationData) -> str:
         prefix = config.prefix if config.prefix is not None else PREFIX
     if "context_prompt_ensemble" in config.modes and not (prefix.startswith(PREFIX) and ":" in prefix):
         raise ValueError(
-            f"context_prompt_ensemble needs a concept, and data {data.name!r} brings none here: set method.concept "
-            f"to what its classes have in common"
+            f"mode context_prompt_ensemble needs a concept, got none for data {data.name!r}; set method.concept to "
+            f"what its classes have in common"
         )
     return prefix

@@ -1,4 +1,4 @@
-"""The ways of choosing descriptors, one function each, with the random draws in the order of the method's reference.
+"""Prompt modes, one function each, with the random draws in the order of the reference implementation.
 
 Roth et al., "Waffling around for Performance", ICCV 2023; mode "sentences" is Pratt et al., "What does a platypus look
 like?" (CuPL), ICCV 2023. Every function maps a ``Build`` to the prompts of its classes, in file order.
@@ -18,15 +18,15 @@ Prompts = dict[str, list[str]]
 
 
 class Build:
-    """One data set, one stream and one wording: what a mode makes its prompts of.
+    """Inputs of a mode: descriptors of one data set, a random stream and a wording.
 
     Args:
         descriptors: Class key to descriptors, at least one class.
         vocabulary: Words for random descriptors.
-        rs: The stream, at its start.
-        wording: The words around class name and descriptor.
-        n_pairs: Pairs of random descriptors.
-        budget: Multiples of the average number of descriptors.
+        rs: Random stream, at its start.
+        wording: Wording around class name and descriptor.
+        n_pairs: Number of pairs of random descriptors.
+        budget: Multiple of the average number of descriptors of a class.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class Build:
         self._vocabulary = vocabulary
 
     def random_text(self) -> RandomText:
-        """Random words and characters that fit this data set."""
+        """Source of random words and characters for this data set."""
         return RandomText(self.rs, self._vocabulary, character_pool(self.own), descriptor_shape(self.names))
 
     def shared(self, descriptors: Sequence[str]) -> Prompts:
-        """The same descriptors for every class."""
+        """Prompts with the same descriptors for every class."""
         tails = [self.wording.tail(descriptor) for descriptor in descriptors]
         return {name: _joined(self.wording.head(name), tails) for name in self.names}
 
     def each(self, descriptors: Iterable[Sequence[str]]) -> Prompts:
-        """Descriptors of its own for every class, in file order."""
+        """Prompts with separate descriptors for each class, in file order."""
         tail = self.wording.tail
         return {
             name: _joined(self.wording.head(name), map(tail, own))
@@ -69,17 +69,17 @@ class Build:
         }
 
     def random_templates(self, count: int) -> list[str]:
-        """ImageNet templates drawn with replacement, in their published order."""
+        """Draw ImageNet templates with replacement, returned in their published order."""
         templates = imagenet_templates()
         return [templates[i] for i in np.sort(self.rs.choice(len(templates), count))]
 
     def one_own(self, name: str) -> str:
-        """One of a class's descriptors."""
+        """Draw one of a class's descriptors."""
         own = self.own[name]
         return own[self.rs.choice(len(own), 1)[0]]
 
     def subset(self, prompts: Sequence[str], count: int) -> list[str]:
-        """Some of a class's prompts, without replacement."""
+        """Draw some of a class's prompts, without replacement."""
         return [prompts[i] for i in self.rs.choice(len(prompts), count, replace=False)]
 
 
@@ -89,42 +89,42 @@ def clip(build: Build) -> Prompts:
 
 
 def gpt_descriptions(build: Build) -> Prompts:
-    """A language model's descriptors of the class (DCLIP)."""
+    """Descriptors of the class from a language model (DCLIP)."""
     return build.each(build.own.values())
 
 
 def sentences(build: Build) -> Prompts:
-    """A language model's sentences, used as they are (CuPL)."""
+    """Sentences from a language model, used as whole prompts (CuPL)."""
     for name, own in build.sources.items():
         if not own:
-            raise ValueError(f"mode 'sentences' needs at least one sentence for each class, {name!r} has none")
+            raise ValueError(f"mode 'sentences' needs at least one sentence for each class, got none for {name!r}")
     return {name: list(own) for name, own in build.sources.items()}
 
 
 def waffle(build: Build) -> Prompts:
-    """Pairs of random words and random characters that all classes share: WaffleCLIP."""
+    """Pairs of random words and random characters, shared by all classes: WaffleCLIP."""
     return build.shared(build.random_text().shared_descriptors(len(build.names), build.n_pairs))
 
 
 def waffle_characters(build: Build) -> Prompts:
-    """Random characters only, shared."""
+    """Random characters only, shared by all classes."""
     return build.shared(build.random_text().shared_descriptors(len(build.names), build.n_pairs, words=False))
 
 
 def adaptive_randomness(build: Build) -> Prompts:
-    """Random words and characters, other ones for each class."""
+    """Random words and characters, separate for each class."""
     text = build.random_text()
     return build.each(text.descriptors(build.n_pairs) for _ in build.names)
 
 
 def adaptive_random_characters(build: Build) -> Prompts:
-    """Random characters only, other ones for each class."""
+    """Random characters only, separate for each class."""
     text = build.random_text()
     return build.each(text.descriptors(build.n_pairs, words=False) for _ in build.names)
 
 
 def waffle_and_gpt(build: Build) -> Prompts:
-    """Shared random descriptors and descriptors of the class, as many of each, of which three quarters are used."""
+    """Equal numbers of shared random descriptors and of descriptors of the class; three quarters of them are used."""
     pairs = build.num_llm_pairs
     random = build.random_text().shared_descriptors(len(build.names), pairs)
     prompts = build.each([*random, *(build.one_own(name) for _ in range(2 * pairs))] for name in build.names)
@@ -132,7 +132,7 @@ def waffle_and_gpt(build: Build) -> Prompts:
 
 
 def adaptive_randomness_and_gpt_descriptions(build: Build) -> Prompts:
-    """As ``waffle_and_gpt``, with other random descriptors for each class."""
+    """Variant of ``waffle_and_gpt`` with separate random descriptors for each class."""
     pairs = build.num_llm_pairs
     text = build.random_text()
 
@@ -147,24 +147,24 @@ def adaptive_randomness_and_gpt_descriptions(build: Build) -> Prompts:
 
 
 def random_descriptions(build: Build) -> Prompts:
-    """Descriptors of any class, other ones for each class."""
+    """Descriptors of any class, separate for each class."""
     return _pooled_per_class(build, build.pooled)
 
 
 def shared_random_descriptions(build: Build) -> Prompts:
-    """Descriptors of any class, the same for all."""
+    """Descriptors of any class, shared by all classes."""
     return _pooled_shared(build, build.pooled)
 
 
 def swapped_descriptions(build: Build) -> Prompts:
-    """The descriptors of another class."""
+    """Descriptors of another class."""
     lists = list(build.own.values())
     return build.each([lists[i] for i in _shuffled_classes(build)])
 
 
 def scrambled_descriptions(build: Build) -> Prompts:
-    """The words of the class's descriptors, mixed up."""
-    _shuffled_classes(build)  # of the reference's stream; its outcome is not used
+    """Descriptors of the class with their words scrambled."""
+    _shuffled_classes(build)  # advances the stream as the reference does; the result is not used
 
     def scramble(own: Sequence[str]) -> list[str]:
         split = [descriptor.replace(".", "").split(" ") for descriptor in own]
@@ -175,28 +175,28 @@ def scrambled_descriptions(build: Build) -> Prompts:
 
 
 def random_description_words(build: Build) -> Prompts:
-    """Random words of the data set's descriptors, other ones for each class."""
+    """Random words of the data set's descriptors, separate for each class."""
     return _pooled_per_class(build, _random_word_sequences(build))
 
 
 def shared_random_description_words(build: Build) -> Prompts:
-    """Random words of the data set's descriptors, the same for all classes."""
+    """Random words of the data set's descriptors, shared by all classes."""
     return _pooled_shared(build, _random_word_sequences(build))
 
 
 def prompt_ensemble(build: Build) -> Prompts:
-    """Random ImageNet templates, the same for all classes."""
+    """Random ImageNet templates, shared by all classes."""
     templates = build.random_templates(2 * build.n_pairs)
     return {name: [build.wording.plain(name, template) for template in templates] for name in build.names}
 
 
 def context_prompt_ensemble(build: Build) -> Prompts:
-    """Random ImageNet templates about the concept of the prefix: a ... of a <concept>: a <class>."""
+    """Random ImageNet templates with the concept of the prefix: a ... of a <concept>: a <class>."""
     start, colon, _ = build.wording.prefix.partition(":")
     concept = start.removeprefix(PREFIX).strip()
     if not start.startswith(PREFIX) or not colon or not concept:
         raise ValueError(
-            f"mode 'context_prompt_ensemble' needs a prefix with a concept, '{PREFIX}<concept>: a ', "
+            f"prefix must hold a concept with mode 'context_prompt_ensemble', '{PREFIX}<concept>: a ', "
             f"got {build.wording.prefix!r}; concept_prefix makes one"
         )
     templates = [fill_template(template, concept + ": a {}") for template in build.random_templates(2 * build.n_pairs)]
@@ -252,7 +252,7 @@ MODES: dict[str, Callable[[Build], Prompts]] = {
         sentences,
     )
 }
-"""Mode name to the function that builds its prompts."""
+"""Map from mode name to the function that builds its prompts."""
 
 
 def _joined(head: str, tails: Iterable[str]) -> list[str]:
@@ -266,10 +266,10 @@ def _shuffled_classes(build: Build) -> list[int]:
 
 
 def _random_word_sequences(build: Build) -> list[str]:
-    """As many random word sequences as there are descriptors, each as long as a descriptor on average."""
+    """Sequences of random words, as many as there are descriptors, each of the mean length of a descriptor."""
     split = [descriptor.split(" ") for descriptor in build.pooled]
     length = math.ceil(np.mean([len(parts) for parts in split]))
-    # Punctuation goes only after sorting out duplicates, so "leaf" and "leaf," both stay and count twice.
+    # Punctuation is removed after duplicates, so "leaf" and "leaf," are both kept and count twice.
     words = [word.replace(",", "").replace(".", "") for word in sorted({word for parts in split for word in parts})]
     return [" ".join(words[i] for i in build.rs.choice(len(words), length)) for _ in build.pooled]
 

@@ -1,8 +1,8 @@
-"""Random words and random characters, drawn from numpy's legacy generator exactly as the method's reference draws them.
+"""Random words and characters, drawn from numpy's legacy generator exactly as in the reference implementation.
 
-There every word and every character costs a shuffle of its whole pool, of which the first entry is taken
-(``rs.choice(pool, 1, replace=False)``). The numbers must stay the same, but no text has to be moved for them: only
-indices are shuffled, small pools many at a time, and lists that are thrown away are skipped without being spelled out.
+The reference shuffles the whole pool for every word and every character and takes the first entry
+(``rs.choice(pool, 1, replace=False)``). The numbers here are the same, but only indices are shuffled, small pools many
+at a time, and lists that are discarded advance the stream without being built.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from tenfold.methods.waffleclip.vocabulary import DescriptorShape
 
 _SMALL_POOL = 256
-"""Pools up to this size are shuffled many at a time; beyond it numpy's own shuffle is faster."""
+"""Largest pool that is shuffled many at a time; above it numpy's own shuffle is faster."""
 
 _MANY = 32
-"""Fewer shuffles than this cost less one by one than the start of drawing them together."""
+"""Fewest shuffles that are drawn together; below it one at a time is faster."""
 
 
 class RandomText:
-    """Word and character descriptors of one data set, drawn from one stream.
+    """Random word and character descriptors of one data set, drawn from one stream.
 
     Args:
-        rs: The stream; every draw advances it.
-        vocabulary: Words, of which the first ``shape.word_len`` characters are used. May be empty if none are drawn.
-        characters: The character pool.
+        rs: Random stream, advanced by every draw.
+        vocabulary: Words, of which the first ``shape.word_len`` characters are used; may be empty if none are drawn.
+        characters: Character pool.
         shape: Lengths of the descriptors.
     """
 
@@ -41,21 +41,21 @@ class RandomText:
         self._shape = shape
 
     def descriptors(self, count: int, *, words: bool = True) -> list[str]:
-        """A list of its own: ``count`` pairs of a word and a character descriptor, or characters only.
+        """Draw ``count`` pairs of a word and a character descriptor, or character descriptors only.
 
         Raises:
-            ValueError: If a pool that is drawn from is empty.
+            ValueError: A pool that is drawn from is empty.
         """
         return self._spell(_draw(self._rs, self._plan(words=words), count))
 
     def shared_descriptors(self, num_classes: int, count: int, *, words: bool = True) -> list[str]:
-        """The list that all classes share: one is drawn for every class, then one of them chosen.
+        """Draw the list that all classes share: a list is drawn for every class, and one of them is chosen.
 
-        The lists of the other classes take their part of the stream and are never spelled out. The last few results
-        are remembered, since the same seed is asked again for other prefixes, suffixes and separators.
+        The lists of the other classes advance the stream and are never built. Results are kept in an LRU cache, since
+        the same seed recurs with other prefixes, suffixes and separators.
 
         Raises:
-            ValueError: If a pool that is drawn from is empty.
+            ValueError: A pool that is drawn from is empty.
         """
         _, key, position, *_ = self._rs.get_state(legacy=True)
         plan = self._plan(words=words)
@@ -65,9 +65,9 @@ class RandomText:
 
     def _plan(self, *, words: bool) -> "_Plan":
         if words and not self._words:
-            raise ValueError("random words need a vocabulary, got an empty list; build_vocabulary makes one")
+            raise ValueError("vocabulary must hold words to draw from, got an empty list; build_vocabulary makes one")
         if not self._characters:
-            raise ValueError("random characters need descriptors that hold some characters, got empty descriptors only")
+            raise ValueError("descriptors must hold some characters for random characters, got empty descriptors only")
         shape = self._shape
         return _Plan(
             n_words=shape.n_words if words else 0,
@@ -88,9 +88,9 @@ class RandomText:
 
 
 def first_of_permutations(rs: np.random.RandomState, length: int, count: int) -> NDArray[np.int64]:
-    """The first entries of ``count`` permutations of ``range(length)``, in turn.
+    """First entries of ``count`` successive permutations of ``range(length)``.
 
-    Equals ``[rs.choice(length, 1, replace=False)[0] for _ in range(count)]`` and leaves the stream in the same state.
+    Equal to ``[rs.choice(length, 1, replace=False)[0] for _ in range(count)]``; leaves the stream in the same state.
     """
     if length > _SMALL_POOL:
         firsts = np.empty(count, np.int64)
@@ -102,8 +102,8 @@ def first_of_permutations(rs: np.random.RandomState, length: int, count: int) ->
             firsts[i] = shuffled[0]
         return firsts
     swaps = _shuffle_swaps(rs, length, count)
-    # The shuffle swaps entry i with entry swaps[i] for i = length - 1 ... 1. Run backwards from place 0, an entry
-    # moves only when a swap names its present place, and then to i.
+    # The shuffle swaps entry i with entry swaps[i] for i = length - 1 ... 1. Traced backwards from index 0, an entry
+    # moves only when a swap names its current index, and then to i.
     firsts = np.zeros(count, np.int64)
     for i in range(1, length):
         firsts[swaps[:, length - 1 - i] == firsts] = i
@@ -115,16 +115,16 @@ def skip_permutations(rs: np.random.RandomState, length: int, count: int) -> Non
     if length <= _SMALL_POOL and count >= _MANY:
         _shuffle_swaps(rs, length, count)
         return
-    entries = np.arange(length)  # the size of a machine word is the one that numpy shuffles fastest
+    entries = np.arange(length)  # of machine-word size, which numpy shuffles fastest
     shuffle = rs.shuffle
     for _ in range(count):
         shuffle(entries)
 
 
 def _shuffle_swaps(rs: np.random.RandomState, length: int, count: int) -> NDArray[np.uint32]:
-    """The places that ``count`` shuffles swap with, ``(count, length - 1)``; column k is below ``length - k``.
+    """Indices that ``count`` shuffles swap with, ``(count, length - 1)``; column k is below ``length - k``.
 
-    A shuffle masks and rejects 32 random bits at a time, and so does ``randint`` with 32-bit bounds.
+    A shuffle masks and rejects 32 random bits at a time, as does ``randint`` with 32-bit bounds.
     """
     bounds = np.arange(length, 1, -1, dtype=np.uint32)
     return rs.randint(0, bounds, size=(count, length - 1), dtype=np.uint32)
@@ -132,7 +132,7 @@ def _shuffle_swaps(rs: np.random.RandomState, length: int, count: int) -> NDArra
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a pair of descriptors asks of the stream: first the words, none in lists of characters only."""
+    """Draws of a pair of descriptors: first the words, of which character-only lists have none, then the characters."""
 
     n_words: int
     n_characters: int
@@ -169,7 +169,7 @@ def _skip(rs: np.random.RandomState, plan: _Plan, count: int) -> None:
 
 @lru_cache(maxsize=128)
 def _chosen_draw(key: bytes, position: int, plan: _Plan, count: int, num_classes: int) -> tuple[_Draw, tuple[Any, ...]]:
-    """The draw of the chosen class, and the state behind the choice; key and position are the state before."""
+    """Draw of the chosen class, and the state after the choice; key and position are the state before it."""
     rs = np.random.RandomState()
     rs.set_state(("MT19937", np.frombuffer(key, np.uint32), position, 0, 0.0))
     starts = []

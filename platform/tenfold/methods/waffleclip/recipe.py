@@ -1,8 +1,8 @@
-"""From class names to a bundle without any training: prompts, embeddings, scores.
+"""Zero-shot classification from class names to a bundle, without training: prompts, embeddings, scores.
 
-Seven independent draws of random descriptors are scored at once and reported as the paper does: mean and population
-standard deviation. What is kept is one model, the prompts of all draws taken together: it needs no labels to choose
-a lucky draw, varies less than any of them, and costs one matrix however many prompts are behind it.
+Seven independent draws of random descriptors are scored at once and reported as in the paper: mean and population
+standard deviation. The bundle is one model with the prompts of all draws: it needs no labels to select a draw, varies
+less than any of them, and costs one matrix whatever the number of prompts.
 """
 
 import json
@@ -44,8 +44,9 @@ from tenfold.models.clip import Clip, load_clip
 
 PARTS = ("val", "test")
 NUM_PROBES = 8
+"""Test images in the probe set of a bundle."""
 READABLE = ("handwriting", "folders")
-"""Data sets that may show characters."""
+"""Data sets whose images may be characters."""
 PROMPTS_FILE = "prompts.json"
 
 _HALF = {"both": slice(None), "words": slice(0, None, 2), "characters": slice(1, None, 2)}
@@ -55,7 +56,7 @@ PromptSets = dict[Mode, list[dict[str, list[str]]]]
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Word the prompts, embed pictures and prompts once, score all repetitions, and leave a bundle and figures."""
+    """Build the prompts, embed images and prompts once, score all repetitions, and write a bundle and figures."""
     config: Config = job.method
     _check_model(job)
     clip = run.once_per_node(lambda: load_clip(job.model, str(run.device)))
@@ -68,19 +69,14 @@ def train(job: JobConfig, run: Run) -> Outcome:
         data.fingerprint,
         lambda folder: _evaluate(job, clip, data, inputs.prefix, sets, run, folder),
         clip=clip.fingerprint,
-        prompts=content_hash(sets),  # the files they came from may have changed
+        prompts=content_hash(sets),  # the files that they come from may have changed
     )
     _log(config, data, run, trained)
     return trained.outcome("val/accuracy" if data.val is not None else "test/accuracy", "max")
 
 
 def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, float]:
-    """Accuracies of a bundle on the validation and test pictures of any data with the same classes.
-
-    Args:
-        predictor: The model.
-        data: Settings of a data set.
-        run: The machine.
+    """Measure a model on the validation and test splits of any data with its classes.
 
     Raises:
         ValueError: The data have other classes than the model.
@@ -96,10 +92,10 @@ def evaluate(predictor: WaffleClipPredictor, data: Any, run: Run) -> dict[str, f
 
 
 def prompt_sets(config: Config, inputs: PromptInputs, seeds: Sequence[int]) -> PromptSets:
-    """The prompts of every mode and repetition, plain CLIP's among them; classes in label order.
+    """Build the prompts of every mode and repetition, plain CLIP among the modes; classes in label order.
 
     Raises:
-        ValueError: A mode can't be built from the inputs.
+        ValueError: A mode cannot be built from the inputs.
     """
     sets: PromptSets = {}
     for mode in dict.fromkeys((*config.modes, "clip")):
@@ -125,7 +121,7 @@ def prompt_sets(config: Config, inputs: PromptInputs, seeds: Sequence[int]) -> P
 
 @dataclass(frozen=True)
 class _Scored:
-    """One part of the data: embeddings, labels, and what each mode got right."""
+    """Embeddings, labels, and the hits of each mode on one split."""
 
     images: Tensor
     labels: Tensor
@@ -133,18 +129,18 @@ class _Scored:
 
 
 def _check_model(job: JobConfig) -> None:
-    """Refuse numbers that would mean nothing: the shipped CLIP was trained on printed characters alone."""
+    """Refuse data that the shipped CLIP, trained on printed characters alone, cannot recognise."""
     if job.model.name == "tiny" and job.data.name not in READABLE:
         raise ValueError(
-            f"the shipped CLIP has seen printed characters only and knows nothing of {job.data.name}: choose "
-            f"model=clip_vit_b32, clip_vit_l14 or clip_rn50, for which the paper has numbers"
+            f"model must be a CLIP trained on photographs with data {job.data.name!r}, got tiny, which has seen "
+            f"printed characters only; set model=clip_vit_b32, clip_vit_l14 or clip_rn50, as in the paper"
         )
 
 
 def _evaluate(
     job: JobConfig, clip: Clip, data: ClassificationData, prefix: str, sets: PromptSets, run: Run, folder: Path
 ) -> None:
-    """The stage: everything it writes goes into ``folder``."""
+    """Work of the stage, written to ``folder``."""
     config: Config = job.method
     prompts, every = index_prompts([one for mode_sets in sets.values() for one in mode_sets])
     remaining = iter(every)
@@ -155,7 +151,7 @@ def _evaluate(
         for part, split in data.splits().items()
     }
     if not run.is_main:
-        return  # what is left is one matrix product
+        return  # the rest is one matrix product
     scored: dict[str, _Scored] = {}
     for part, split in data.splits().items():
         labels = torch.tensor(split.labels)
@@ -168,7 +164,7 @@ def _evaluate(
         _prototypes(config, texts, indexed[config.mode]),
         config.aggregate,
         f"{prefix}{{}}{config.suffix}",
-        "cpu",  # where the probe set is compared: a server may have no GPU
+        "cpu",  # the probe set is compared where the model is served, which may have no GPU
     )
     reference = {"fingerprint": clip.fingerprint, "prompt_template": predictor.prompt_template}
     save_results(
@@ -194,7 +190,7 @@ def _evaluate(
 
 
 def _prototypes(config: Config, texts: Tensor, sets: Sequence[PromptSet]) -> dict[str, Tensor]:
-    """The tensors of the model: the prompts of all repetitions, aggregated as those of one are."""
+    """Tensors of the model: the prompts of all repetitions, aggregated as those of one."""
     together = pooled(sets)
     if config.aggregate == "max":
         rows, counts = torch.from_numpy(together.rows), torch.from_numpy(together.counts)
@@ -203,7 +199,7 @@ def _prototypes(config: Config, texts: Tensor, sets: Sequence[PromptSet]) -> dic
 
 
 def _metrics(config: Config, predictor: WaffleClipPredictor, scored: Mapping[str, _Scored]) -> dict[str, float]:
-    """Names without ending are those of the bundle; ``_mean``, ``_std``, ``_min``, ``_max`` are over repetitions."""
+    """Metrics of the bundle, and ``_mean``, ``_std``, ``_min``, ``_max`` over the repetitions."""
     metrics: dict[str, float] = {}
     for part, each in scored.items():
         metrics.update(classification_metrics(predictor.answer(each.images)["logits"], each.labels, part))
@@ -221,7 +217,7 @@ def _metrics(config: Config, predictor: WaffleClipPredictor, scored: Mapping[str
 
 
 def _history(config: Config, run_seed: int, scored: Mapping[str, _Scored]) -> list[dict[str, float]]:
-    """One row for each repetition; ``epoch`` numbers them from 1."""
+    """Rows of the history, one for each repetition; ``epoch`` numbers them from 1."""
     num = len(scored["test"].hits[config.mode].top1)
     rows = [{"epoch": at + 1.0, "seed": float(seed)} for at, seed in enumerate(config.seeds(run_seed)[:num])]
     for part, each in scored.items():
@@ -235,13 +231,13 @@ def _history(config: Config, run_seed: int, scored: Mapping[str, _Scored]) -> li
 
 
 def _class_gains(config: Config, test: _Scored, num_classes: int) -> Tensor:
-    """Points that each class gains over plain CLIP in each repetition, ``(R, C)``."""
+    """Gain of each class over plain CLIP in each repetition, in percentage points, ``(R, C)``."""
     plain = class_accuracies(test.hits["clip"], test.labels, num_classes)
     return class_accuracies(test.hits[config.mode], test.labels, num_classes) - plain
 
 
 def _log(config: Config, data: ClassificationData, run: Run, trained: Trained) -> None:
-    """Curves, figures and the prompts, in the tracked run."""
+    """Log curves, figures and the prompts."""
     if not run.is_main or run.recorder is None:
         return
     results = trained.results

@@ -1,8 +1,8 @@
-"""From embedded images and prompts to class scores, accuracies and the averages of a table.
+"""Class scores and prototypes from embedded images and prompts, and the averages of the paper's tables.
 
 Roth et al., "Waffling around for Performance", ICCV 2023. The mean score of a class over its prompts equals the product
-with the un-normalised mean of their embeddings, so one matrix product serves all classes, and all repetitions too.
-Shapes: B images, C classes, D features; prompts stand class after class, ``counts[c]`` of class c, M in all.
+with the un-normalised mean of their embeddings, so one matrix product serves all classes, and all repetitions, too.
+Shapes: B images, C classes, D features; prompts are ordered class by class, ``counts[c]`` of class c, M in total.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 AGGREGATES = ("mean", "max", "sum", "merged")
-"""How the scores of a class's prompts become one; "merged" averages and normalises embeddings in place of scores."""
+"""Aggregations of the scores of a class's prompts; "merged" averages and normalises embeddings in place of scores."""
 
 _PROTOTYPE_AGGREGATES = ("mean", "merged")
 _UNIT_TOLERANCE = 1e-3
@@ -23,20 +23,20 @@ _UNIT_TOLERANCE = 1e-3
 def class_scores(
     image: Tensor, prompt_embeddings: Tensor, prompt_counts: Sequence[int], aggregate: str = "mean"
 ) -> Tensor:
-    """Cosine scores of images and classes.
+    """Compute the cosine scores of images and classes.
 
     Args:
         image: Unit rows, ``(B, D)``.
-        prompt_embeddings: Unit rows, ``(M, D)``, class after class.
-        prompt_counts: Prompts of each class, C numbers of at least 1 that sum to M.
+        prompt_embeddings: Unit rows, ``(M, D)``, class by class.
+        prompt_counts: Number of prompts of each class, C numbers of at least 1 that sum to M.
         aggregate: One of ``AGGREGATES``.
 
     Returns:
-        ``(B, C)``. Only "max" makes the B * M scores of all prompts: give it images in batches.
+        ``(B, C)``. Only "max" computes the B * M scores of all prompts, so its images should come in batches.
 
     Raises:
-        ValueError: If the aggregate is unknown, shapes do not fit, counts do not sum to M, or a row is not of unit
-            length within 1e-3.
+        ValueError: The aggregate is unknown, shapes do not fit, counts do not sum to M, or a row is not of unit length
+            within 1e-3.
     """
     if aggregate not in AGGREGATES:
         raise ValueError(f"aggregate must be one of {AGGREGATES}, got {aggregate!r}")
@@ -55,39 +55,39 @@ def class_scores(
 
 
 def prototypes(prompt_embeddings: Tensor, prompt_counts: Sequence[int], aggregate: str = "mean") -> Tensor:
-    """One vector for each class, whose product with an image is its score.
+    """Compute the vector of each class whose product with an image is its score.
 
     Args:
-        prompt_embeddings: Unit rows, ``(M, D)``, class after class. Several repetitions may stand behind one another:
-            R * C counts then give R * C prototypes.
-        prompt_counts: Prompts of each class, numbers of at least 1 that sum to M.
-        aggregate: "mean" leaves the class means as they are, "merged" normalises them.
+        prompt_embeddings: Unit rows, ``(M, D)``, class by class. Several repetitions may be concatenated: R * C counts
+            then give R * C prototypes.
+        prompt_counts: Number of prompts of each class, numbers of at least 1 that sum to M.
+        aggregate: "mean" for the class means, "merged" for the normalised class means.
 
     Returns:
         ``(C, D)``.
 
     Raises:
-        ValueError: As ``class_scores``; "max" and "sum" have no prototype.
+        ValueError: As in ``class_scores``; also for "max" and "sum", which have no prototypes.
     """
     if aggregate not in _PROTOTYPE_AGGREGATES:
-        raise ValueError(f"prototypes exist for the aggregates {_PROTOTYPE_AGGREGATES}, got {aggregate!r}")
+        raise ValueError(f"aggregate must be one of {_PROTOTYPE_AGGREGATES} for prototypes, got {aggregate!r}")
     counts = _checked_counts(prompt_embeddings, prompt_counts)
     _check_unit_rows(prompt_embeddings, "prompt_embeddings")
     return _prototypes(prompt_embeddings, counts, aggregate)
 
 
 def summarise(means: ArrayLike, stds: ArrayLike) -> NDArray[np.float64]:
-    """Average over data sets, as the paper's tables give it: from numbers that were rounded to two decimals.
+    """Average over data sets as in the paper's tables, from numbers rounded to two decimals.
 
     Args:
         means: Accuracies of R rows on N data sets, ``(R, N)``; the paper's table has N = 8.
-        stds: Their deviations over repetitions, ``(R, N)``.
+        stds: Their standard deviations over repetitions, ``(R, N)``.
 
     Returns:
         ``(R, 2)``: mean of the means, and ``sqrt(sum of squared deviations / N)``.
 
     Raises:
-        ValueError: If the two are not matrices of one shape, or empty.
+        ValueError: The two are not matrices of one shape, or are empty.
     """
     means, stds = np.asarray(means, np.float64), np.asarray(stds, np.float64)
     if means.ndim != 2 or means.shape != stds.shape or means.size == 0:
@@ -115,9 +115,9 @@ def _checked_counts(prompt_embeddings: Tensor, prompt_counts: Sequence[int]) -> 
         raise ValueError(f"prompt_embeddings must be (M, D), got {tuple(prompt_embeddings.shape)}")
     counts = torch.as_tensor(prompt_counts)
     if counts.ndim != 1 or not len(counts) or counts.is_floating_point():
-        raise ValueError(f"prompt_counts must be one whole number for each class, got {prompt_counts}")
+        raise ValueError(f"prompt_counts must be one integer for each class, got {prompt_counts}")
     if counts.min() < 1:
-        raise ValueError(f"every class needs at least 1 prompt, class {int(counts.argmin())} has {int(counts.min())}")
+        raise ValueError(f"prompt_counts must be at least 1, got {int(counts.min())} for class {int(counts.argmin())}")
     if counts.sum() != len(prompt_embeddings):
         raise ValueError(
             f"prompt_counts must sum to the {len(prompt_embeddings)} rows of prompt_embeddings, got {int(counts.sum())}"
@@ -127,10 +127,10 @@ def _checked_counts(prompt_embeddings: Tensor, prompt_counts: Sequence[int]) -> 
 
 def _check_unit_rows(rows: Tensor, name: str) -> None:
     lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
-    # Asked this way round, a row of NaN is found as well.
+    # The negated condition catches rows of NaN, too.
     if not ((lengths - 1).abs() <= _UNIT_TOLERANCE).all():
         worst = int((lengths - 1).abs().nan_to_num(torch.inf).argmax())
         raise ValueError(
-            f"rows of {name} must be of unit length within {_UNIT_TOLERANCE}, row {worst} has "
-            f"{float(lengths[worst]):.4g}: normalise in float32"
+            f"rows of {name} must be of unit length within {_UNIT_TOLERANCE}, got {float(lengths[worst]):.4g} in row "
+            f"{worst}; normalise in float32"
         )

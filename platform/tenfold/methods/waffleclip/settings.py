@@ -1,7 +1,7 @@
-"""Settings of WaffleCLIP and of the ways to describe classes that it is compared with."""
+"""Settings of WaffleCLIP and of the prompt modes that it is compared with."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 Mode = Literal[
     "clip", "gpt_descriptions", "waffle", "waffle_characters", "adaptive_randomness", "adaptive_random_characters",
@@ -11,65 +11,65 @@ Mode = Literal[
     "sentences",
 ]  # fmt: skip
 Aggregate = Literal["mean", "max", "sum", "merged"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 FIXED_MODES = ("clip", "gpt_descriptions", "sentences")
-"""Nothing in them is random: every repetition is the same."""
+"""Modes without randomness, whose repetitions are all the same."""
 LISTS_NOT_NEEDED = (
     "clip", "waffle", "waffle_characters", "adaptive_randomness", "adaptive_random_characters", "prompt_ensemble",
     "context_prompt_ensemble", "waffle_and_prompt_ensemble",
 )  # fmt: skip
-"""Modes that say nothing about single classes; of descriptors they take the alphabet at most."""
+"""Modes without class-specific descriptors; they use at most the alphabet of the descriptors."""
 PAIRS_IN_THIRDS = ("waffle_and_gpt", "adaptive_randomness_and_gpt_descriptions")
-"""Modes that take two thirds of the pairs, rounded down: fewer than two pairs leave nothing."""
+"""Modes that use two thirds of the pairs, rounded down, hence need at least two."""
 PAIRS_ALONE = ("waffle", "adaptive_randomness")
-"""Modes whose prompts are pairs and nothing else: words, characters, words, characters, ..."""
+"""Modes whose prompts are pairs alone: words, characters, words, characters, ..."""
 MAX_SEED = 2**32
+"""Upper bound, exclusive, of the seeds of numpy's legacy generator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one evaluation; a Config that exists is a valid one."""
+    """Settings of one evaluation, checked on construction."""
 
     mode: Mode = "waffle"
-    """What is said about a class: ``clip`` its name alone, ``gpt_descriptions`` what a language model wrote about it,
-    ``waffle`` random words and characters; the others are the ways of section 2.5 by their names. ``sentences`` takes
-    the lists of the descriptor file as whole sentences."""
+    """Content of the prompts: ``clip`` for the class name alone, ``gpt_descriptions`` for descriptors from a language
+    model, ``waffle`` for random words and characters; the other modes are described in ``prompt_modes``. ``sentences``
+    uses the lists of the descriptor file as whole prompts."""
     compare: tuple[Mode, ...] = ()
-    """Further modes measured beside it on the same embeddings; for the record and the figures only."""
+    """Further modes evaluated on the same embeddings, for metrics and figures only."""
     num_pairs: int = 15
-    """Pairs of random words and random characters, at least 1: twice as many prompts for each class."""
+    """Pairs of random words and random characters, at least 1; each pair is two prompts for each class."""
     parts: Literal["both", "words", "characters"] = "both"
-    """Which half of each pair is used, by the modes that are made of pairs alone (``waffle``, ``adaptive_randomness``);
-    one half leaves ``num_pairs`` prompts for each class."""
+    """Half of each pair that is used, in the modes of pairs alone (``waffle``, ``adaptive_randomness``); one half is
+    ``num_pairs`` prompts for each class."""
     budget: int = 1
-    """Descriptors drawn for a class, as a multiple of the mean number that a class has, at least 1."""
+    """Descriptors drawn for a class, as a multiple of the mean number of descriptors of a class, at least 1."""
     repetitions: int = 7
-    """Independent draws; repetition r of a run has the random stream ``run.seed * repetitions + r``."""
+    """Independent draws; repetition r of a run has the seed ``run.seed * repetitions + r``."""
     aggregate: Aggregate = "mean"
-    """How the similarities to a class's prompts become one: their mean, maximum or sum, or ``merged``, the similarity
-    to their normalised mean."""
+    """Aggregation of the similarities to a class's prompts: their mean, maximum or sum, or ``merged``, the similarity
+    to the normalised mean of the prompts' embeddings."""
     concept: str = "none"
-    """What all classes have in common, said in front of each name ("A photo of a bird: a ..."): a text, ``auto`` for
-    the one that belongs to the data set, ``none`` for none."""
+    """Concept that all classes share, put before each name ("A photo of a bird: a ..."): a text, ``auto`` for that of
+    the data set, ``none`` for none."""
     prefix: str | None = None
-    """Text before the name of a class; null: "A photo of a ", with the concept where there is one."""
+    """Text before the class name; null for "A photo of a ", with the concept if there is one."""
     suffix: str = "."
     """Text at the end of every prompt."""
     separator: str = ", "
-    """Text between name and descriptor."""
+    """Text between class name and descriptor."""
     phrase: bool = True
-    """Whether descriptors are made clauses ("which has two wings")."""
+    """Whether descriptors are turned into relative clauses ("which has two wings")."""
     pre: str = ""
-    """Text before prompts that have a descriptor."""
+    """Text before prompts with a descriptor."""
     descriptors: str | None = None
-    """JSON file, class to list of texts; null: the file that comes with the data set, where one does."""
+    """JSON file that maps class to list of texts; null for the file that ships for the data set, if there is one."""
     empty_lists: Literal["refuse", "blank"] = "refuse"
-    """What a class without descriptors means: a mistake in the file, or one empty descriptor, as in the published
-    files of a few data sets."""
+    """Treatment of a class without descriptors: an error, or one empty descriptor, as in the published files of a few
+    data sets."""
     vocabulary: str | None = None
-    """Where random words come from: a text file with a word a line, a JSON list, a folder of descriptor files, or
-    ``clip`` for the words that CLIP reads as one token; null: the data's descriptor file, and
-    ``clip`` where there is none."""
+    """Source of random words: a text file with one word a line, a JSON list, a folder of descriptor files, or ``clip``
+    for the words that are one token to CLIP; null for the descriptor file of the data set, or ``clip`` if there is
+    none."""
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "budget", "repetitions"):
@@ -80,26 +80,29 @@ class Config:
             raise ValueError(f"num_pairs must be at least 2 with {in_thirds[0]}, got {self.num_pairs}")
         if self.parts != "both" and self.mode not in PAIRS_ALONE:
             raise ValueError(
-                f"parts must be both with {self.mode}: only {', '.join(PAIRS_ALONE)} are made of pairs alone"
+                f"parts must be both with {self.mode}, got {self.parts}; only {', '.join(PAIRS_ALONE)} are pairs alone"
             )
         if len(set(self.modes)) < len(self.modes):
             twice = next(mode for mode in self.modes if self.modes.count(mode) > 1)
-            raise ValueError(f"compare names modes beside mode, each once, got {twice!r} twice")
+            raise ValueError(f"compare must hold modes other than mode, each once, got {twice!r} twice")
         if not self.concept.strip():
             raise ValueError("concept must be auto, none or a text, got an empty text")
         if self.prefix is not None and self.concept != "none":
-            raise ValueError(f"prefix must be null where there is a concept ({self.concept!r}): it is made from it")
+            raise ValueError(
+                f"prefix must be null with a concept ({self.concept!r}), got {self.prefix!r}; set concept=none or "
+                f"leave out prefix"
+            )
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The mode and those beside it."""
+        """The mode and those compared with it."""
         return (self.mode, *self.compare)
 
     def seeds(self, run_seed: int) -> range:
-        """Random streams of the repetitions, 0 to 6 with the defaults, as published; runs never share one.
+        """Seeds of the repetitions, 0 to 6 with the defaults, as published; no two runs share one.
 
         Raises:
-            ValueError: A stream number is above what the generator takes.
+            ValueError: A seed exceeds the range of the generator.
         """
         first = run_seed * self.repetitions
         if first + self.repetitions > MAX_SEED:

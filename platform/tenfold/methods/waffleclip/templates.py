@@ -1,4 +1,4 @@
-"""The 80 sentences by which CLIP's authors named the classes of ImageNet.
+"""The 80 prompt templates of CLIP's authors for ImageNet.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
 """
@@ -8,11 +8,11 @@ from functools import cache
 
 @cache
 def imagenet_templates() -> tuple[str, ...]:
-    """The sentences in their published order, "{}" for the class name, first letter large and no full stop at the end.
+    """Return the templates in their published order, with "{}" for the class name, capitalised, without full stop.
 
-    The full stop is left to a prompt's suffix, as in prompts without a template.
+    The full stop comes from a prompt's suffix, as in prompts without a template.
     """
-    # open_clip brings its whole model zoo along, and most modes need no template.
+    # Imported here: open_clip imports its whole model zoo, and most modes need no template.
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     sentences = [template("{}").removesuffix(".") for template in OPENAI_IMAGENET_TEMPLATES]

@@ -1,4 +1,4 @@
-"""Lists of words and names, and other JSON that people read and write. Every complaint names the file."""
+"""Text and JSON files with words, names and answers; every error names the file."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from tenfold.files import write_atomically
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of classes, or words: a JSON list, the keys of a JSON object, or a text file with one a line.
+    """Read class names or words from a JSON list, the keys of a JSON object, or a text file with one a line.
 
     Raises:
-        ValueError: The file can't be read or holds none.
+        ValueError: The file cannot be read or holds none.
     """
     if path.suffix == ".json":
         content = _parse(path)
@@ -24,10 +24,10 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        ValueError: The file can't be read or holds something else.
+        ValueError: The file cannot be read or holds something else.
     """
     content = _parse(path)
     if not isinstance(content, dict):
@@ -36,7 +36,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """JSON that people read, written whole or not at all."""
+    """Write readable JSON atomically."""
     write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -44,7 +44,7 @@ def _parse(path: Path) -> object:
     try:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} must hold JSON: {error}") from error
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""What random descriptors are made of: the words of many data sets, the characters and the name lengths of one.
+"""Vocabulary, characters and lengths of random descriptors.
 
-Roth et al., "Waffling around for Performance", ICCV 2023. A random descriptor is as long as the class names are on
-average, so that it adds noise of the size of what it stands beside.
+Roth et al., "Waffling around for Performance", ICCV 2023. Words come from the descriptors of many data sets, characters
+and lengths from one. A random descriptor has the mean length of the class names, so that its noise is of their size.
 """
 
 import math
@@ -18,30 +18,30 @@ _NOT_IN_POOL = frozenset(" ,.")
 
 @dataclass(frozen=True, slots=True)
 class DescriptorShape:
-    """How long the random descriptors of a data set are."""
+    """Lengths of the random descriptors of a data set."""
 
     n_words: int
-    """Words of a random word descriptor, at least 1."""
+    """Number of words of a random word descriptor, at least 1."""
     word_len: int
-    """Characters that are kept of each vocabulary word."""
+    """Number of characters kept of each vocabulary word."""
     groups: int
-    """Blocks of a random character descriptor, at least 1."""
+    """Number of blocks of a random character descriptor, at least 1."""
     group_len: int
-    """Characters of one block, at least 1."""
+    """Number of characters of a block, at least 1."""
 
 
 def build_vocabulary(descriptor_sets: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
-    """The distinct words of several data sets' descriptors, in lower case and without punctuation.
+    """Collect the distinct words of several data sets' descriptors, in lower case and without punctuation.
 
     Args:
-        descriptor_sets: For each data set, class name to descriptors.
+        descriptor_sets: Class name to descriptors, for each data set.
 
     Returns:
-        Words sorted by code point. "" is among them where a descriptor is empty, holds two spaces in a row or a word of
+        Words sorted by code point. "" is among them if a descriptor is empty or holds two spaces in a row or a word of
         punctuation only; a class without descriptors adds nothing.
 
     Raises:
-        ValueError: If a class has a bare string in place of a list of descriptors.
+        ValueError: A class has a string in place of a list of descriptors.
     """
     words = {
         word.translate(_NOT_IN_WORDS).lower()
@@ -53,28 +53,30 @@ def build_vocabulary(descriptor_sets: Sequence[Mapping[str, Sequence[str]]]) -> 
 
 
 def character_pool(descriptors: Mapping[str, Sequence[str]]) -> str:
-    """The distinct characters of one data set's descriptors but space, comma and full stop, sorted by code point.
+    """Collect the distinct characters of a data set's descriptors except space, comma and full stop, by code point.
 
     Raises:
-        ValueError: If a class has a bare string in place of a list of descriptors.
+        ValueError: A class has a string in place of a list of descriptors.
     """
     return "".join(sorted(set().union(*_all_descriptors(descriptors)) - _NOT_IN_POOL))
 
 
 def descriptor_shape(class_names: Sequence[str]) -> DescriptorShape:
-    """The lengths of random descriptors that fit the class names of a data set.
+    """Compute the lengths of random descriptors from the class names of a data set.
 
     Args:
-        class_names: Raw keys. Words are counted in the names as displayed, with underscores as spaces; blocks and their
-            length in the keys as they are.
+        class_names: Raw keys. Words are counted in the display names, with spaces for underscores; blocks and their
+            length in the raw keys.
 
     Raises:
-        ValueError: If there are no names or one is empty.
+        ValueError: There are no names or one is empty.
     """
     if not class_names:
-        raise ValueError("class names are needed to fit random descriptors to them, got an empty list")
+        raise ValueError("class_names must hold at least one name, got an empty list")
     if blank := [name for name in class_names if not display(name).strip()]:
-        raise ValueError(f"every class needs a name, got {blank[0]!r} at place {list(class_names).index(blank[0])}")
+        raise ValueError(
+            f"class_names must not be blank, got {blank[0]!r} at index {list(class_names).index(blank[0])}"
+        )
     words = [display(name).split(" ") for name in class_names]
     groups = _rounded_mean([name.count(" ") for name in class_names]) + 1
     characters = math.ceil(np.mean([max(map(len, name.split(" "))) for name in class_names]))
@@ -82,21 +84,21 @@ def descriptor_shape(class_names: Sequence[str]) -> DescriptorShape:
         n_words=max(1, _rounded_mean([len(parts) for parts in words])),
         word_len=_rounded_mean([float(np.mean([len(part) for part in parts])) for parts in words]),
         groups=groups,
-        # Always one more than the whole blocks that fit: an even division gains a character a block as well.
+        # One more than the integer quotient, so that an exact division gains a character per block, too.
         group_len=characters // groups + 1,
     )
 
 
 def check_lists(descriptors: Mapping[str, Sequence[str]]) -> None:
-    """See that every class has a list: a bare string would be read letter by letter.
+    """Check that every class has a list; a string would be read letter by letter.
 
     Raises:
-        ValueError: If a class has a string.
+        ValueError: A class has a string.
     """
     for name, own in descriptors.items():
         if isinstance(own, str):
-            raise ValueError(  # noqa: TRY004 - the content of a file, not a programmer's argument
-                f"class {name!r} needs a list of descriptors, got the string {own!r}: wrap it in a list"
+            raise ValueError(  # noqa: TRY004 - content of a file, not an argument
+                f"descriptors of class {name!r} must be a list of texts, got the string {own!r}; wrap it in a list"
             )
 
 
