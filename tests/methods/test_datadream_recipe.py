@@ -36,7 +36,7 @@ from tenfold.methods.datadream.augment import lightly, photo_transform
 from tenfold.methods.datadream.classify import ClassifierLoss
 from tenfold.methods.datadream.comparators import captioner
 from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot, square
-from tenfold.methods.datadream.generate import generate, picture_seed
+from tenfold.methods.datadream.generate import generate, image_seed
 from tenfold.methods.datadream.predictor import DataDreamPredictor, load
 from tenfold.methods.datadream.source import SeededSource
 from tenfold.models.clip import ClipConfig, load_clip
@@ -68,25 +68,25 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in folders, a generator and a CLIP."""
+    """Images in folders, a generator and a CLIP."""
     folder = tmp_path_factory.mktemp("datadream")
-    draw_pictures(folder / "pictures")
+    draw_images(folder / "images")
     build_pipeline(vae_channels=(8, 16), unet_channels=(16, 32)).save_pretrained(folder / "generator")
     write_clip(folder / "clip", seed=0)
     return folder
 
 
-def draw_pictures(root: Path) -> None:
-    """Noisy fields of one colour, 40 x 36 and some 48 x 32, in train, val and test."""
+def draw_images(root: Path) -> None:
+    """Write noisy fields of one colour, 40 x 36 and some 48 x 32, to train, val and test."""
     generator = np.random.default_rng(0)
     for part, count in (("train", NUM_TRAIN), ("val", 3), ("test", 4)):
         for channel, name in enumerate(reversed(CLASSES)):
             (root / part / name).mkdir(parents=True)
             for number in range(count):
-                picture = generator.integers(0, 60, (40, 36) if number % 2 else (32, 48)).astype(np.uint8)
-                picture = np.repeat(picture[..., None], 3, 2)
-                picture[..., channel] += 180
-                Image.fromarray(picture).save(root / part / name / f"{number}.png")
+                image = generator.integers(0, 60, (40, 36) if number % 2 else (32, 48)).astype(np.uint8)
+                image = np.repeat(image[..., None], 3, 2)
+                image[..., channel] += 180
+                Image.fromarray(image).save(root / part / name / f"{number}.png")
 
 
 def write_clip(folder: Path, seed: int) -> None:
@@ -107,7 +107,7 @@ def job(place: Path, **settings: Any) -> JobConfig:
     }  # fmt: skip
     groups: dict[str, dict[str, Any]] = {
         "method": method,
-        "data": {"name": "folders", "root": str(place / "pictures"), "num_workers": 2},
+        "data": {"name": "folders", "root": str(place / "images"), "num_workers": 2},
         "model": {"name": f"local-dir:{place / 'clip'}"},
         "scale": {"kind": "plain"},
         "run": {"num_epochs": 2, "batch_size": 8},
@@ -140,7 +140,7 @@ def train(job: JobConfig, folder: Path) -> Outcome:
 
 
 class StoppingRun(PlainRun):
-    """Is asked to stop when it looks for the n-th time."""
+    """Run that is asked to stop at the n-th poll."""
 
     looks_left = 10**9
 
@@ -159,7 +159,7 @@ def stopped(folder: Path, looks: int, work: Callable[[PlainRun], Any]) -> None:
         run.close()
 
 
-def pictures_in(folder: Path) -> dict[str, bytes]:
+def images_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
@@ -168,7 +168,7 @@ def trained(place: Path) -> Outcome:
     return train(job(place, export_open_clip=True), place / "trained")
 
 
-# -- the three stages, and what they leave
+# -- the three stages and their results
 
 
 def test_three_stages_end_in_a_bundle_with_metrics_and_history(trained, place):
@@ -178,7 +178,7 @@ def test_three_stages_end_in_a_bundle_with_metrics_and_history(trained, place):
     assert max(row["val/accuracy"] for row in trained.history) == trained.metrics["val/accuracy"]
     stages = sorted(path.name.split("-")[0] for path in (place / "trained/shared/stages").iterdir())
     assert stages == ["datadream_adapt", "datadream_classify"]
-    assert len(pictures_in(place / "trained/shared/pools")) == 3 * 4
+    assert len(images_in(place / "trained/shared/pools")) == 3 * 4
 
 
 def test_the_predictor_answers_as_the_training_did(trained):
@@ -212,7 +212,7 @@ def test_a_caller_can_bring_classes_of_its_own(trained):
     two = predictor.prototypes_of({"day": ["a bright sky", "noon"], "night": ["a dark sky"]})
     assert predictor.classify(embeddings, two)["probs"].shape == (2, 2)
     torch.testing.assert_close(two.norm(dim=1), torch.ones(2))
-    with pytest.raises(ValueError, match="class 'day' needs a list of at least one sentence"):
+    with pytest.raises(ValueError, match="prompts of class 'day' must be a list of at least one text"):
         predictor.prototypes_of({"day": []})
 
 
@@ -226,7 +226,7 @@ def test_another_clip_under_the_same_name_is_refused(trained, place, tmp_path):
     bundle = load_bundle(trained.bundle)
     write_clip(tmp_path / "other", seed=1)
     bundle.config["model"]["name"] = f"local-dir:{tmp_path / 'other'}"
-    with pytest.raises(ValueError, match=r"was trained on CLIP .* but here that name has weights"):
+    with pytest.raises(ValueError, match=r"must have the weights that .* was trained with .*; restore those weights"):
         load(bundle)
 
 
@@ -276,7 +276,7 @@ def test_peft_and_open_clip_load_the_bundle_folder(trained, place):
     torch.testing.assert_close(merged.embed_images(images), ours, rtol=1e-4, atol=1e-5)
 
 
-# -- stopped, killed, grown
+# -- stopping, killing, growing
 
 
 def test_a_killed_generation_goes_on_to_the_same_bytes(place, tmp_path, monkeypatch):
@@ -303,8 +303,8 @@ def test_a_killed_generation_goes_on_to_the_same_bytes(place, tmp_path, monkeypa
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.png")}
     assert len(before) == 4
     again = in_run(tmp_path / "killed", work)
-    assert pictures_in(again.folder) == pictures_in(whole.folder)
-    assert len(pictures_in(whole.folder)) == 12
+    assert images_in(again.folder) == images_in(whole.folder)
+    assert len(images_in(whole.folder)) == 12
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     content = json.loads((whole.folder / "prompts.json").read_text())
     assert content["classes"][0] == {"class": "blue", "prompts": ["a photo of a blue"]}
@@ -318,23 +318,23 @@ def test_a_stop_between_blocks_keeps_whole_blocks(place, tmp_path):
         return generate(settings, run, few_shot, Adapters(digest=None), count=4)
 
     stopped(tmp_path, 2, work)
-    assert len(pictures_in(tmp_path)) == 2 * 2
+    assert len(images_in(tmp_path)) == 2 * 2
     store = in_run(tmp_path, work)
-    assert len(pictures_in(store.folder)) == 12
+    assert len(images_in(store.folder)) == 12
 
 
 def test_a_store_grows_by_what_is_missing(place, tmp_path, monkeypatch):
     settings = job(place, scheme="unadapted")
     few_shot = few_shot_of(settings)
     calls: list[int] = []
-    draw = generating.draw_pictures
+    draw = generating.draw_images
     monkeypatch.setattr(
-        generating, "draw_pictures", lambda *args, **options: calls.append(len(args[1])) or draw(*args, **options)
+        generating, "draw_images", lambda *args, **options: calls.append(len(args[1])) or draw(*args, **options)
     )
 
     def filled(count: int) -> dict[str, bytes]:
         store = in_run(tmp_path, lambda run: generate(settings, run, few_shot, Adapters(digest=None), count=count))
-        return pictures_in(store.folder)
+        return images_in(store.folder)
 
     three = filled(3)  # two blocks of two in each class
     assert calls == [2] * 6
@@ -346,7 +346,7 @@ def test_a_store_grows_by_what_is_missing(place, tmp_path, monkeypatch):
     assert calls == [2] * 12
 
 
-def test_pictures_do_not_depend_on_the_classes_drawn_with_them(place, tmp_path):
+def test_images_do_not_depend_on_the_classes_drawn_with_them(place, tmp_path):
     settings = job(place, scheme="unadapted")
     few_shot = few_shot_of(settings)
     options: dict[str, Any] = {"count": 2}
@@ -355,8 +355,8 @@ def test_pictures_do_not_depend_on_the_classes_drawn_with_them(place, tmp_path):
         tmp_path / "b", lambda run: generate(settings, run, few_shot, Adapters(digest=None), labels=[2], **options)
     )
     assert one.digest == every.digest
-    assert pictures_in(one.folder).items() <= pictures_in(every.folder).items()
-    seeds = {picture_seed(seed, label, index) for seed in range(3) for label in range(20) for index in range(20)}
+    assert images_in(one.folder).items() <= images_in(every.folder).items()
+    seeds = {image_seed(seed, label, index) for seed in range(3) for label in range(20) for index in range(20)}
     assert len(seeds) == 1200
 
 
@@ -386,7 +386,7 @@ def test_a_killed_adaptation_goes_on_with_the_classes_that_are_missing(place, tm
 
 @pytest.mark.parametrize(("scheme", "looks"), [("cls", 12), ("dset", 5)])
 def test_a_stopped_adaptation_ends_where_it_would_have(place, tmp_path, scheme, looks):
-    """In mid-class, and in mid-training of the common adapter; latents are drawn anew in each step."""
+    """Stopped within a class, and within the training of the common adapter; latents are sampled in each step."""
     settings = job(place, scheme=scheme, adapt_batch_size=1)
     few_shot = few_shot_of(settings)
     whole = in_run(tmp_path / "whole", lambda run: adapt(settings, run, few_shot))
@@ -409,16 +409,16 @@ def same_adapters(first: Adapters, second: Adapters) -> None:
 
 
 def test_trials_share_what_does_not_differ(trained, place, monkeypatch):
-    """Another number of pictures and another classifier adapt nothing and draw only what is missing."""
+    """Another number of images and another classifier train no adapter and generate only the missing images."""
     monkeypatch.setattr(adapting, "load_pipeline", lambda *args: pytest.fail("adapted twice"))
     outcome = train(job(place, images_per_class=5, classifier="small_cnn", mixing=0), place / "trained")
-    assert len(pictures_in(place / "trained/shared/pools")) == 3 * 6
+    assert len(images_in(place / "trained/shared/pools")) == 3 * 6
     bundle = load_bundle(outcome.bundle)
     assert check_probe(bundle, load(bundle)) == 0.0
     assert not isinstance(load(bundle), DataDreamPredictor)
 
 
-# -- what it is compared with
+# -- baselines
 
 
 @pytest.mark.parametrize(
@@ -465,12 +465,12 @@ def test_captions_can_come_from_a_model_of_transformers(place, tmp_path):
     assert len(texts) == NUM_SHOTS
     assert all(text.startswith("a photo of a red") for shot in texts for text in shot)
     with pytest.raises(
-        ValueError, match=r"captioner '/nowhere' is no image-to-text model .* method.captioner=templates"
+        ValueError, match=r"captioner must be an image-to-text model .*, got '/nowhere': .* or to templates"
     ):
         captioner("/nowhere", load_clip(job(place).model), torch.device("cpu"))
 
 
-def test_pictures_of_the_training_are_drawn(place, tmp_path):
+def test_images_of_the_training_are_drawn(place, tmp_path):
     shown: dict[str, Any] = {}
 
     class Recorder:
@@ -493,21 +493,21 @@ def test_pictures_of_the_training_are_drawn(place, tmp_path):
     assert titles == ["real shots", "generator as it is", "adapted"]
 
 
-# -- what starts nothing
+# -- refusals
 
 
 def test_too_few_shots_name_the_class_and_the_count(place, tmp_path):
-    with pytest.raises(ValueError, match=r"class 'blue' has 4 training pictures, num_shots asks for 5"):
+    with pytest.raises(ValueError, match=r"num_shots must be at most 4, the training images of class 'blue' .*, got 5"):
         train(job(place, num_shots=5), tmp_path)
     assert not (tmp_path / "shared").exists()
 
 
 def test_a_damaged_shot_is_named_before_anything_is_trained(place, tmp_path):
-    draw_pictures(tmp_path / "pictures")
-    for path in (tmp_path / "pictures/train/red").iterdir():
+    draw_images(tmp_path / "images")
+    for path in (tmp_path / "images/train/red").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    settings = job(place, data__root=str(tmp_path / "pictures"))
-    with pytest.raises(ValueError, match=r"cannot decode .*pictures/train/red/\d\.png: .*truncated or damaged"):
+    settings = job(place, data__root=str(tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"cannot decode .*images/train/red/\d\.png: .*truncated or damaged"):
         train(settings, tmp_path)
     assert not list(tmp_path.rglob(ADAPTER_FILE))
 
@@ -529,7 +529,10 @@ def test_a_generator_that_predicts_something_else_is_refused(place, tmp_path):
         ({"real_weight": 1.5}, r"real_weight must lie in \[0, 1\], got 1.5"),
         ({"noise_strength": 0.0}, r"noise_strength must lie in \(0, 1\], got 0.0"),
         ({"adapt_image_tower": False, "adapt_text_tower": False}, "nothing would be trained"),
-        ({"scheme": "zero_shot", "classifier": "resnet50"}, "scheme zero_shot is CLIP as it is"),
+        (
+            {"scheme": "zero_shot", "classifier": "resnet50"},
+            "classifier must be clip with scheme zero_shot",
+        ),
         ({"classes_per_step": 1}, "classes_per_step must be at least 2 or null, got 1"),
     ],
 )
@@ -541,17 +544,17 @@ def test_settings_out_of_range_are_refused(place, settings, message):
 def test_a_warm_up_longer_than_the_training_is_refused(place, tmp_path):
     with pytest.raises(ValueError, match=r"warmup_epochs must be at most run.num_epochs = 2, got 3"):
         train(job(place, warmup_epochs=3), tmp_path)
-    with pytest.raises(ValueError, match=r"set run.ema_decay=null, got 0.9"):
+    with pytest.raises(ValueError, match=r"run.ema_decay must be null with datadream, got 0.9"):
         train(job(place, run__ema_decay=0.9), tmp_path)
 
 
 def test_without_a_validation_part_the_last_epoch_is_kept_and_said(place, tmp_path):
-    draw_pictures(tmp_path / "pictures")
-    for path in sorted((tmp_path / "pictures/val").rglob("*"), reverse=True):
+    draw_images(tmp_path / "images")
+    for path in sorted((tmp_path / "images/val").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    (tmp_path / "pictures/val").rmdir()
-    settings = job(place, data__root=str(tmp_path / "pictures"), scheme="real")
-    with pytest.warns(UserWarning, match="no validation part: the last epoch is kept"):
+    (tmp_path / "images/val").rmdir()
+    settings = job(place, data__root=str(tmp_path / "images"), scheme="real")
+    with pytest.warns(UserWarning, match="no validation split: the last epoch is kept"):
         outcome = train(settings, tmp_path)
     assert outcome.metric == "shots/accuracy"
     assert {"shots/accuracy", "test/accuracy"} <= outcome.metrics.keys()
@@ -596,11 +599,11 @@ def test_the_classes_of_a_step_hold_those_of_the_batch(place, tmp_path):
     run.close()
 
 
-def test_a_picture_is_cut_to_a_square_where_it_is_asked():
-    picture = np.zeros((20, 40, 3), np.uint8)
-    picture[:, 34:] = 255
-    assert square(picture, 10).mean() == 0
-    assert square(picture, 10, (0, 1)).mean() > 60
+def test_an_image_is_cut_to_a_square_where_it_is_asked():
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 34:] = 255
+    assert square(image, 10).mean() == 0
+    assert square(image, 10, (0, 1)).mean() > 60
     same = np.zeros((10, 10, 3), np.uint8)
     assert square(same, 10) is same
 
@@ -610,7 +613,7 @@ def test_augmentation_is_small_for_characters_and_repeats_for_its_seed():
     images[:, 12:20, 12:20] = 255
     one, again = (lightly(images, torch.Generator().manual_seed(3), mirror=False) for _ in range(2))
     assert torch.equal(one, again)
-    assert len({picture.numpy().tobytes() for picture in one}) == 64
+    assert len({image.numpy().tobytes() for image in one}) == 64
     assert one[:, 13:19, 13:19].float().mean() > 150  # still in the middle
     assert one[:, :4].float().mean() < 1
     left = torch.zeros(200, 32, 32, 3, dtype=torch.uint8)

@@ -1,11 +1,11 @@
-"""DataDream on handwriting: a CLIP and a generator that know only print meet 1, 4 and 16 handwritten digits a class.
+"""DataDream on handwriting: CLIP and a generator trained on print, adapted to 1, 4 and 16 handwritten digits a class.
 
     python tests/replicas/datadream_handwriting.py --seeds 0 1 2 --out outputs/replica_datadream
 
-Every training is the platform's own recipe with the models that ship, in this process; stages are shared between
-trainings, and what is in the folder is not done again. Prints Markdown tables (test accuracy in percent, mean and
+Every training is the platform's own recipe with the shipped models, in this process; trainings share stages, and
+results in the folder are not computed again. Prints Markdown tables (test accuracy in percent, mean and
 standard deviation over seeds; distances of class means) and leaves ``summary.csv``, ``results.json`` and figures:
-accuracy against shots and against pictures of each class, samples before and after adaptation, distances by class.
+accuracy against shots and against images of each class, samples before and after adaptation, distances by class.
 """
 
 import argparse
@@ -30,22 +30,16 @@ from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.methods.datadream import recipe
 from tenfold.methods.datadream.adapt import adapt
+from tenfold.methods.datadream.evaluation import class_means, feature_distances
 from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot
-from tenfold.methods.datadream.figures import (
-    class_means,
-    feature_distances,
-    figure_distances,
-    figure_samples,
-    file_source,
-    read_pictures,
-)
+from tenfold.methods.datadream.figures import figure_distances, figure_samples, sample_rows
 from tenfold.methods.datadream.generate import generate
-from tenfold.methods.datadream.image_store import ImageStore
+from tenfold.methods.datadream.image_store import ImageStore, image_source
 from tenfold.models.clip import Clip, load_clip
 
 SHOTS = (1, 4, 16)
 IMAGES = 48
-"""Pictures of each class in the table; the first of them in the sweep."""
+"""Synthetic images of each class in the table."""
 IMAGES_SWEEP = (16, 48, 96)
 SWEEP_SHOTS = 16
 GENERATORS = {"unadapted": "un-adapted", "dset": "DataDream_dset", "cls": "DataDream_cls"}
@@ -54,9 +48,9 @@ METHOD: dict[str, Any] = {
     "name": "datadream", "augment": "light", "figures": False, "block_size": 16, "num_inference_steps": 10,
     "adapt_warmup_steps": 10, "adapt_learning_rate": 3e-3, "learning_rate": 3e-3, "warmup_epochs": 1,
 }  # fmt: skip
-"""What differs from the paper's settings, which are for photographs at 512 pixels; chosen on the validation digits."""
+"""Deviations from the paper's settings, which are for photographs at 512 pixels; selected on validation digits."""
 EPOCHS = {"cls": 60, "dset": 40}
-"""Of stage A: passes over the shots."""
+"""Epochs of stage A."""
 RUN = {"num_epochs": 10, "batch_size": 64, "evaluate_every": 2}
 
 
@@ -90,9 +84,9 @@ class Setting:
 
 
 def train(setting: Setting, folder: Path) -> dict[str, Any]:
-    """The record of a training; read where it is there, else made.
+    """Train, or read the record of an earlier training.
 
-    ``seconds`` is processor time of this process, with the stages that had to be done.
+    ``seconds`` is processor time of this process, including the stages that were not yet done.
     """
     path = folder / "records" / f"{setting.name}.json"
     if path.is_file():
@@ -111,7 +105,7 @@ def train(setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def table_settings(seeds: Iterable[int], shots: Sequence[int], comparators: bool) -> list[Setting]:
-    """All trainings of the table, those that share stages one after the other."""
+    """Trainings of the table, those that share stages in succession."""
     schemes = [*GENERATORS, *(COMPARATORS if comparators else ())]
     settings = []
     for seed in seeds:
@@ -127,7 +121,7 @@ def table_settings(seeds: Iterable[int], shots: Sequence[int], comparators: bool
 
 
 def sweep_settings(seeds: Iterable[int]) -> list[Setting]:
-    """Trainings on more and fewer synthetic pictures."""
+    """Trainings on more and fewer synthetic images."""
     return [
         Setting(scheme=scheme, train_on="synthetic", num_shots=SWEEP_SHOTS, images_per_class=images, seed=seed)
         for seed in seeds
@@ -138,16 +132,16 @@ def sweep_settings(seeds: Iterable[int]) -> list[Setting]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the figures of one seed and number of shots are drawn from."""
+    """Inputs of the figures for one seed and number of shots."""
 
     few_shot: FewShotData
     stores: Mapping[str, ImageStore]
     distances: Mapping[str, np.ndarray]
-    """Of each generator: distance of class means to the test digits ``(C,)``."""
+    """Distance of class means to the test digits ``(C,)``, for each generator."""
 
 
 def look(seed: int, num_shots: int, folder: Path, clip: Clip) -> Scene:
-    """Pools of a seed, and how far their class means are from those of the test digits, in CLIP's features."""
+    """Image stores of a seed, and distances of their class means to the test digits in CLIP's features."""
     stores, distances = {}, {}
     few_shot = None
     for scheme, name in GENERATORS.items():
@@ -158,7 +152,7 @@ def look(seed: int, num_shots: int, folder: Path, clip: Clip) -> Scene:
         stores[name] = generate(job, run, few_shot, adapt(job, run, few_shot), count=IMAGES)
         labels = range(len(data.classes))
         files = [path for label in labels for path in stores[name].paths(label, IMAGES)]
-        means = class_means(run, clip, file_source(clip, files), np.repeat(labels, IMAGES), len(labels))
+        means = class_means(run, clip, image_source(files, clip.preprocessing), np.repeat(labels, IMAGES), len(labels))
         real = class_means(run, clip, data.test.images, data.test.labels, len(labels))
         distances[name] = feature_distances(means, real)
         run.close()
@@ -171,7 +165,7 @@ def _run(setting: Setting, folder: Path) -> PlainRun:
 
 
 def accuracy_table(records: pd.DataFrame, shots: Sequence[int]) -> str:
-    """Rows of the specification's section 8, columns by number of shots."""
+    """Accuracies with the rows of the specification's section 8 and a column for each number of shots."""
     rows = [("CLIP zero-shot", records[records["scheme"] == "zero_shot"].assign(num_shots=shots[0]))]
     rows.append(("real shots only", records[records["scheme"] == "real"]))
     for train_on, words in (("synthetic", "synthetic only"), ("both", "real + synthetic")):
@@ -198,7 +192,7 @@ def _spread(values: "pd.Series[float]") -> str:
 
 
 def distance_table(scenes: Mapping[tuple[int, int], Scene], shots: Sequence[int]) -> str:
-    """Mean over classes of the distance of class means, mean and spread over seeds."""
+    """Distance of class means, averaged over classes; mean and standard deviation over seeds."""
     lines = ["| distance of class means to test digits | " + " | ".join(f"{n} shots" for n in shots) + " |"]
     lines.append("|---|" + "---|" * len(shots))
     for name in GENERATORS.values():
@@ -213,7 +207,7 @@ def distance_table(scenes: Mapping[tuple[int, int], Scene], shots: Sequence[int]
 def figure_accuracy(
     records: pd.DataFrame, x: str, groups: Mapping[str, pd.DataFrame], label: str, title: str
 ) -> Figure:
-    """Mean and spread over seeds of test accuracy, one line for each group."""
+    """Draw mean and standard deviation over seeds of test accuracy, one line for each group."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     panel: Any = figure.subplots()
     for name, group in groups.items():
@@ -233,32 +227,28 @@ def figure_accuracy(
 
 
 def draw(records: pd.DataFrame, scenes: Mapping[tuple[int, int], Scene], folder: Path) -> None:
-    """All figures, as PNG files in the folder."""
+    """Save all figures as PNG files in the folder."""
     table = records[records["images_per_class"] == IMAGES]
     lines = {"real shots only": records[records["scheme"] == "real"]}
     for scheme, name in GENERATORS.items():
         for train_on, words in (("synthetic", "synthetic only"), ("both", "real + synthetic")):
             lines[f"{words}, {name}"] = table[(table["scheme"] == scheme) & (table["train_on"] == train_on)]
-    title = f"Handwriting, {IMAGES} synthetic pictures a class"
+    title = f"Handwriting, {IMAGES} synthetic images a class"
     figure_accuracy(records, "num_shots", lines, "real shots a class", title).savefig(
         folder / "accuracy_shots.png", dpi=110
     )
     swept = records[(records["train_on"] == "synthetic") & (records["num_shots"] == SWEEP_SHOTS)]
     swept = swept[swept["images_per_class"].isin(IMAGES_SWEEP)]
     groups = {name: swept[swept["scheme"] == scheme] for scheme, name in GENERATORS.items()}
-    title = f"Handwriting, {SWEEP_SHOTS} shots, synthetic pictures only"
-    figure_accuracy(records, "images_per_class", groups, "synthetic pictures a class", title).savefig(
+    title = f"Handwriting, {SWEEP_SHOTS} shots, synthetic images only"
+    figure_accuracy(records, "images_per_class", groups, "synthetic images a class", title).savefig(
         folder / "accuracy_images.png", dpi=110
     )
     for (seed, num_shots), scene in scenes.items():
         if seed != min(each for each, _ in scenes):
             continue
         labels = range(len(scene.few_shot.classes))
-        rows: dict[str, Any] = {
-            "real shots": [scene.few_shot.images.read_raw(scene.few_shot.rows(label)[:8]) for label in labels]
-        }
-        for name, store in scene.stores.items():
-            rows[name] = [read_pictures(store.paths(label, 8)) for label in labels]
+        rows = sample_rows(scene.few_shot, scene.stores, labels, 8)
         title = f"{num_shots} shots a class; the same noise in each column of the synthetic blocks"
         figure_samples(rows, scene.few_shot.classes, title).savefig(folder / f"samples_{num_shots}_shots.png", dpi=110)
         title = f"Distance of class means to test digits, CLIP's features, {num_shots} shots"
@@ -273,7 +263,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
     parser.add_argument("--out", type=Path, default=Path("outputs/replica_datadream"))
     parser.add_argument("--no-comparators", action="store_true", help="neither IsSynth nor DISEF")
-    parser.add_argument("--no-sweep", action="store_true", help="no accuracy against pictures of each class")
+    parser.add_argument("--no-sweep", action="store_true", help="no accuracy against images of each class")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What happens to a training picture before the classifier sees it, and the pool that it is drawn from."""
+"""Training pool of real and synthetic images, and the augmentation of images read from it."""
 
 import math
 from pathlib import Path
@@ -10,27 +10,28 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from tenfold.data.images import ArrayImages, FileImages, ResizedImages
+from tenfold.data.images import ArrayImages, ResizedImages
 from tenfold.methods.datadream.few_shot import FewShotData
+from tenfold.methods.datadream.image_store import image_source
 from tenfold.types import Batch, ImageSource, Preprocessing
 
 Augment = Literal["photo", "light", "none"]
 IN_MEMORY = 1_000_000_000
-"""Synthetic pictures of up to this many bytes are read once and kept."""
+"""Bytes up to which synthetic images are kept in memory."""
 
 
 class TrainingPool:
-    """Synthetic pictures and repeated real shots as one list, each row with its class and whether it is real.
+    """Synthetic images and repeated real shots as one list, each row with its class and its domain.
 
     Args:
         few_shot: Classes and shots.
-        synthetic: Files of each class; None: real shots only.
-        repeats: How often each shot is in the list; 0: synthetic only.
-        preprocessing: Of the classifier.
-        augment: What is done to a picture at each reading.
+        synthetic: Image files of each class; None for real shots only.
+        repeats: Number of times each shot is in the list; 0 for synthetic images only.
+        preprocessing: Preprocessing of the classifier.
+        augment: Augmentation of an image at each reading.
 
     Raises:
-        ValueError: The list is empty, or a file can't be read.
+        ValueError: The list is empty, or a file cannot be read.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class TrainingPool:
         self._row = np.concatenate([np.arange(len(files)), real_rows]).astype(np.int64)
         if not len(self.labels):
             raise ValueError(
-                f"there is nothing to train on: {len(files)} synthetic pictures and {repeats} repeats of the shots; "
-                f"set method.images_per_class to at least method.num_shots"
+                f"the training pool must hold at least one image, got {len(files)} synthetic images and {repeats} "
+                f"repeats of the shots; set method.images_per_class to at least method.num_shots"
             )
 
     def __len__(self) -> int:
@@ -64,12 +65,12 @@ class TrainingPool:
     def read(self, rows: np.ndarray, seed: int) -> Batch:
         """``images`` uint8 ``(B, S, S, 3)``, ``labels`` int64 and ``is_real`` bool ``(B,)``."""
         return {
-            "images": self._pictures(rows, seed),
+            "images": self._images(rows, seed),
             "labels": torch.from_numpy(self.labels[rows]),
             "is_real": torch.from_numpy(self.is_real[rows]),
         }
 
-    def _pictures(self, rows: np.ndarray, seed: int) -> Tensor:
+    def _images(self, rows: np.ndarray, seed: int) -> Tensor:
         out = torch.empty((len(rows), self._size, self._size, 3), dtype=torch.uint8)
         for real, source in ((True, self._real), (False, self._synthetic)):
             places = np.flatnonzero(self.is_real[rows] == real)
@@ -82,8 +83,8 @@ class TrainingPool:
             else:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed + int(real))
-                    for place, picture in zip(places, source.read_raw(chosen), strict=True):
-                        seen = self._photo(torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1))
+                    for place, image in zip(places, source.read_raw(chosen), strict=True):
+                        seen = self._photo(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
                         out[place] = seen.permute(1, 2, 0)
         if self._augment == "light":
             return lightly(out, torch.Generator().manual_seed(seed), mirror=self._mirror)
@@ -91,11 +92,11 @@ class TrainingPool:
 
 
 def photo_transform(size: int, mirror: bool) -> v2.Transform:
-    """Section 3.4 of the specification for uint8 ``(3, H, W)`` at full resolution, up to normalisation.
+    """Build the paper's augmentation of uint8 ``(3, H, W)`` at full resolution, up to normalisation.
 
-    Its randomness comes from PyTorch's global generator.
+    It draws from PyTorch's global generator.
     """
-    # A blur of radius 2 reaches six pixels far; the window has to fit small pictures, too.
+    # A blur of radius 2 reaches six pixels; the window must fit small images, too.
     window = min(13, 2 * ((size - 1) // 2) - 1) if size > 3 else 1
     return v2.Compose(
         [
@@ -111,12 +112,12 @@ def photo_transform(size: int, mirror: bool) -> v2.Transform:
 
 
 def lightly(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
-    """Turn, stretch, slant and shift each picture a little; characters stay what they are.
+    """Rotate, scale, shear and translate each image slightly, so that characters keep their class.
 
     Args:
         images: uint8 ``(B, S, S, 3)``.
-        generator: Of the draws.
-        mirror: Whether every second picture is mirrored.
+        generator: Source of randomness.
+        mirror: Whether images are mirrored, each with probability 0.5.
     """
 
     def draw(limit: float) -> Tensor:
@@ -124,7 +125,7 @@ def lightly(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tens
 
     angle, slant = draw(math.radians(10)), draw(0.1)
     wide, high = 1 + draw(0.1), 1 + draw(0.1)
-    shifts = torch.stack([draw(0.16), draw(0.16)], 1)  # of half the side, as the sampling grid counts
+    shifts = torch.stack([draw(0.16), draw(0.16)], 1)  # in units of half the side, as in the sampling grid
     flip = torch.where(torch.rand(len(images), generator=generator) < 0.5, -1.0, 1.0) if mirror else 1.0
     cos, sin = angle.cos(), angle.sin()
     matrix = torch.stack(
@@ -141,9 +142,9 @@ def lightly(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tens
 
 
 def _read_files(files: list[Path], preprocessing: Preprocessing) -> ImageSource:
-    """Pictures of one size; small ones are read once."""
+    """Source of image files of one size, kept in memory if they are small."""
     size, way = preprocessing.image_size, preprocessing
-    source = FileImages(files, size, resize=way.resize, interpolation=way.interpolation)
+    source = image_source(files, preprocessing)
     height, width, _ = source.read_raw([0])[0].shape
     if height != width or len(files) * height * width * 3 > IN_MEMORY:
         return source

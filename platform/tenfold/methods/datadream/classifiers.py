@@ -1,8 +1,8 @@
-"""The networks of stage C: CLIP with adapters, or a convolutional network from scratch."""
+"""Networks of stage C: CLIP with adapters, or a convolutional network from scratch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,34 +12,19 @@ from tenfold.methods.datadream.settings import Config
 from tenfold.models.clip import Clip
 from tenfold.models.clip_lora import adapt_clip, load_lora_tensors, lora_tensors
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
-from tenfold.types import Preprocessing
 
 SCRATCH = {"resnet50": "torchvision:resnet50", "small_cnn": "small_cnn"}
-"""Networks from scratch, by the names of ``models.image_classifier``."""
-
-
-class Classifier(Protocol):
-    """What stage C trains; also an ``nn.Module`` whose forward pass gives logits for normalised pictures."""
-
-    preprocessing: Preprocessing
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``(B, S, S, 3)`` to float ``(B, 3, S, S)``."""
-        ...
-
-    def scorer(self) -> Any:
-        """A function from uint8 pictures to logits ``(B, C)``, for the weights as they are now."""
-        ...
+"""Architectures from scratch, by their names in ``models.image_classifier``."""
 
 
 class PromptedClip(nn.Module):
-    """CLIP as a classifier of C classes by their sentences.
+    """CLIP as a classifier of C classes given by their prompts.
 
-    Its state is what adaptation trains, nothing else.
+    Its state dict holds the adapted weights alone.
 
     Args:
-        clip: Adapted in place before (``adapt_clip``), or as it is.
-        prompts: P sentences of each class.
+        clip: CLIP, with adapters (``add_adapters``) or without.
+        prompts: P prompts of each class.
         learn_text: Whether the prototypes change in training; else they are computed once.
     """
 
@@ -55,10 +40,11 @@ class PromptedClip(nn.Module):
         self._frozen: Tensor | None = None
 
     def normalise(self, images: Tensor) -> Tensor:
+        """Convert uint8 ``(B, S, S, 3)`` to normalised float ``(B, 3, S, S)``."""
         return self.clip.normalise(images)
 
     def prototypes(self, classes: Tensor | None = None) -> Tensor:
-        """Unit vectors ``(C', D)`` of all or of some classes ``(C',)``; with gradients where the text tower learns."""
+        """Unit vectors ``(C', D)`` of all or of some classes ``(C',)``, with gradients if the text tower learns."""
         if self.learn_text:
             return self._prototypes(self.tokens if classes is None else self.tokens[classes])
         if self._frozen is None:
@@ -68,11 +54,12 @@ class PromptedClip(nn.Module):
         return frozen if classes is None else frozen[classes]
 
     def forward(self, pixels: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Logits ``(B, C')`` of normalised pictures for all or some classes; each prototype is computed once."""
+        """Logits ``(B, C')`` of normalised images for all or some classes; each prototype is computed once."""
         features = self.clip.image_features(pixels).float()
         return clip_logits(features, self.prototypes(classes).float(), self.clip.log_scale, validate=False)
 
-    def scorer(self) -> Any:
+    def scorer(self) -> Callable[[Tensor], Tensor]:
+        """Function from uint8 images to logits ``(B, C)``, with the prototypes of the current weights."""
         with torch.no_grad():
             prototypes = self.prototypes().float()
         scale = self.clip.log_scale
@@ -96,7 +83,7 @@ class PromptedClip(nn.Module):
 
 
 class ScratchClassifier(nn.Module):
-    """A convolutional network with random weights, with the same doors as ``PromptedClip``."""
+    """A convolutional network trained from scratch, with the interface of ``PromptedClip``."""
 
     def __init__(self, network: ImageClassifier) -> None:
         super().__init__()
@@ -110,17 +97,17 @@ class ScratchClassifier(nn.Module):
         logits = self.network.head(self.network.backbone(pixels).mean((2, 3)))
         return logits if classes is None else logits[:, classes]
 
-    def scorer(self) -> Any:
+    def scorer(self) -> Callable[[Tensor], Tensor]:
         return self.network
 
 
 def scratch_network(name: str, num_classes: int, image_size: int) -> ImageClassifier:
-    """A network from scratch: Xavier-uniform convolutions, batch norm at 1 and 0, head from Normal(0, 0.01).
+    """Initialise a network: Xavier-uniform convolutions, batch norm weight 1 and bias 0, head from Normal(0, 0.01).
 
     Args:
         name: One of ``SCRATCH``.
-        num_classes: Classes C.
-        image_size: Side of its pictures; they are cut out of the middle, as CLIP's are.
+        num_classes: Number of classes C.
+        image_size: Side of its images, which are centre-cropped as for CLIP.
     """
     network = build_classifier(ModelConfig(name=SCRATCH[name]), num_classes, image_size)
     network.preprocessing = replace(network.preprocessing, resize="crop", interpolation="bicubic")
@@ -138,21 +125,30 @@ def scratch_network(name: str, num_classes: int, image_size: int) -> ImageClassi
     return network
 
 
-def build_network(config: Config, clip: Clip, prompts: list[list[str]]) -> PromptedClip | ScratchClassifier:
-    """The network that the settings name, to be trained; ``clip`` is adapted in place if it is that.
+def add_adapters(clip: Clip, config: Config, *, dropout: float) -> None:
+    """Add the adapters that the settings describe to CLIP, in place.
 
     Raises:
-        ValueError: CLIP's towers are of a kind that can't be adapted.
+        ValueError: CLIP has towers that cannot be adapted.
+    """
+    adapt_clip(
+        clip,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=dropout,
+        image_tower=config.adapt_image_tower,
+        text_tower=config.adapt_text_tower,
+    )
+
+
+def build_network(config: Config, clip: Clip, prompts: list[list[str]]) -> PromptedClip | ScratchClassifier:
+    """Build the network that the settings name; a ``clip`` that is to be trained gets its adapters in place.
+
+    Raises:
+        ValueError: CLIP has towers that cannot be adapted.
     """
     if config.classifier != "clip":
         return ScratchClassifier(scratch_network(config.classifier, len(prompts), clip.preprocessing.image_size))
     if config.scheme != "zero_shot":
-        adapt_clip(
-            clip,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-            image_tower=config.adapt_image_tower,
-            text_tower=config.adapt_text_tower,
-        )
+        add_adapters(clip, config, dropout=config.lora_dropout)
     return PromptedClip(clip, prompts, learn_text=config.scheme != "zero_shot" and config.adapt_text_tower)

@@ -1,7 +1,7 @@
-"""Stage C: train the classifier on real shots and synthetic pictures together.
+"""Stage C: train the classifier on real shots and synthetic images together.
 
-Kim et al., "DataDream", ECCV 2024: in a batch, cross-entropy of the real rows and of the synthetic rows are averaged
-each over its own and weighed; CutMix and MixUp never cross from one to the other.
+Kim et al., "DataDream", ECCV 2024: within a batch, the cross-entropies of the real and of the synthetic rows are
+averaged separately and weighted; CutMix and MixUp never mix real with synthetic rows.
 """
 
 from pathlib import Path
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.images import shared_tensor
+from tenfold.data.classification import ClassificationData
 from tenfold.engine.fit import Clock, FitPlan, FitResult, fit
-from tenfold.engine.predict import predict_images
 from tenfold.engine.run import Run
 from tenfold.engine.settings import JobConfig, RunConfig
 from tenfold.methods.datadream.augment import TrainingPool
 from tenfold.methods.datadream.classifiers import PromptedClip, ScratchClassifier
+from tenfold.methods.datadream.evaluation import split_metrics
 from tenfold.methods.datadream.few_shot import FewShotData
 from tenfold.methods.datadream.losses import real_synth_cross_entropy
 from tenfold.methods.datadream.mixing import mix_by_domain
@@ -27,26 +26,25 @@ from tenfold.methods.datadream.schedules import warmup_cosine
 from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.shots import pool_repeats
 from tenfold.methods.datadream.source import SeededSource
-from tenfold.metrics.classification import classification_metrics
 from tenfold.types import Batch
 
 Network = PromptedClip | ScratchClassifier
 
 
 def check_run(config: Config, run: RunConfig) -> None:
-    """Refuse what this method can't do, before any work.
+    """Check the settings of the run against those of the method, before any work.
 
     Raises:
-        ValueError: The warm-up is longer than the training, or an average of the weights is asked for.
+        ValueError: The warm-up is longer than the training, or a moving average of the weights is requested.
     """
     if config.scheme != "zero_shot" and config.warmup_epochs > run.num_epochs:
         raise ValueError(
-            f"warmup_epochs must be at most run.num_epochs = {run.num_epochs}, got {config.warmup_epochs}: "
+            f"warmup_epochs must be at most run.num_epochs = {run.num_epochs}, got {config.warmup_epochs}; "
             f"set method.warmup_epochs or run.num_epochs"
         )
     if run.ema_decay is not None:
-        # Checkpoints hold adapters alone; an average would bring the whole network into them.
-        raise ValueError(f"datadream keeps no average of the weights: set run.ema_decay=null, got {run.ema_decay}")
+        # Checkpoints hold adapters alone; a moving average would add the whole network to them.
+        raise ValueError(f"run.ema_decay must be null with datadream, got {run.ema_decay}; set run.ema_decay=null")
 
 
 def train_classifier(
@@ -59,16 +57,16 @@ def train_classifier(
     *,
     monitor: str | None,
 ) -> FitResult:
-    """Train and choose.
+    """Train, and keep the best epoch.
 
     Args:
         job: The settings.
         run: The machine.
-        data: For validation.
+        data: Source of the validation split.
         few_shot: Classes and shots.
-        synthetic: Files of each class; None for real shots alone.
-        network: What to train.
-        monitor: Validation metric that chooses the epoch; None keeps the last.
+        synthetic: Image files of each class; None for real shots alone.
+        network: Network to train.
+        monitor: Validation metric that selects the epoch; None keeps the last.
     """
     config: Config = job.method
     repeats = max(1, pool_repeats(config.images_per_class, config.num_shots)) if config.real else 0
@@ -85,7 +83,7 @@ def train_classifier(
     val = data.val
 
     def evaluate(bare: nn.Module) -> dict[str, float]:
-        return {} if val is None else split_metrics(run, bare, val, "val")[0]
+        return {} if val is None else split_metrics(run, bare.scorer(), val, "val")[0]  # type: ignore[operator]
 
     return fit(
         run,
@@ -99,16 +97,8 @@ def train_classifier(
     )
 
 
-def split_metrics(
-    run: Run, network: nn.Module, split: ClassificationSplit, prefix: str
-) -> tuple[dict[str, float], Tensor]:
-    """Accuracies of a network on a part of the data, and its logits ``(N, C)``."""
-    logits = predict_images(run, network.scorer(), split.images)  # type: ignore[operator]
-    return classification_metrics(logits, shared_tensor(split.labels), prefix), logits
-
-
 class ClassifierLoss:
-    """Cross-entropy of a batch, real and synthetic rows weighed and mixed each among their own."""
+    """Cross-entropy of a batch; real and synthetic rows are weighted, and mixed separately."""
 
     def __init__(self, config: Config, network: Network, num_classes: int, run: Run) -> None:
         self._config, self._network, self._num_classes = config, network, num_classes
@@ -118,7 +108,7 @@ class ClassifierLoss:
     def __call__(self, model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
         config = self._config
         pixels, labels, is_real = self._network.normalise(batch["images"]), batch["labels"], batch["is_real"]
-        # Not kept from step to step: a training that goes on draws what it would have drawn.
+        # A fresh generator in each step, so that a resumed training draws the same numbers.
         words = (self._seed, self._rank, clock.epoch, clock.step, int(batch["index"][0]))
         generator = np.random.default_rng(words)
         classes = self.draw_classes(labels, generator)
@@ -135,7 +125,7 @@ class ClassifierLoss:
         return real_synth_cross_entropy(logits.float(), targets, is_real, config.real_weight, validate=False)[0]
 
     def draw_classes(self, labels: Tensor, generator: np.random.Generator) -> Tensor | None:
-        """Classes of this step, sorted: those of the batch and random others; None: all."""
+        """Draw the classes of a step, sorted: those of the batch and random others; None for all."""
         wanted = self._config.classes_per_step
         if wanted is None or wanted >= self._num_classes:
             return None

@@ -1,4 +1,4 @@
-"""The few-shot few_shot that all stages share: which pictures are the shots, what the classes are called."""
+"""Few-shot data shared by all stages: the classes, their names in prompts, and their shots."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from tenfold.methods.datadream.shots import sample_k_shot
 from tenfold.types import ImageSource
 
 CHUNK = 64
+"""Images decoded at a time when all of them are checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +23,21 @@ class FewShotData:
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    """What the classes are called in prompts."""
+    """Names of the classes in prompts."""
     domain_word: str
     templates: tuple[str, ...]
-    """P sentences with slots for domain word and name."""
+    """P templates with slots for the domain word and the class name."""
     images: ImageSource
-    """The C * n shots, class after class."""
+    """The C * n shots, class by class."""
     num_shots: int
     fingerprint: str
-    """Of the drawn pictures: data set and rows."""
+    """Hash of data set and rows, hence of the shots."""
     mirrorable: bool
+    """Whether a mirrored image keeps its class."""
 
     @property
     def prompts(self) -> list[list[str]]:
-        """P sentences of each class."""
+        """P prompts of each class."""
         return class_prompts(self.names, self.domain_word, self.templates)
 
     @property
@@ -44,40 +46,40 @@ class FewShotData:
         return np.repeat(np.arange(len(self.classes)), self.num_shots)
 
     def rows(self, label: int) -> np.ndarray:
-        """Rows of ``images`` of one class."""
+        """Rows of a class in ``images``."""
         return np.arange(label * self.num_shots, (label + 1) * self.num_shots)
 
     def check(self) -> None:
-        """Decode every shot once, before work that takes hours meets a damaged file.
+        """Decode every shot once, so that a damaged file is found before hours of work.
 
         Raises:
-            ValueError: A picture can't be read; names its file.
+            ValueError: An image cannot be read; the message names its file.
         """
         for start in range(0, len(self.images), CHUNK):
             self.images.read_raw(np.arange(start, min(start + CHUNK, len(self.images))))
 
 
 def draw_few_shot(data: ClassificationData, num_shots: int, num_templates: int, seed: int) -> FewShotData:
-    """Draw the shots from the training part.
+    """Draw the shots from the training split.
 
     Raises:
-        ValueError: The data set has no training part, a class has fewer pictures than shots are wanted, or there are
-            fewer templates than wanted.
+        ValueError: The data set has no training split, a class has fewer images than ``num_shots``, or there are fewer
+            templates than ``num_templates``.
     """
     if num_templates > len(TEMPLATES):
         raise ValueError(
-            f"num_templates must be at most {len(TEMPLATES)}, the sentences there are, got {num_templates}"
+            f"num_templates must be at most {len(TEMPLATES)}, the number of templates, got {num_templates}"
         )
     train = data.split("train")
     counts = np.bincount(train.labels, minlength=len(data.classes))
     if counts.min() < num_shots:
         label = int(counts.argmin())
         raise ValueError(
-            f"{data.name}: class {data.classes[label]!r} has {counts[label]} training pictures, "
-            f"num_shots asks for {num_shots} of each class: set method.num_shots to {counts[label]} or less"
+            f"num_shots must be at most {counts[label]}, the training images of class {data.classes[label]!r} of "
+            f"{data.name}, got {num_shots}; set method.num_shots to {counts[label]} or less"
         )
     drawn = np.asarray(sample_k_shot(train.labels.tolist(), num_shots, seed))
-    rows = drawn[np.argsort(train.labels[drawn], kind="stable")]  # the draw goes by order of first appearance
+    rows = drawn[np.argsort(train.labels[drawn], kind="stable")]  # the draw is in order of first appearance
     return FewShotData(
         classes=data.classes,
         names=data.prompt_names or data.classes,
@@ -90,27 +92,27 @@ def draw_few_shot(data: ClassificationData, num_shots: int, num_templates: int, 
     )
 
 
-def square(picture: np.ndarray, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """Shorter side to ``size`` (bilinear, antialiased), then a square cut out.
+def square(image: np.ndarray, size: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """Resize the shorter side to ``size`` (bilinear, antialiased) and crop a square.
 
     Args:
-        picture: uint8 ``(H, W, 3)``.
+        image: uint8 ``(H, W, 3)``.
         size: Side of the square.
-        place: Where it is cut, in [0, 1] down and across; the middle by default.
+        place: Position of the crop, in [0, 1] down and across; the centre by default.
 
     Returns:
         uint8 ``(size, size, 3)``.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if (height, width) == (size, size):
-        return picture
+        return image
     scale = size / min(height, width)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     top, left = round(place[0] * (height - size)), round(place[1] * (width - size))
     return resized[top : top + size, left : left + size]
 
 
-def squares(pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """The middle square of each picture, uint8 ``(B, size, size, 3)``."""
-    return np.stack([square(picture, size) for picture in pictures])
+def squares(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Centre crop of each image, uint8 ``(B, size, size, 3)``."""
+    return np.stack([square(image, size) for image in images])

@@ -1,8 +1,8 @@
-"""Stage B: draw synthetic pictures of every class into a store that grows and is shared by all runs.
+"""Stage B: generate synthetic images of every class into a store that grows and is shared by all runs.
 
-Every picture has a generator of its own, seeded by (seed, class, index): which worker draws it, and after which stop,
-does not change it. Schemes that are compared with DataDream draw here, too: the un-adapted generator, and those that
-start from noised real pictures (``regenerate``).
+Every image has a random generator of its own, seeded by (seed, class, index), so neither the worker that generates it
+nor an interruption changes it. The baselines generate here, too: the generator without adapters, and the schemes that
+start from noised real images.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.tasks import alone, each_task
 from tenfold.models.diffusion import load_pipeline, picture_size
 from tenfold.models.diffusion_lora import load_adapter, merged_adapter
-from tenfold.models.sampling import generate as draw_pictures
+from tenfold.models.sampling import generate as draw_images
 
 PREVIEW_BLOCK = 8
-"""Pictures of a class in the figures that compare generators."""
+"""Images of a class in the figures that compare generators."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Real pictures that synthetic ones start from."""
+    """Real images as the starting point of synthetic ones."""
 
     strength: float
-    """Share of the noise, in (0, 1]."""
+    """Fraction of the noise schedule that is applied to them, in (0, 1]."""
     texts: list[list[list[str]]] = field(default_factory=list)
-    """Captions ``[class][shot][...]``, used in turn; empty: the class's own prompts."""
+    """Captions ``[class][shot][...]``, used in turn; empty for the class's own prompts."""
 
 
 def generate(
@@ -51,21 +51,21 @@ def generate(
     block_size: int | None = None,
     start: Start | None = None,
 ) -> ImageStore:
-    """Fill the store of these settings up to ``count`` pictures of each class.
+    """Fill the store of these settings up to ``count`` images of each class.
 
     Args:
         job: The settings.
         run: The machine.
         few_shot: Classes and shots.
-        adapters: From stage A.
-        count: Pictures M of each class; what the store holds already is not made again.
-        labels: Classes to draw; None: all.
-        block_size: Instead of the settings' own.
-        start: Real pictures to start from; None: from noise alone.
+        adapters: Result of stage A.
+        count: Number of images M of each class; those already in the store are not generated again.
+        labels: Classes to generate; None for all.
+        block_size: Block size; None for that of the settings.
+        start: Real images to start from; None to start from noise.
 
     Raises:
-        ValueError: The generator or an adapter can't be loaded.
-        Interrupted: The user asked to stop; whole blocks are kept.
+        ValueError: The generator or an adapter cannot be loaded.
+        Interrupted: The user asked to stop; complete blocks are kept.
     """
     config: Config = job.method
     labels = range(len(few_shot.classes)) if labels is None else labels
@@ -85,25 +85,25 @@ def generate(
         if missing:
             if start is not None:
                 few_shot.check()
-            painter = _Painter(config, run, few_shot, adapters, store, start)
+            sampler = _BlockSampler(config, run, few_shot, adapters, store, start)
             if run.is_main:
                 classes = [
                     {"class": name, "prompts": prompts}
                     for name, prompts in zip(few_shot.classes, few_shot.prompts, strict=True)
                 ]
                 store.describe({"classes": classes, "settings": key})
-            each_task(run, missing, painter.draw, "generate: blocks")
+            each_task(run, missing, sampler.draw, "generate: blocks")
     store.fetch(labels, count)
     return store
 
 
-def picture_seed(seed: int, label: int, index: int) -> int:
-    """Seed of one picture's noise: a function of the run's seed, the class and the picture's number alone."""
+def image_seed(seed: int, label: int, index: int) -> int:
+    """Seed of an image's noise, a function of the run's seed, the class and the image's number alone."""
     return int(content_hash([seed, label, index])[:15], 16)
 
 
-class _Painter:
-    """Draws blocks with one pipeline, in which adapters are swapped."""
+class _BlockSampler:
+    """Samples blocks of images with one pipeline, into which adapters are swapped."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Painter:
     def draw(self, task: tuple[int, int]) -> None:
         label, block = task
         indices = self._store.indices(block)
-        seeds = [picture_seed(self._run.seed, label, index) for index in indices]
+        seeds = [image_seed(self._run.seed, label, index) for index in indices]
         options: dict[str, Any] = {
             "num_steps": self._config.num_inference_steps,
             "guidance_scale": self._config.guidance_scale,
@@ -133,14 +133,14 @@ class _Painter:
         adapter = self._adapters.of(label)
         prompts = self._prompts(label, indices)
         if adapter is None:
-            pictures = draw_pictures(self._pipeline, prompts, seeds, **options)
+            images = draw_images(self._pipeline, prompts, seeds, **options)
         else:
             if adapter != self._loaded:
                 load_adapter(self._pipeline, adapter)
                 self._loaded = adapter
             with merged_adapter(self._pipeline):
-                pictures = draw_pictures(self._pipeline, prompts, seeds, **options)
-        self._store.write(label, block, pictures.numpy())
+                images = draw_images(self._pipeline, prompts, seeds, **options)
+        self._store.write(label, block, images.numpy())
 
     def _prompts(self, label: int, indices: range) -> list[str]:
         prompts = self._few_shot.prompts[label]
@@ -151,13 +151,13 @@ class _Painter:
         return [captions[index % num_shots][index // num_shots % len(captions[index % num_shots])] for index in indices]
 
     def _real(self, label: int, indices: range) -> torch.Tensor:
-        """The shots that the pictures of a block start from: in turn."""
+        """Shots that the images of a block start from, in turn."""
         rows = self._few_shot.rows(label)[[index % self._few_shot.num_shots for index in indices]]
         return torch.from_numpy(squares(self._few_shot.images.read_raw(rows), picture_size(self._pipeline)))
 
 
 def preview(job: JobConfig, run: Run, few_shot: FewShotData, labels: Sequence[int]) -> ImageStore:
-    """A few pictures of some classes from the generator before adaptation, with the noise of the later ones."""
+    """Generate a few images of some classes without adapters, from the noise that the adapted generator starts with."""
     return generate(
         job, run, few_shot, Adapters(digest=None), count=PREVIEW_BLOCK, labels=labels, block_size=PREVIEW_BLOCK
     )

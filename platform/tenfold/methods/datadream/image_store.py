@@ -1,10 +1,10 @@
-"""Synthetic pictures on disk: a pool that grows, where each picture has its place and is made once.
+"""Synthetic images on disk: a store that grows, in which each image has its place and is generated once.
 
-A pool is named by a hash of all that decides what its pictures look like (generator, adapter, guidance, prompts, seed,
-block size), but not by how many there are. Pictures ``0 .. M-1`` of a class are in it for any M that was ever asked
-for, so asking for 50 and then for 200 makes the missing 150. They are made in blocks of fixed size, since what a
-GPU computes depends in its last bits on what else is in the batch: a block is there when all of its files are, else it
-is made anew as a whole, with the same bytes. Nothing else marks what is complete.
+A store is named by a hash of all that determines its images (generator, adapter, guidance, prompts, seed, block size)
+but not by their number. Images ``0 .. M-1`` of a class are in it for the largest M requested so far, so a request for
+200 after one for 50 generates the missing 150. They are generated in blocks of fixed size, since the last bits of what
+a GPU computes depend on the rest of the batch: a block is complete when all of its files exist; otherwise the whole
+block is generated again, to the same bytes. Nothing else marks what is complete.
 """
 
 import io
@@ -16,20 +16,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tenfold.data.images import FileImages
 from tenfold.engine.run import Run
 from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
+from tenfold.types import Preprocessing
 
 
 class ImageStore:
-    """``<shared>/pools/<digest>/train/<class number>/<picture number>.png``.
+    """Images as ``<shared>/pools/<digest>/train/<class number>/<image number>.png``.
 
-    Classes go by number, since their names may hold slashes; ``prompts.json`` says which is which.
+    Folders carry the number of a class, since its name may hold slashes; ``prompts.json`` maps numbers to names.
 
     Args:
         run: The machine.
-        key: All that the pictures depend on; JSON-like.
-        block_size: Pictures of a class that are made together, at least 1.
+        key: Everything that the images depend on; JSON-like.
+        block_size: Images of a class that are generated together, at least 1.
     """
 
     def __init__(self, run: Run, key: Mapping[str, Any], block_size: int) -> None:
@@ -40,17 +42,17 @@ class ImageStore:
         self.folder = self._storage.local_path() if self._storage.is_local else run.scratch / self.name
 
     def path(self, label: int, index: int) -> Path:
-        """File of a picture; it is here once the pool was filled that far (``fetch``, in an object store)."""
+        """File of an image; it exists once the store is filled that far (with an object store, after ``fetch``)."""
         return self.folder / _name(label, index)
 
     def paths(self, label: int, count: int) -> list[Path]:
-        """Files of the first ``count`` pictures of a class."""
+        """Files of the first ``count`` images of a class."""
         return [self.path(label, index) for index in range(count)]
 
     def missing(self, run: Run, labels: Sequence[int], count: int) -> list[tuple[int, int]]:
-        """Blocks ``(class, number)`` that are not whole yet, of those with pictures below ``count``.
+        """Incomplete blocks ``(class, number)`` among those that hold images below ``count``.
 
-        Rank 0 looks, so that all workers share out the same list.
+        Rank 0 lists the files, so that all workers divide the same list.
         """
         blocks = range(-(-count // self.block_size))
 
@@ -66,24 +68,24 @@ class ImageStore:
         return run.share(look() if run.is_main else [])
 
     def indices(self, block: int) -> range:
-        """Numbers of the pictures of a block."""
+        """Numbers of the images of a block."""
         return range(block * self.block_size, (block + 1) * self.block_size)
 
-    def write(self, label: int, block: int, pictures: np.ndarray) -> None:
-        """Keep a block, uint8 ``(block_size, S, S, 3)``; each file appears whole."""
-        for index, picture in zip(self.indices(block), pictures, strict=True):
+    def write(self, label: int, block: int, images: np.ndarray) -> None:
+        """Write a block, uint8 ``(block_size, S, S, 3)``, each file atomically."""
+        for index, image in zip(self.indices(block), images, strict=True):
             content = io.BytesIO()
-            Image.fromarray(picture).save(content, format="PNG")
+            Image.fromarray(image).save(content, format="PNG")
             write_atomically(self.path(label, index), content.getvalue())
             self._send(_name(label, index))
 
     def describe(self, about: Mapping[str, Any]) -> None:
-        """Write ``prompts.json`` beside the pictures."""
+        """Write ``prompts.json`` beside the images."""
         write_atomically(self.folder / "prompts.json", json.dumps(about, indent=2, ensure_ascii=False).encode())
         self._send("prompts.json")
 
     def fetch(self, labels: Sequence[int], count: int) -> None:
-        """Bring the first ``count`` pictures of classes here from an object store; nothing to do on a disk."""
+        """Download the first ``count`` images of some classes from an object store; a no-op on a local disk."""
         if self._storage.is_local:
             return
         for label in labels:
@@ -110,6 +112,17 @@ class ImageStore:
         self._storage.fs.invalidate_cache()
         root = f"{self._storage.root.rstrip('/')}/"
         return {str(path).removeprefix(root) for path in self._storage.fs.find(self._storage.root)}
+
+
+def image_source(paths: Sequence[Path], preprocessing: Preprocessing) -> FileImages:
+    """Image files, resized to the input of a network."""
+    way = preprocessing
+    return FileImages(paths, way.image_size, resize=way.resize, interpolation=way.interpolation)
+
+
+def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
+    """Read image files at their own size, uint8 ``(H, W, 3)`` each."""
+    return FileImages(paths, 1).read_raw(np.arange(len(paths))) if paths else []
 
 
 def _name(label: int, index: int) -> str:

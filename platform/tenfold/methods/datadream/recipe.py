@@ -1,4 +1,4 @@
-"""From a few real pictures of each class to a classifier: adapt the generator, generate, classify."""
+"""Stages from a few real images of each class to a classifier: adapt the generator, generate, classify."""
 
 import json
 import warnings
@@ -14,20 +14,20 @@ from torch import Tensor
 from tenfold import __version__
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
-from tenfold.data.images import shared_tensor
-from tenfold.engine.predict import check_classes, predict_images
+from tenfold.engine.predict import check_classes
 from tenfold.engine.recipe import Trained, save_results, train_once
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.methods.datadream.adapt import Adapters, adapt
 from tenfold.methods.datadream.classifiers import PromptedClip, ScratchClassifier, build_network
-from tenfold.methods.datadream.classify import check_run, split_metrics, train_classifier
+from tenfold.methods.datadream.classify import check_run, train_classifier
 from tenfold.methods.datadream.comparators import captioner, clip_filter
+from tenfold.methods.datadream.evaluation import split_metrics
 from tenfold.methods.datadream.exports import open_clip_files, peft_files
 from tenfold.methods.datadream.few_shot import FewShotData, draw_few_shot
+from tenfold.methods.datadream.figures import log_figures
 from tenfold.methods.datadream.generate import Start, generate
 from tenfold.methods.datadream.image_store import ImageStore
-from tenfold.methods.datadream.pictures import log_pictures
 from tenfold.methods.datadream.predictor import (
     ADAPTER,
     LOG_SCALE,
@@ -37,30 +37,30 @@ from tenfold.methods.datadream.predictor import (
     ScratchPredictor,
 )
 from tenfold.methods.datadream.settings import REGENERATING, Config
-from tenfold.metrics.classification import classification_metrics
 from tenfold.models.clip import Clip, load_clip
 from tenfold.models.clip_lora import lora_tensors, merge_lora
 from tenfold.types import Predictor
 
 VAL_METRIC = "val/accuracy"
 SHOTS_METRIC = "shots/accuracy"
-"""Decides where a data set has no validation part: accuracy on the shots, which synthetic training has not seen."""
+"""Metric of a data set without a validation split: accuracy on the shots, unseen in training on synthetic images."""
 NUM_PROBES = 8
+"""Test images in the probe set of a bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a training is made of."""
+    """Inputs of a training."""
 
     job: JobConfig
     data: ClassificationData
     few_shot: FewShotData
     clip: Clip
-    """As it is."""
+    """CLIP without adapters."""
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Draw the shots, adapt, generate, train the classifier, choose by validation accuracy, test once."""
+    """Draw the shots, adapt, generate, train the classifier, select by validation accuracy, test once."""
     config: Config = job.method
     check_run(config, job.run)
     clip = run.once_per_node(lambda: load_clip(job.model, run.device))
@@ -71,12 +71,12 @@ def train(job: JobConfig, run: Run) -> Outcome:
     adapters = adapt(job, run, few_shot)
     store = _generate(inputs, run, adapters)
     trained = _classify(inputs, run, store)
-    log_pictures(job, run, data, few_shot, clip, adapters, store, trained)
+    log_figures(job, run, data, few_shot, clip, adapters, store, trained)
     return trained.outcome(VAL_METRIC if data.val is not None else SHOTS_METRIC, "max")
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
-    """Accuracies of a trained model on the validation and test pictures of any data with the same classes.
+    """Measure a trained model on the validation and test splits of any data with its classes.
 
     Raises:
         ValueError: The data have other classes than the model.
@@ -85,13 +85,12 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
     check_classes(predictor.classes, loaded.name, loaded.classes)
     metrics: dict[str, float] = {}
     for name, split in loaded.splits().items():
-        logits = predict_images(run, lambda images: predictor(images)["logits"], split.images)
-        metrics.update(classification_metrics(logits, shared_tensor(split.labels), name))
+        metrics.update(split_metrics(run, lambda images: predictor(images)["logits"], split, name)[0])
     return metrics
 
 
 def _generate(inputs: Inputs, run: Run, adapters: Adapters) -> ImageStore | None:
-    """The store with as many pictures of each class as are asked for; None where none are used."""
+    """Fill the store with the requested number of images of each class; None for schemes without synthetic images."""
     config: Config = inputs.job.method
     if not config.synthetic:
         return None
@@ -102,7 +101,7 @@ def _generate(inputs: Inputs, run: Run, adapters: Adapters) -> ImageStore | None
 
 
 def _captions(inputs: Inputs, run: Run) -> list[list[list[str]]]:
-    """Captions of every shot for disef, made once; none for is_synth."""
+    """Caption every shot once, for disef; is_synth has no captions."""
     config: Config = inputs.job.method
     if config.scheme != "disef":
         return []
@@ -128,7 +127,7 @@ def _captions(inputs: Inputs, run: Run) -> list[list[list[str]]]:
 
 
 def _classify(inputs: Inputs, run: Run, store: ImageStore | None) -> Trained:
-    """Stage C."""
+    """Run stage C."""
     job, data = inputs.job, inputs.data
 
     def work(folder: Path) -> None:
@@ -144,7 +143,7 @@ def _classify(inputs: Inputs, run: Run, store: ImageStore | None) -> Trained:
         best_epoch = 0
         if config.scheme != "zero_shot":
             if data.val is None:
-                warnings.warn(f"{data.name} has no validation part: the last epoch is kept", stacklevel=2)
+                warnings.warn(f"{data.name} has no validation split: the last epoch is kept", stacklevel=2)
             monitor = None if data.val is None else VAL_METRIC
             result = train_classifier(job, run, data, inputs.few_shot, synthetic, network, monitor=monitor)
             history, best_epoch = result.history, result.best_epoch
@@ -168,15 +167,15 @@ def _classify(inputs: Inputs, run: Run, store: ImageStore | None) -> Trained:
 
 @torch.no_grad()
 def _metrics(inputs: Inputs, run: Run, network: PromptedClip | ScratchClassifier) -> tuple[dict[str, float], Tensor]:
-    """Accuracies of the chosen weights, and the logits ``(N, C)`` of the test part, which is looked at only here."""
+    """Accuracies of the selected weights, and the logits ``(N, C)`` of the test split, which is used only here."""
     data, few_shot = inputs.data, inputs.few_shot
-    metrics: dict[str, float] = {}
+    score = network.scorer()
     if data.val is not None:
-        metrics.update(split_metrics(run, network, data.val, "val")[0])
+        metrics, _ = split_metrics(run, score, data.val, "val")
     else:
         shots = ClassificationSplit(images=few_shot.images, labels=few_shot.labels)
-        metrics.update(split_metrics(run, network, shots, "shots")[0])
-    of_test, logits = split_metrics(run, network, data.test, "test")
+        metrics, _ = split_metrics(run, score, shots, "shots")
+    of_test, logits = split_metrics(run, score, data.test, "test")
     return {**metrics, **of_test}, logits
 
 
@@ -190,7 +189,7 @@ def _save(
     kept: dict[str, Any],
 ) -> None:
     job, data, few_shot = inputs.job, inputs.data, inputs.few_shot
-    # On the CPU and as one batch: the probe set is compared where the model is served, which may have no GPU.
+    # On the CPU and in one batch: the probe set is compared where the model is served, which may have no GPU.
     network = network.cpu().eval()
     files: dict[str, bytes | Path] = {}
     predictor: DataDreamPredictor | ScratchPredictor

@@ -1,6 +1,6 @@
-"""Batches that are read with randomness of their own: the same batch of the same epoch is always the same."""
+"""Batches read with a seed of their own, so that a batch depends on its epoch and position alone."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 
 import numpy as np
 import torch
@@ -10,17 +10,17 @@ from tenfold.engine.loader import Loader
 from tenfold.types import Batch
 
 Read = Callable[[np.ndarray, int], Batch]
-"""Row numbers and a seed to a batch; a function of these two alone."""
+"""Function from row numbers and a seed to a batch, deterministic in both."""
 
 
 class SeededSource:
-    """Batches of a loader's order, each read with a seed made of (seed, pass, number of the batch, rank).
+    """Batches in a loader's order, each read with a seed derived from (seed, pass, batch number, rank).
 
     Args:
-        loader: Gives the order; its own reading is not used.
-        read: Makes a batch.
-        seed: Of all batches.
-        rank: Of this worker.
+        loader: Source of the order; its own reading is not used.
+        read: Reads a batch.
+        seed: Seed common to all batches.
+        rank: Rank of this worker.
         passes: Passes over the data that count as one epoch.
         num_workers: Processes that read ahead; 0 reads in this one.
     """
@@ -44,10 +44,10 @@ class SeededSource:
             return
         batches = DataLoader(
             _Batches(self._read),
-            sampler=list(plan),  # an item of the data set is a whole batch
+            sampler=list(plan),  # an item of the dataset is a whole batch
             batch_size=None,
             num_workers=self._num_workers,
-            generator=torch.Generator(),  # else it draws from the stream that the loss draws from
+            generator=torch.Generator(),  # else it draws from the stream of the loss
         )
         yield from batches
 
@@ -77,20 +77,10 @@ def _batch(read: Read, rows: np.ndarray, seed: int) -> Batch:
 
 
 def divide(batch_size: int, world_size: int) -> int:
-    """Rows of one worker where ``batch_size`` are meant over all of them."""
+    """Batch size of one worker where ``batch_size`` is the total over all workers."""
     return max(1, batch_size // world_size)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` that is at most ``limit``."""
+    """Largest divisor of ``number`` that is at most ``limit``."""
     return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
-
-
-def positions(labels: Sequence[int]) -> np.ndarray:
-    """How many equal labels come before each: the number of a picture within its class."""
-    seen: dict[int, int] = {}
-    out = []
-    for label in labels:
-        out.append(seen.get(int(label), 0))
-        seen[int(label)] = out[-1] + 1
-    return np.asarray(out, dtype=np.int64)
