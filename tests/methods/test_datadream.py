@@ -110,9 +110,9 @@ def test_shards_cover_each_item_once_and_in_order(n_items, n_shards):
 
 def test_bad_prompts_are_refused():
     for templates in (["a photo of a {}"], ["{} {} {}"], ["{0}photo of {1}"], ["{}photo of {} {x}"], ["}{}{}"]):
-        with pytest.raises(ValueError, match="a template needs exactly two slots"):
+        with pytest.raises(ValueError, match="a template must have exactly two slots"):
             class_prompts(["tench"], "", templates)
-        with pytest.raises(ValueError, match="a template needs exactly two slots"):
+        with pytest.raises(ValueError, match="a template must have exactly two slots"):
             generation_prompts("tench", "", templates, 1)
     for names, templates in (([], TEMPLATES), ("tench", TEMPLATES), (["tench"], []), (["tench"], TEMPLATES[0])):
         with pytest.raises(ValueError, match="must be a list with at least one text"):
@@ -176,8 +176,8 @@ def test_bad_draws_are_refused():
         sample_k_shot([], 1, 0)
 
 
-def test_a_pool_without_real_pictures_is_a_warning():
-    with pytest.warns(UserWarning, match="3 drawn pictures a class are fewer than 4 shots"):
+def test_a_pool_without_real_images_is_a_warning():
+    with pytest.warns(UserWarning, match="3 synthetic images of a class are fewer than 4 shots"):
         assert pool_repeats(3, 4) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -232,9 +232,9 @@ def test_rates_stay_between_0_and_the_highest(warmup, total, base):
         ({"warmup_epochs": -1}, "warmup_epochs must lie in"),
         ({"epochs": 0}, "epochs and steps_per_epoch must be at least 1"),
         ({"steps_per_epoch": 0}, "epochs and steps_per_epoch must be at least 1"),
-        ({"base": -1.0}, "base must be a rate of at least 0, got -1"),
-        ({"final": math.inf}, "final must be a rate of at least 0, got inf"),
-        ({"start": math.nan}, "start must be a rate of at least 0, got nan"),
+        ({"base": -1.0}, "base must be a finite rate of at least 0, got -1"),
+        ({"final": math.inf}, "final must be a finite rate of at least 0, got inf"),
+        ({"start": math.nan}, "start must be a finite rate of at least 0, got nan"),
     ],
 )
 def test_bad_schedules_are_refused(change, message):
@@ -247,7 +247,7 @@ def test_bad_diffusion_schedules_are_refused():
     for warmup, total in ((-1, 5), (1, 0)):
         with pytest.raises(ValueError, match="warmup_steps must be at least 0 and total_steps at least 1"):
             diffusion_warmup_cosine(1.0, warmup, total)
-    with pytest.raises(ValueError, match="base_lr must be a rate"):
+    with pytest.raises(ValueError, match="base_lr must be a finite rate"):
         diffusion_warmup_cosine(-1.0, 1, 5)
 
 

@@ -176,7 +176,7 @@ def test_bad_heads_are_refused():
         text_prototypes(torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]]))
     image, prototypes, log_scale = torch.ones(2, 4), torch.ones(3, 4), torch.tensor(0.0)
     for parts in ((image[0], prototypes, log_scale), (image[:, :3], prototypes, log_scale), (image, prototypes, image)):
-        with pytest.raises(ValueError, match=r"expected image \(B, D\), prototypes \(C, D\) and log_scale \(\)"):
+        with pytest.raises(ValueError, match=r"image, prototypes and log_scale must be \(B, D\), \(C, D\) and \(\)"):
             clip_logits(*parts)
     with pytest.raises(ValueError, match="image must have no zero vector"):
         clip_logits(0 * image, prototypes, log_scale)
@@ -316,7 +316,7 @@ def test_bad_mixes_are_refused():
         with pytest.raises(ValueError, match=r"is_real must be bool \(6,\)"):
             mix_by_domain(images, targets, flags, 1.0, rng)
     for mix in (lambda *pair: mixup(*pair, 0.5), lambda *pair: cutmix(*pair, (0, 0, 1, 1))):
-        with pytest.raises(ValueError, match=r"expected images .* of one B"):
+        with pytest.raises(ValueError, match=r"images and targets must be .* with one B"):
             mix(images, targets[:3])
         with pytest.raises(ValueError, match="must be floating"):
             mix(images, targets.long())
@@ -332,7 +332,7 @@ def test_bad_mixes_are_refused():
 
 
 def golden_alpha_bar():
-    """Of the golden steps, from the schedule in closed form; the same schedule is checked at other steps."""
+    """Schedule of ``alpha_bar`` in closed form, checked at the golden steps."""
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
     alphas = (1 - betas).cumprod(0)
     torch.testing.assert_close(alphas[golden("alphas_cumprod_at")].float(), golden("alphas_cumprod"), **SINGLE)
@@ -391,7 +391,7 @@ def test_ends_of_the_noise():
 
 @given(seed=SEEDS)
 @UNHURRIED
-def test_a_perfect_network_has_no_loss_and_steps_to_the_picture(seed):
+def test_a_perfect_network_has_no_loss_and_steps_to_the_image(seed):
     x0, noise, alpha_bar = make_diffusion(seed)
     assert diffusion_loss(noise, x0, noise, alpha_bar, "epsilon") == 0
     assert diffusion_loss(velocity(x0, noise, alpha_bar), x0, noise, alpha_bar, "v_prediction") == 0
@@ -452,5 +452,5 @@ def test_bad_noise_is_refused():
         ddim_step(x0, noise, 0.0, 0.8)
     with pytest.raises(ValueError, match=r"alpha_bar_prev must lie in \[0, 1\], got 1.5"):
         ddim_step(x0, noise, 0.3, 1.5)
-    with pytest.raises(ValueError, match="must be single numbers"):
+    with pytest.raises(ValueError, match=r"alpha_bar_t and alpha_bar_prev must be \(\)"):
         ddim_step(x0, noise, alpha_bar, 0.8)

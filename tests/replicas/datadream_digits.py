@@ -6,10 +6,10 @@ Prints Markdown tables beside the pilot figures of the method's specification fo
 folder one JSON file and one sheet of samples for each run (what is there is not run again), ``summary.csv`` and
 ``accuracy.png``.
 
-The source domain, in place of web pictures, is printed digits in matplotlib's fonts; the target domain is
+The source domain, in place of web images, is printed digits in matplotlib's fonts; the target domain is
 scikit-learn's handwritten digits. A small conditional diffusion model and a small classifier, both trained on print
-alone, are adapted by LoRA to a few handwritten shots. What the networks and the loops are made of is here; adapters,
-noise, guidance, sampling, schedules, shots, losses and measures are the platform's own.
+alone, are adapted by LoRA to a few handwritten shots. Networks and training loops are defined here; adapters, noise,
+guidance, sampling, schedules, shots, losses and metrics are the platform's own.
 """
 
 import argparse
@@ -53,13 +53,13 @@ PIXELS = SIDE * SIDE
 WIDTH, NUM_BLOCKS = 256, 3
 NUM_NOISE_LEVELS, NUM_SAMPLING_STEPS, GUIDANCE_SCALE = 1000, 25, 2.0
 NUM_GLYPHS, NUM_GENERATED = 300, 200
-"""Printed pictures to learn from, and pictures to generate, of each class."""
+"""Printed images to learn from, and images to generate, of each class."""
 CLASS_DROPOUT, REAL_WEIGHT = 0.1, 0.8
 PRETRAINING_STEPS, ADAPTATION_STEPS, CLASSIFIER_STEPS = 2500, {"dset": 1500, "cls": 400}, 1500
 BATCH_SIZE = 64
-"""Of adapting and classifying; pretraining takes twice as many."""
+"""Batch size of adaptation and classification; that of pretraining is twice as large."""
 VARIANTS = ("none", "dset", "cls")
-"""Generators: un-adapted, one adapter for all classes, one adapter for each."""
+"""Generators: without adapters, one adapter for all classes, one adapter for each."""
 
 ROWS = {
     "glyphs": "glyph classifier, not adapted",
@@ -102,25 +102,25 @@ class Setting:
 @functools.cache
 def handwriting() -> tuple[Tensor, Tensor]:
     """The 1,797 handwritten digits and their labels."""
-    pictures, labels = load_digits(return_X_y=True)
-    return torch.from_numpy(pictures / 8 - 1).float(), torch.from_numpy(labels).long()
+    images, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(images / 8 - 1).float(), torch.from_numpy(labels).long()
 
 
 @functools.cache
 def glyphs(seed: int) -> tuple[Tensor, Tensor]:
-    """Printed digits in the twelve faces of DejaVu, a little turned and shifted, box-averaged to 8x8."""
+    """Printed digits in the twelve faces of DejaVu, slightly rotated and shifted, box-averaged to 8x8."""
     rng = np.random.default_rng(seed)
     scale, canvas = 8, SIDE * 8
     fonts = [ImageFont.truetype(str(path), 64) for path in _faces()]
-    pictures = np.empty((NUM_CLASSES * NUM_GLYPHS, PIXELS), np.float32)
-    for row in range(len(pictures)):
-        picture = Image.new("L", (canvas, canvas))
+    images = np.empty((NUM_CLASSES * NUM_GLYPHS, PIXELS), np.float32)
+    for row in range(len(images)):
+        image = Image.new("L", (canvas, canvas))
         centre = canvas / 2 + rng.uniform(-0.5, 0.5, 2) * scale  # half a coarse pixel either way
         font = fonts[rng.integers(len(fonts))]
-        ImageDraw.Draw(picture).text(tuple(centre), str(row // NUM_GLYPHS), fill=255, font=font, anchor="mm")
-        picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
-        pictures[row] = np.asarray(picture.reduce(scale), np.float32).ravel() / 127.5 - 1
-    return torch.from_numpy(pictures), torch.arange(len(pictures)) // NUM_GLYPHS
+        ImageDraw.Draw(image).text(tuple(centre), str(row // NUM_GLYPHS), fill=255, font=font, anchor="mm")
+        image = image.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
+        images[row] = np.asarray(image.reduce(scale), np.float32).ravel() / 127.5 - 1
+    return torch.from_numpy(images), torch.arange(len(images)) // NUM_GLYPHS
 
 
 def _faces() -> list[Path]:
@@ -140,7 +140,7 @@ def _faces() -> list[Path]:
 
 
 class Denoiser(nn.Module):
-    """Velocity of a noisy picture, given its noise level and its class (10: none)."""
+    """Velocity of a noisy image, given its noise level and its class (10 for no class)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Denoiser(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block that is told the condition."""
+    """A residual block with conditioning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Block(nn.Module):
 
 
 def make_classifier() -> nn.Sequential:
-    """Logits of ten classes."""
+    """Build the classifier: logits of ten classes."""
     widths = (PIXELS, 128, 128, NUM_CLASSES)
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
@@ -183,7 +183,7 @@ def make_classifier() -> nn.Sequential:
 
 
 def adapted(network: nn.Module, **options: Any) -> nn.Module:
-    """A copy, frozen, in which every linear layer but those of embeddings is a ``LoRALinear``."""
+    """Copy and freeze a network, with a ``LoRALinear`` for every linear layer except those of embeddings."""
     network = copy.deepcopy(network).requires_grad_(False)
     for path, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear) and "embedding" not in path:
@@ -198,7 +198,7 @@ ALPHA_BAR = (1 - _BETAS).cumprod(0)
 
 
 def optimise(network: nn.Module, loss_of_step: Any, rates: np.ndarray, weight_decay: float) -> None:
-    """AdamW over the trainable parameters, one step for each rate."""
+    """Train the trainable parameters with AdamW, one step for each learning rate."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay)
     for step, rate in enumerate(rates):
@@ -211,7 +211,7 @@ def optimise(network: nn.Module, loss_of_step: Any, rates: np.ndarray, weight_de
 
 def train_denoiser(
     network: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     labels: Tensor,
     *,
     steps: int,
@@ -220,15 +220,15 @@ def train_denoiser(
     dropout: float,
     seed: int,
 ) -> None:
-    """Velocity prediction; ``dropout`` is how often the class is withheld."""
+    """Train by velocity prediction; ``dropout`` is the probability of dropping the class."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss(_: int) -> Tensor:
-        rows = torch.randint(len(pictures), (batch,), generator=generator)
+        rows = torch.randint(len(images), (batch,), generator=generator)
         levels = torch.randint(NUM_NOISE_LEVELS, (batch,), generator=generator)
         noise = torch.randn(batch, PIXELS, generator=generator)
         withheld = torch.rand(batch, generator=generator) < dropout
-        clean, alpha_bar = pictures[rows], ALPHA_BAR[levels].float()
+        clean, alpha_bar = images[rows], ALPHA_BAR[levels].float()
         noisy = add_noise(clean, noise, alpha_bar, validate=False)
         prediction = network(noisy, levels, torch.where(withheld, NO_CLASS, labels[rows]))
         return diffusion_loss(prediction, clean, noise, alpha_bar, "v_prediction", validate=False)
@@ -238,31 +238,31 @@ def train_denoiser(
 
 @torch.no_grad()
 def generate(network: nn.Module, labels: Tensor, seed: int) -> Tensor:
-    """One picture for each label; clean estimates are clamped to what a picture can be."""
+    """Sample one image for each label; estimates of the clean image are clamped to its range."""
     network.eval()
-    pictures = torch.randn(len(labels), PIXELS, generator=torch.Generator().manual_seed(seed))
+    images = torch.randn(len(labels), PIXELS, generator=torch.Generator().manual_seed(seed))
     stride = NUM_NOISE_LEVELS // NUM_SAMPLING_STEPS
     none = torch.full_like(labels, NO_CLASS)
     for level in range(NUM_NOISE_LEVELS - 1, -1, -stride):
         now = ALPHA_BAR[level]
         before = ALPHA_BAR[level - stride] if level >= stride else torch.tensor(1.0)
         # With and without the class in one pass.
-        both = network(pictures.repeat(2, 1), torch.full((2 * len(labels),), level), torch.cat([none, labels]))
+        both = network(images.repeat(2, 1), torch.full((2 * len(labels),), level), torch.cat([none, labels]))
         speed = guided(*both.chunk(2), GUIDANCE_SCALE)
-        clean = (now.sqrt() * pictures - (1 - now).sqrt() * speed).clamp(-1, 1)
-        noise = (pictures - now.sqrt() * clean) / (1 - now).sqrt()
-        pictures = ddim_step(pictures, noise.float(), now, before)
-    return pictures.clamp(-1, 1)
+        clean = (now.sqrt() * images - (1 - now).sqrt() * speed).clamp(-1, 1)
+        noise = (images - now.sqrt() * clean) / (1 - now).sqrt()
+        images = ddim_step(images, noise.float(), now, before)
+    return images.clamp(-1, 1)
 
 
 def train_classifier(base: nn.Module, real: Any, synthetic: Any, seed: int) -> nn.Module:
-    """Adapt to real shots, generated pictures or both, each ``(pictures, labels)`` or None."""
+    """Adapt a classifier to real shots, synthetic images or both, each ``(images, labels)`` or None."""
     torch.manual_seed(seed)
     network = adapted(base, rank=16, alpha=32, init="kaiming", dropout=0.1)
     repeats = pool_repeats(NUM_GENERATED, len(real[0]) // NUM_CLASSES) if real else 0
     parts = [(*[part.repeat((repeats,) + (1,) * (part.ndim - 1)) for part in real], True)] if real else []
     parts += [(*synthetic, False)] if synthetic else []
-    pictures, labels = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    images, labels = (torch.cat([part[place] for part in parts]) for place in (0, 1))
     is_real = torch.cat([torch.full((len(part[0]),), part[2]) for part in parts])
     weight = REAL_WEIGHT if len(parts) == 2 else float(bool(real))
     batch, generator, order = BATCH_SIZE, torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
@@ -270,9 +270,9 @@ def train_classifier(base: nn.Module, real: Any, synthetic: Any, seed: int) -> n
     def loss(_: int) -> Tensor:
         nonlocal order
         if len(order) < batch:
-            order = torch.randperm(len(pictures), generator=generator)
+            order = torch.randperm(len(images), generator=generator)
         rows, order = order[:batch], order[batch:]
-        parts = real_synth_cross_entropy(network(pictures[rows]), labels[rows], is_real[rows], weight, validate=False)
+        parts = real_synth_cross_entropy(network(images[rows]), labels[rows], is_real[rows], weight, validate=False)
         return parts[0]
 
     optimise(network.train(), loss, diffusion_warmup_cosine(1e-3, 100, CLASSIFIER_STEPS), weight_decay=1e-4)
@@ -281,18 +281,18 @@ def train_classifier(base: nn.Module, real: Any, synthetic: Any, seed: int) -> n
 
 @functools.cache
 def pretrained(seed: int) -> tuple[nn.Module, nn.Module]:
-    """Generator and classifier that have seen print only; common to all numbers of shots."""
+    """Pretrain generator and classifier on print only; shared by all numbers of shots."""
     torch.manual_seed(seed)
-    pictures, labels = glyphs(seed)
+    images, labels = glyphs(seed)
     denoiser, classifier = Denoiser(), make_classifier()
     train_denoiser(
-        denoiser, pictures, labels, steps=PRETRAINING_STEPS, batch=128, rate=1e-3, dropout=CLASS_DROPOUT, seed=seed
+        denoiser, images, labels, steps=PRETRAINING_STEPS, batch=128, rate=1e-3, dropout=CLASS_DROPOUT, seed=seed
     )
     generator = torch.Generator().manual_seed(seed)
 
     def loss(_: int) -> Tensor:
-        rows = torch.randint(len(pictures), (128,), generator=generator)
-        return functional.cross_entropy(classifier(pictures[rows]), labels[rows])
+        rows = torch.randint(len(images), (128,), generator=generator)
+        return functional.cross_entropy(classifier(images[rows]), labels[rows])
 
     optimise(classifier, loss, diffusion_warmup_cosine(1e-3, 100, CLASSIFIER_STEPS), weight_decay=1e-2)
     return denoiser, classifier
@@ -301,13 +301,13 @@ def pretrained(seed: int) -> tuple[nn.Module, nn.Module]:
 def generated(
     base: nn.Module, variant: Variant, shots: Tensor, shot_labels: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Stages A and B: adapt the generator as the variant says, and let it make 200 pictures of every class."""
+    """Stages A and B: adapt the generator by the variant, and generate 200 images of every class."""
     labels = torch.arange(NUM_CLASSES).repeat_interleave(NUM_GENERATED)
     torch.manual_seed(seed)
     if variant == "none":
         return generate(base, labels, seed), labels
     groups = [torch.arange(NUM_CLASSES)] if variant == "dset" else list(torch.arange(NUM_CLASSES).split(1))
-    pictures = []
+    images = []
     for place, classes in enumerate(groups):
         network = adapted(base, rank=16, alpha=16, init="gaussian")
         rows, wanted = torch.isin(shot_labels, classes), torch.isin(labels, classes)
@@ -321,20 +321,20 @@ def generated(
             dropout=0.0,
             seed=1000 * seed + place,
         )
-        pictures.append(generate(network, labels[wanted], 1000 * seed + place))
-    return torch.cat(pictures), labels
+        images.append(generate(network, labels[wanted], 1000 * seed + place))
+    return torch.cat(images), labels
 
 
 def run(setting: Setting, folder: Path) -> dict[str, Any]:
-    """All rows for one draw of shots, from the folder if they are there."""
+    """Compute all rows for one draw of shots, or read them from the folder."""
     path = folder / f"{setting.name}.json"
     if path.is_file():
         return json.loads(path.read_text())
     started = time.process_time()
-    pictures, labels = handwriting()
+    images, labels = handwriting()
     chosen = torch.tensor(sample_k_shot(labels.tolist(), setting.num_shots, setting.seed))
     held_out = torch.ones(len(labels), dtype=torch.bool).index_fill(0, chosen, False)
-    shots, test, test_labels = (pictures[chosen], labels[chosen]), pictures[held_out], labels[held_out]
+    shots, test, test_labels = (images[chosen], labels[chosen]), images[held_out], labels[held_out]
     denoiser, classifier = pretrained(setting.seed)
 
     def accuracy(network: nn.Module) -> float:
@@ -359,10 +359,10 @@ def run(setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def class_mean_distance(made: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> float:
-    """Euclidean distance between the mean pictures of a class, averaged over classes."""
+    """Euclidean distance between the mean images of a class, averaged over classes."""
     means = [
-        torch.stack([pictures[labels == label].mean(0) for label in range(NUM_CLASSES)])
-        for pictures, labels in (made, real)
+        torch.stack([images[labels == label].mean(0) for label in range(NUM_CLASSES)])
+        for images, labels in (made, real)
     ]
     return (means[0] - means[1]).norm(dim=1).mean().item()
 
@@ -371,17 +371,17 @@ def class_mean_distance(made: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]
 
 
 def draw_samples(samples: Mapping[str, tuple[Tensor, Tensor]], num_shots: int) -> Figure:
-    """Eight pictures of each class: print, shots, and what each generator makes."""
+    """Draw eight images of each class: print, shots, and samples of each generator."""
     titles = {"print": "print (source)", "shots": f"{num_shots} shots (target)", "none": "un-adapted",
               "dset": "DataDream_dset", "cls": "DataDream_cls"}  # fmt: skip
     figure = Figure(figsize=(3 * len(samples), 4.2), layout="constrained")
-    for axes, (name, (pictures, labels)) in zip(figure.subplots(1, len(samples)), samples.items(), strict=True):
+    for axes, (name, (images, labels)) in zip(figure.subplots(1, len(samples)), samples.items(), strict=True):
         sheet = np.full((NUM_CLASSES * (SIDE + 1) - 1, 8 * (SIDE + 1) - 1), np.nan)
         for label in range(NUM_CLASSES):
-            of_class = pictures[labels == label]
-            for column, picture in enumerate(of_class[:: max(1, len(of_class) // 8)][:8]):
+            of_class = images[labels == label]
+            for column, image in enumerate(of_class[:: max(1, len(of_class) // 8)][:8]):
                 top, left = label * (SIDE + 1), column * (SIDE + 1)
-                sheet[top : top + SIDE, left : left + SIDE] = picture.view(SIDE, SIDE)
+                sheet[top : top + SIDE, left : left + SIDE] = image.view(SIDE, SIDE)
         axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
         axes.set(title=titles[name])
         axes.axis("off")
@@ -389,7 +389,7 @@ def draw_samples(samples: Mapping[str, tuple[Tensor, Tensor]], num_shots: int) -
 
 
 def draw_accuracy(results: pd.DataFrame) -> Figure:
-    """Accuracy of every row, a bar for the mean over seeds and a dot for each."""
+    """Draw the accuracy of every row, a bar for the mean over seeds and a dot for each seed."""
     names = [name for name in ROWS if not name.startswith("distance")]
     shots = sorted(results["num_shots"].unique(), reverse=True)
     figure = Figure(figsize=(5.5 * len(shots), 4.5), layout="constrained")

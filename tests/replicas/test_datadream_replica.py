@@ -21,13 +21,13 @@ Result = Mapping[str, Any]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every run of this module is kept, so that none is done twice."""
+    """Folder of all runs of this module, so that none is done twice."""
     return tmp_path_factory.mktemp("replica")
 
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> list[Result]:
-    """16 shots a class, all seeds."""
+    """Results of 16 shots a class, all seeds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -62,7 +62,7 @@ def test_an_adapter_for_each_class_is_no_worse_than_one_for_all(results):
 
 
 @pytest.mark.parametrize("variant", ["dset", "cls"])
-def test_generated_pictures_beside_real_ones_do_no_harm(results, variant):
+def test_generated_images_beside_real_ones_do_no_harm(results, variant):
     assert mean(results, f"both_{variant}") >= mean(results, "real") - 2
 
 

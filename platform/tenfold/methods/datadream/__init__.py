@@ -2,8 +2,8 @@
 
 Jae Myung Kim, Jessica Bader, Stephan Alaniz, Cordelia Schmid, Zeynep Akata. ECCV 2024, arXiv 2407.10910.
 
-A few real pictures of each class adapt a text-to-image diffusion model by LoRA (adapt); the adapted model draws a
-training set (generate); CLIP, adapted by LoRA on the drawn and the real pictures together, classifies (classify).
+A few real images of each class adapt a text-to-image diffusion model by LoRA (adapt); the adapted model generates a
+training set (generate); CLIP, adapted by LoRA on the synthetic and the real images together, classifies (classify).
 """
 
 from tenfold.methods.datadream.accuracy import per_class_accuracy

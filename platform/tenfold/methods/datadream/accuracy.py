@@ -1,4 +1,4 @@
-"""Accuracy class by class. Shapes: N samples, C classes."""
+"""Accuracy of each class. Shapes: N samples, C classes."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from tenfold.metrics.classification import check_scored
 
 
 def per_class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percent of each class's samples that score it highest.
+    """Percentage of each class's samples whose highest score is that class.
 
     Returns:
         ``(C,)`` in the dtype of the logits, NaN for a class without samples.
 
     Raises:
-        ValueError: If there are no samples, shapes do not fit, or a label is out of range.
+        ValueError: There are no samples, shapes do not fit, or a label is out of range.
     """
     check_scored(logits, labels)
     num_classes = logits.shape[1]

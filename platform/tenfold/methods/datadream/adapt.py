@@ -1,7 +1,7 @@
-"""Stage A: adapt the generator to the shots, one adapter for each class (cls) or one for all of them (dset).
+"""Stage A: adapt the generator to the shots, with one adapter for each class (cls) or one for all (dset).
 
 Kim et al., "DataDream", ECCV 2024: LoRA on the attention of the UNet and of the text encoder, trained with the
-generator's own loss on the prompts that will be generated from.
+generator's own loss on the prompts of stage B.
 """
 
 import json
@@ -29,7 +29,7 @@ from tenfold.hashing import content_hash
 from tenfold.methods.datadream.few_shot import FewShotData, square, squares
 from tenfold.methods.datadream.noise import add_noise, diffusion_loss
 from tenfold.methods.datadream.schedules import diffusion_warmup_cosine
-from tenfold.methods.datadream.settings import Config
+from tenfold.methods.datadream.settings import ADAPTED, Config
 from tenfold.methods.datadream.source import SeededSource, divide, largest_divisor
 from tenfold.methods.datadream.tasks import TaskRun, alone, each_task
 from tenfold.models.diffusion import (
@@ -54,31 +54,33 @@ from tenfold.models.diffusion_lora import (
 from tenfold.types import Batch
 
 REPORTS = 20
-"""How often at most training of the common adapter reports its loss and keeps a checkpoint."""
+"""Most reports of the loss, each with a checkpoint, in a training of the common adapter."""
 ABOUT = "class.json"
-"""Beside each adapter, written last: which class it is for."""
+"""File beside each adapter that names its class, written last."""
 COMMON = "common"
 """Folder of the adapter for all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """What stage A leaves."""
+    """Result of stage A."""
 
     digest: str | None
-    """Of everything that the adapters depend on; None where the generator stays as it is."""
+    """Hash of everything that the adapters depend on; None where the generator is not adapted."""
     folder: Path | None = None
+    """Folder of all adapters; None where the generator is not adapted."""
     common: bool = False
+    """Whether one adapter serves all classes."""
 
     def of(self, label: int) -> Path | None:
-        """Folder of the adapter for a class, as ``pipe.load_lora_weights`` takes it."""
+        """Folder of a class's adapter, in the format of ``pipe.load_lora_weights``; None where there is none."""
         if self.folder is None:
             return None
         return self.folder / (COMMON if self.common else adapter_name(label))
 
 
 def generator_config(config: Config) -> DiffusionConfig:
-    """The generator that the settings name."""
+    """Configuration of the generator that the settings name."""
     return DiffusionConfig(
         name=config.generator,
         dtype=config.generator_dtype,
@@ -89,7 +91,7 @@ def generator_config(config: Config) -> DiffusionConfig:
 
 
 def generator_key(config: Config, run: Run) -> dict[str, Any]:
-    """What of the generator decides about pictures."""
+    """Everything about the generator that its images depend on."""
     return {
         "fingerprint": run.once_per_node(lambda: pipeline_fingerprint(generator_config(config))),
         "dtype": config.generator_dtype,
@@ -98,19 +100,19 @@ def generator_key(config: Config, run: Run) -> dict[str, Any]:
 
 
 def adapter_name(label: int) -> str:
-    """Folder of a class: its number, since names may hold slashes."""
+    """Folder name of a class: its number, since class names may hold slashes."""
     return f"{label:05d}"
 
 
 def adapt(job: JobConfig, run: Run, few_shot: FewShotData) -> Adapters:
-    """The adapters for these shots, trained unless a run with the same inputs has done so.
+    """Train the adapters for these shots, unless a run with the same inputs has done so.
 
     Raises:
-        ValueError: A shot can't be decoded, or the generator can't be loaded or adapted.
-        Interrupted: The user asked to stop; adapters that are done, and checkpoints, are kept.
+        ValueError: A shot cannot be decoded, or the generator cannot be loaded or adapted.
+        Interrupted: The user asked to stop; finished adapters and checkpoints are kept.
     """
     config: Config = job.method
-    if config.scheme not in ("cls", "dset"):
+    if config.scheme not in ADAPTED:
         return Adapters(digest=None)
     common = config.scheme == "dset"
     names = (
@@ -123,7 +125,7 @@ def adapt(job: JobConfig, run: Run, few_shot: FewShotData) -> Adapters:
         "prompts": few_shot.prompts,
         "seed": run.seed,
         "precision": job.run.precision,
-        # One training shared by several workers sums in another order; independent ones don't notice.
+        # A training shared by several workers sums in another order; independent ones are unaffected.
         "workers": run.world_size if common else None,
         "version": __version__,
         **{name: getattr(config, name) for name in names},
@@ -146,7 +148,7 @@ def adapt(job: JobConfig, run: Run, few_shot: FewShotData) -> Adapters:
 def _adapt_classes(
     job: JobConfig, run: Run, few_shot: FewShotData, pipeline: DiffusionPipeline, folder: Path, digest: str
 ) -> None:
-    """One training for each class that has no adapter yet."""
+    """Train an adapter for each class that has none yet."""
 
     def train(label: int) -> None:
         seed = int(content_hash([run.seed, label])[:8], 16) % 2**31
@@ -163,7 +165,7 @@ def _adapt_classes(
 
 
 def _adapt_common(job: JobConfig, run: Run, few_shot: FewShotData, pipeline: DiffusionPipeline, folder: Path) -> None:
-    """One training on all shots, shared by the workers."""
+    """Train one adapter on all shots, data-parallel over the workers."""
     epochs = job.method.adapt_epochs
     rows = np.arange(len(few_shot.images))
     passes = epochs // largest_divisor(epochs, REPORTS)
@@ -181,7 +183,7 @@ def _train_adapter(
     *,
     passes_per_epoch: int,
 ) -> None:
-    """Leave an adapter in the pipeline that is trained on some of the shots."""
+    """Train an adapter on some of the shots; it is left in the pipeline."""
     config: Config = job.method
     remove_adapter(pipeline)
     add_adapter(
@@ -213,11 +215,11 @@ def _train_adapter(
 
 
 class AdapterModel(Denoiser):
-    """The generator as the loop trains it: its state is the adapter alone, so that checkpoints are as small."""
+    """The generator in training; its state dict holds the adapter alone, which keeps checkpoints small."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         super().__init__(pipeline)
-        self._pipeline = [pipeline]  # in a list: not a module of this one
+        self._pipeline = [pipeline]  # in a list, so that it is not registered as a submodule
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return adapter_tensors(self._pipeline[0])
@@ -229,7 +231,7 @@ class AdapterModel(Denoiser):
 class _Examples:
     """Shots as latents with their prompts, and the loss on them.
 
-    Pictures that are cut at the same place each time go through the VAE once; others at each reading.
+    Images with a fixed crop go through the VAE once, those with a random crop at each reading.
     """
 
     def __init__(self, pipeline: Any, few_shot: FewShotData, rows: np.ndarray, crop: str) -> None:
@@ -244,25 +246,25 @@ class _Examples:
         self._text_of = torch.tensor([self._texts.index(text) for text in texts])
         self._tokens = tokenize(pipeline, self._texts)
         fixed = crop == "center" or all(
-            picture.shape[0] == picture.shape[1] for row in rows for picture in self._images.read_raw([row])
+            image.shape[0] == image.shape[1] for row in rows for image in self._images.read_raw([row])
         )
         self._latents = self._encode_all() if fixed else None
 
     def read(self, chosen: np.ndarray, seed: int) -> Batch:
-        """Rows of these shots: latents' distribution ``mean``, ``std`` ``(B, C, h, h)`` and ``text`` ``(B,)``."""
+        """Read shots: ``mean`` and ``std`` of their latents ``(B, C, h, h)``, and ``text`` ``(B,)``."""
         index = torch.from_numpy(chosen)
         batch = {"text": self._text_of[index]}
         if self._latents is not None:
             return {**batch, "mean": self._latents[0][index], "std": self._latents[1][index]}
         generator = np.random.default_rng(seed)
         places = [(generator.random(), generator.random()) for _ in chosen]
-        pictures = self._images.read_raw(self._rows[chosen])
-        cut = [square(picture, self._size, place) for picture, place in zip(pictures, places, strict=True)]
+        images = self._images.read_raw(self._rows[chosen])
+        cut = [square(image, self._size, place) for image, place in zip(images, places, strict=True)]
         mean, std = encode_latents(self._pipeline, torch.from_numpy(np.stack(cut)))
         return {**batch, "mean": mean, "std": std}
 
     def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
-        """Mean squared error of the predicted noise or velocity, at a time of its own for each picture."""
+        """Mean squared error of the predicted noise or velocity, at a random timestep for each image."""
         clean = batch["mean"] + batch["std"] * torch.randn_like(batch["mean"])
         noise = torch.randn_like(clean)
         times = torch.randint(len(self._alphas), (len(clean),), device=clean.device)
@@ -275,8 +277,8 @@ class _Examples:
     def _encode_all(self) -> tuple[Tensor, Tensor]:
         parts = []
         for start in range(0, len(self._rows), 16):
-            pictures = self._images.read_raw(self._rows[start : start + 16])
-            parts.append(encode_latents(self._pipeline, torch.from_numpy(squares(pictures, self._size))))
+            images = self._images.read_raw(self._rows[start : start + 16])
+            parts.append(encode_latents(self._pipeline, torch.from_numpy(squares(images, self._size))))
         mean, std = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         return mean, std
 
@@ -295,7 +297,7 @@ def _done(folder: Path) -> bool:
 
 
 def _publish(pipeline: DiffusionPipeline, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write an adapter's folder in one step."""
+    """Write an adapter's folder atomically."""
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
         save_adapter(pipeline, partial)

@@ -1,4 +1,4 @@
-"""A trained CLIP in the formats of other libraries, as files of the bundle."""
+"""Export of a trained CLIP to the formats of peft and open_clip, as files of the bundle."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,21 @@ from tenfold.models.clip import TINY_FOLDER, Clip, ClipConfig
 from tenfold.models.clip_lora import merged_state_dict, save_peft
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""With these the bundle's folder is one that ``peft.PeftModel.from_pretrained(open_clip_network, folder)`` takes."""
+"""Files that make the bundle's folder loadable by ``peft.PeftModel.from_pretrained(open_clip_network, folder)``."""
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
-"""With these, and the tokenizer's where it is no common one, it is one that open_clip loads by ``local-dir:``."""
+"""Files that, with a tokenizer of its own if there is one, make it loadable by open_clip as ``local-dir:``."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
 def peft_files(clip: Clip, folder: Path) -> dict[str, Path]:
-    """The adapters for peft, by file name; none where only a convolutional picture tower was trained.
+    """Write the adapters for peft; no file where only a convolutional image tower was trained.
 
     Args:
-        clip: Adapted, not merged.
-        folder: Where they are written first.
+        clip: CLIP with adapters, not merged.
+        folder: Folder to write to.
+
+    Returns:
+        File name to path.
     """
     if not any(name.endswith(".lora_A") for name, _ in clip.named_parameters()):
         return {}
@@ -30,7 +33,7 @@ def peft_files(clip: Clip, folder: Path) -> dict[str, Path]:
 
 
 def open_clip_files(clip: Clip, config: ClipConfig, folder: Path) -> dict[str, Path]:
-    """The whole network with its adapters merged, for open_clip, by file name; arguments as ``peft_files``."""
+    """Write the whole network with merged adapters for open_clip; arguments and result as in ``peft_files``."""
     import open_clip
     from open_clip.transformer import QuickGELU
 
@@ -41,7 +44,7 @@ def open_clip_files(clip: Clip, config: ClipConfig, folder: Path) -> dict[str, P
     network: Any = clip.network
     model_cfg = dict(open_clip.get_model_config(name))
     if any(isinstance(module, QuickGELU) for module in network.modules()):
-        model_cfg["quick_gelu"] = True  # a tag of open_clip may have asked for it, not the architecture
+        model_cfg["quick_gelu"] = True  # it may come from a pretrained tag of open_clip, not from the architecture
     about = {"model_cfg": model_cfg, "preprocess_cfg": network.visual.preprocess_cfg}
     (folder / OPEN_CLIP_FILES[0]).write_text(json.dumps(about, indent=2, default=list))
     save_file(merged_state_dict(clip), folder / OPEN_CLIP_FILES[1], metadata={"format": "pt"})

@@ -1,6 +1,6 @@
-"""CLIP as a classifier whose text tower learns too, and the loss that weighs real against drawn pictures.
+"""CLIP logits from text prototypes, and the weighted loss of real and synthetic images.
 
-Kim et al., "DataDream", ECCV 2024. Shapes: B pictures, C classes, P prompts of a class, D embedding width.
+Kim et al., "DataDream", ECCV 2024. Shapes: B images, C classes, P prompts of a class, D embedding width.
 """
 
 import torch
@@ -13,23 +13,23 @@ from tenfold.types import check_label_range
 def real_synth_cross_entropy(
     logits: Tensor, targets: Tensor, is_real: Tensor, real_weight: float, *, validate: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the real rows and of the drawn rows, each averaged over its own, then weighed.
+    """Cross-entropies of the real and of the synthetic rows, averaged separately and then weighted.
 
     Args:
         logits: ``(B, C)``.
         targets: Integer ``(B,)``, or class probabilities ``(B, C)``.
-        is_real: bool ``(B,)``; False is a drawn picture.
-        real_weight: Weight lambda of the real part in [0, 1]; the drawn part has 1 - lambda.
-        validate: Look at the values of integer targets. Costs a wait for the device in every step, so a loop that has
-            checked its labels once passes False; shapes are always checked.
+        is_real: bool ``(B,)``; False for a synthetic image.
+        real_weight: Weight lambda of the real part in [0, 1]; the synthetic part has 1 - lambda.
+        validate: Check the values of integer targets. This synchronises with the device in every step, so a loop that
+            has checked its labels once passes False; shapes are always checked.
 
     Returns:
-        Total, real part, drawn part, each ``()`` in the dtype of the logits. A batch without one of the two keeps the
-        weight of the other: the missing part adds 0 to the total and is reported as NaN.
+        Total, real part and synthetic part, each ``()`` in the dtype of the logits. In a batch without one of the two,
+        the other keeps its weight; the missing part adds 0 to the total and is reported as NaN.
 
     Raises:
-        ValueError: If the batch is empty, shapes or dtypes do not fit, the weight is outside [0, 1], or a label is
-            outside 0..C-1.
+        ValueError: The batch is empty, shapes or dtypes do not fit, the weight is outside [0, 1], or a label is outside
+            0..C-1.
     """
     if not 0 <= real_weight <= 1:  # also false for NaN
         raise ValueError(f"real_weight must lie in [0, 1], got {real_weight}")
@@ -51,7 +51,7 @@ def real_synth_cross_entropy(
     losses = functional.cross_entropy(logits, targets, reduction="none")  # (B,)
     sums, counts = [], []
     for mask in (is_real, ~is_real):
-        # Not losses[mask]: how many there are would have to be known on the host.
+        # Not losses[mask], whose length would have to be known on the host.
         sums.append(torch.where(mask, losses, 0).sum())
         counts.append(mask.sum())
     shares = [total / count.clamp(min=1) for total, count in zip(sums, counts, strict=True)]
@@ -60,17 +60,17 @@ def real_synth_cross_entropy(
 
 
 def text_prototypes(features: Tensor, *, validate: bool = True) -> Tensor:
-    """One unit vector a class: the mean of its prompts' unit vectors, scaled to length 1.
+    """Unit vector of each class: the normalised mean of its prompts' unit vectors.
 
     Args:
-        features: Output of the text tower, ``(C, P, D)``, of any length.
-        validate: Look for vectors of length 0 (a wait for the device).
+        features: Output of the text tower, ``(C, P, D)``, not normalised.
+        validate: Check for zero vectors, which synchronises with the device.
 
     Returns:
         ``(C, D)``, with gradients to the features.
 
     Raises:
-        ValueError: If ``features`` is no ``(C, P, D)`` or empty, or a feature or a class's mean is zero.
+        ValueError: ``features`` is not ``(C, P, D)`` or is empty, or a feature or a class mean is zero.
     """
     if features.ndim != 3 or features.numel() == 0:
         raise ValueError(f"features must be (C, P, D) and not empty, got {tuple(features.shape)}")
@@ -79,23 +79,23 @@ def text_prototypes(features: Tensor, *, validate: bool = True) -> Tensor:
 
 
 def clip_logits(image: Tensor, prototypes: Tensor, log_scale: Tensor, *, validate: bool = True) -> Tensor:
-    """Cosine of each picture to each class, times CLIP's inverse temperature.
+    """Cosine similarity of each image to each class, times CLIP's inverse temperature.
 
     Args:
-        image: Output of the image tower, ``(B, D)``, of any length.
+        image: Output of the image tower, ``(B, D)``, not normalised.
         prototypes: Unit vectors ``(C, D)`` from ``text_prototypes``.
-        log_scale: Natural logarithm of the factor (about log 100), ``()``.
-        validate: Look for vectors of length 0 (a wait for the device).
+        log_scale: Natural logarithm of the inverse temperature (about log 100), ``()``.
+        validate: Check for zero vectors, which synchronises with the device.
 
     Returns:
         ``(B, C)``.
 
     Raises:
-        ValueError: If shapes do not fit, or a picture or a prototype is the zero vector.
+        ValueError: Shapes do not fit, or an image or a prototype is the zero vector.
     """
     if image.ndim != 2 or prototypes.ndim != 2 or image.shape[1] != prototypes.shape[1] or log_scale.ndim != 0:
         shapes = ", ".join(str(tuple(part.shape)) for part in (image, prototypes, log_scale))
-        raise ValueError(f"expected image (B, D), prototypes (C, D) and log_scale (), got {shapes}")
+        raise ValueError(f"image, prototypes and log_scale must be (B, D), (C, D) and (), got {shapes}")
     if validate:
         _refuse_zeros(prototypes.norm(dim=-1), "prototypes")
     return log_scale.exp() * _unit(image, "image", validate) @ prototypes.T
@@ -110,4 +110,4 @@ def _unit(vectors: Tensor, what: str, validate: bool) -> Tensor:
 
 def _refuse_zeros(lengths: Tensor, what: str) -> None:
     if (lengths == 0).any():
-        raise ValueError(f"{what} must have no zero vector: it has no direction to compare")
+        raise ValueError(f"{what} must have no zero vector, which has no direction to compare")

@@ -1,7 +1,7 @@
-"""MixUp and CutMix of a picture with the one before it, real with real and drawn with drawn only.
+"""MixUp and CutMix of an image with the previous one, within the real and within the synthetic images only.
 
-Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; Yun et al., "CutMix", ICCV 2019; kept apart by
-domain as in Kim et al., "DataDream", ECCV 2024. Shapes: B pictures, C classes.
+Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; Yun et al., "CutMix", ICCV 2019; separated by
+domain as in Kim et al., "DataDream", ECCV 2024. Shapes: B images, C classes.
 """
 
 import math
@@ -14,23 +14,23 @@ from torch import Tensor
 def mix_by_domain(
     images: Tensor, targets: Tensor, is_real: Tensor, p: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """With probability ``p``, mix the real rows among themselves and the drawn rows among themselves.
+    """Mix the real rows among themselves and the synthetic rows among themselves, with probability ``p``.
 
-    Each of the two takes CutMix or MixUp with equal chance and a share from Beta(1, 1) of its own; the partner of a row
-    is the row before it in its domain, cyclic. A row alone in its domain stays as it is.
+    Each domain draws CutMix or MixUp with equal probability, and its own ratio from Beta(1, 1); the partner of a row is
+    the previous row of its domain, cyclic. A row alone in its domain is not changed.
 
     Args:
         images: Floating ``(B, 3, H, W)``.
         targets: Class probabilities ``(B, C)``.
         is_real: bool ``(B,)``.
-        p: In [0, 1], once for the batch.
-        rng: How far it advances depends on the trial only, not on what the batch holds.
+        p: Probability in [0, 1] of mixing the batch.
+        rng: Source of randomness; the number of draws depends on the trial only, not on the content of the batch.
 
     Returns:
-        New tensors, images and targets.
+        Images and targets, new tensors.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, or ``p`` is outside [0, 1].
+        ValueError: Shapes or dtypes do not fit, or ``p`` is outside [0, 1].
     """
     _check(images, targets, axes=4)
     if is_real.shape != images.shape[:1] or is_real.dtype != torch.bool:
@@ -42,7 +42,7 @@ def mix_by_domain(
         return images, targets
     height, width = images.shape[-2:]
     for mask in (is_real, ~is_real):
-        # All numbers are drawn, used or not, so that the stream does not depend on the batch.
+        # All numbers are drawn, used or not, so that the random stream does not depend on the batch.
         take_cutmix, share = rng.random() < 0.5, rng.beta(1.0, 1.0)
         centre = int(rng.integers(width)), int(rng.integers(height))
         rows = mask.nonzero().flatten()
@@ -57,7 +57,7 @@ def mix_by_domain(
 
 
 def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
-    """Blend each row with the one before it (cyclic): ``lam`` of itself, the rest of the other.
+    """Blend each row with the previous one (cyclic), with weights ``lam`` and 1 - ``lam``.
 
     Args:
         images: Floating ``(B, ...)``.
@@ -65,10 +65,10 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
         lam: In [0, 1].
 
     Returns:
-        New tensors, images and targets.
+        Images and targets, new tensors.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, or ``lam`` is outside [0, 1].
+        ValueError: Shapes or dtypes do not fit, or ``lam`` is outside [0, 1].
     """
     _check(images, targets)
     if not 0 <= lam <= 1:
@@ -78,18 +78,18 @@ def mixup(images: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
 
 
 def cutmix(images: Tensor, targets: Tensor, box_xyxy: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-    """Paste a box of the row before (cyclic) into each row; the targets mix in the ratio of areas.
+    """Paste a box of the previous row (cyclic) into each row; targets are mixed in proportion to the areas.
 
     Args:
         images: Floating ``(B, 3, H, W)``.
         targets: Class probabilities ``(B, C)``.
-        box_xyxy: x1, y1, x2, y2 in pixels, ends exclusive, within the picture; an empty box changes nothing.
+        box_xyxy: x1, y1, x2, y2 in pixels, ends exclusive, within the image; an empty box changes nothing.
 
     Returns:
-        New tensors, images and targets.
+        Images and targets, new tensors.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, or the box leaves the picture.
+        ValueError: Shapes or dtypes do not fit, or the box exceeds the image.
     """
     _check(images, targets, axes=4)
     height, width = images.shape[-2:]
@@ -105,7 +105,7 @@ def cutmix(images: Tensor, targets: Tensor, box_xyxy: tuple[int, int, int, int])
 
 
 def cutmix_box(width: int, height: int, lam: float, centre: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box around a centre (x, y) that takes 1 - ``lam`` of the picture, clipped to it; x1, y1, x2, y2."""
+    """Box x1, y1, x2, y2 around a centre (x, y) with 1 - ``lam`` of the image's area, clipped to the image."""
     half = 0.5 * math.sqrt(1 - lam)
     half_width, half_height = int(half * width), int(half * height)
     x, y = centre
@@ -119,6 +119,6 @@ def _check(images: Tensor, targets: Tensor, axes: int | None = None) -> None:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
     if images.ndim < 1 or targets.ndim != 2 or len(images) != len(targets):
         shapes = f"{tuple(images.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"expected images (B, ...) and targets (B, C) of one B, got {shapes}")
+        raise ValueError(f"images and targets must be (B, ...) and (B, C) with one B, got {shapes}")
     if len(images) == 0:
         raise ValueError("images must hold at least one row, got none")

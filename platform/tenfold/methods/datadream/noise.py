@@ -1,21 +1,21 @@
-"""Diffusion in one page: noise in, what to predict, guidance, and a step back.
+"""Diffusion: forward noising, training targets and loss, classifier-free guidance, and the DDIM step.
 
 Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020; Song et al., "Denoising Diffusion Implicit Models",
 ICLR 2021; Salimans and Ho, "Progressive Distillation", ICLR 2022 (v-prediction); Ho and Salimans, "Classifier-Free
-Diffusion Guidance", 2022. ``alpha_bar`` is the share of signal left in the variance, 1 without noise.
+Diffusion Guidance", 2022. ``alpha_bar`` is the fraction of the variance due to the signal, 1 without noise.
 """
 
 import torch
 from torch import Tensor
 
 KINDS = ("epsilon", "v_prediction")
-"""What a network may predict; the names of the diffusers library."""
+"""Prediction types of a network, by their names in diffusers."""
 
 
 def diffusion_loss(
     prediction: Tensor, x0: Tensor, noise: Tensor, alpha_bar: Tensor, kind: str, *, validate: bool = True
 ) -> Tensor:
-    """Mean squared error of the network's output against what its kind is to predict.
+    """Mean squared error of the network's output against the target of its prediction type.
 
     Args:
         prediction: Output for the noised input, ``(B, ...)``.
@@ -23,13 +23,13 @@ def diffusion_loss(
         noise: Standard normal, same shape.
         alpha_bar: ``(B,)`` in [0, 1].
         kind: One of ``KINDS``.
-        validate: Look at the values of ``alpha_bar`` (a wait for the device).
+        validate: Check the values of ``alpha_bar``, which synchronises with the device.
 
     Returns:
         Mean over all elements, ``()``; in float32 for half-precision inputs.
 
     Raises:
-        ValueError: If the kind is unknown, shapes do not fit, or ``alpha_bar`` leaves [0, 1].
+        ValueError: The kind is unknown, shapes do not fit, or ``alpha_bar`` leaves [0, 1].
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -43,32 +43,32 @@ def diffusion_loss(
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor, *, validate: bool = True) -> Tensor:
-    """``sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise``, row by row.
+    """``sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise``, for each row.
 
     Args:
         x0: Clean latents, ``(B, ...)``.
         noise: Standard normal, same shape.
         alpha_bar: ``(B,)`` in [0, 1].
-        validate: Look at the values of ``alpha_bar`` (a wait for the device).
+        validate: Check the values of ``alpha_bar``, which synchronises with the device.
 
     Raises:
-        ValueError: If shapes do not fit or ``alpha_bar`` leaves [0, 1].
+        ValueError: Shapes do not fit or ``alpha_bar`` leaves [0, 1].
     """
     weights = _broadcast(alpha_bar, x0, noise, validate)
     return weights.sqrt() * x0 + (1 - weights).sqrt() * noise
 
 
 def velocity(x0: Tensor, noise: Tensor, alpha_bar: Tensor, *, validate: bool = True) -> Tensor:
-    """``sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0``, the target of v-prediction. Arguments as ``add_noise``."""
+    """``sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0``, the target of v-prediction; arguments as in ``add_noise``."""
     weights = _broadcast(alpha_bar, x0, noise, validate)
     return weights.sqrt() * noise - (1 - weights).sqrt() * x0
 
 
 def guided(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: from the prediction without a prompt towards and, above 1, past the one with it.
+    """Classifier-free guidance: extrapolate from the unconditional to the conditional prediction by ``scale``.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: The shapes differ.
     """
     if uncond.shape != cond.shape:
         raise ValueError(f"uncond and cond must agree, got {tuple(uncond.shape)} and {tuple(cond.shape)}")
@@ -76,23 +76,23 @@ def guided(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
 
 
 def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar_t: float | Tensor, alpha_bar_prev: float | Tensor) -> Tensor:
-    """One deterministic step towards the picture (eta = 0), nothing clipped.
+    """One deterministic step towards the image (eta = 0), without clipping.
 
     Args:
         x_t: Noisy latents.
-        eps: The noise predicted in them, same shape.
-        alpha_bar_t: Share of signal now, in (0, 1]; a number or ``()``.
-        alpha_bar_prev: Share of signal after the step, in [0, 1].
+        eps: Predicted noise, same shape.
+        alpha_bar_t: Value before the step, in (0, 1]; a number or ``()``.
+        alpha_bar_prev: Value after the step, in [0, 1].
 
     Raises:
-        ValueError: If the shapes differ or a share is out of range.
+        ValueError: The shapes differ or a value is out of range.
     """
     if x_t.shape != eps.shape:
         raise ValueError(f"x_t and eps must agree, got {tuple(x_t.shape)} and {tuple(eps.shape)}")
-    # Kept in double precision until the product: 1 - alpha_bar cancels where there is little noise.
+    # Double precision up to the product: 1 - alpha_bar cancels where there is little noise.
     now, before = (torch.as_tensor(share, dtype=torch.float64) for share in (alpha_bar_t, alpha_bar_prev))
     if now.ndim or before.ndim:
-        raise ValueError(f"the shares of signal must be single numbers, got {tuple(now.shape)}, {tuple(before.shape)}")
+        raise ValueError(f"alpha_bar_t and alpha_bar_prev must be (), got {tuple(now.shape)} and {tuple(before.shape)}")
     if not 0 < now <= 1:
         raise ValueError(f"alpha_bar_t must lie in (0, 1], got {now.item()}")
     if not 0 <= before <= 1:

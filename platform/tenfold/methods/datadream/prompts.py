@@ -1,7 +1,7 @@
-"""What to ask the text encoder for: templates with a slot for the domain word and one for the class.
+"""Prompts from templates with one slot for the domain word and one for the class name.
 
-Kim et al., "DataDream", ECCV 2024. Adapting, generating and classifying all use the first template alone by default:
-"a satellite photo of a Forest". A domain word ends with its blank; where there is none it is the empty string.
+Kim et al., "DataDream", ECCV 2024. All three stages use the first template alone by default: "a satellite photo of a
+Forest". A domain word ends with a space; a data set without one has the empty string.
 """
 
 from collections.abc import Sequence
@@ -39,18 +39,18 @@ TEMPLATES = (
 
 
 def class_prompts(class_names: Sequence[str], domain_word: str, templates: Sequence[str]) -> list[list[str]]:
-    """Every template filled for every class.
+    """Fill every template for every class.
 
     Args:
-        class_names: C names, used as they are.
-        domain_word: With its blank at the end ("satellite "), or empty.
+        class_names: C names, used unchanged.
+        domain_word: Word with a trailing space ("satellite "), or empty.
         templates: P texts with two slots ``{}``: domain word, class name.
 
     Returns:
         C lists of P prompts.
 
     Raises:
-        ValueError: If there are no classes or no templates, or a template has not exactly two slots.
+        ValueError: There are no classes or no templates, or a template does not have exactly two slots.
     """
     _check_list("class_names", class_names)
     _check_templates(templates)
@@ -58,10 +58,10 @@ def class_prompts(class_names: Sequence[str], domain_word: str, templates: Seque
 
 
 def generation_prompts(class_name: str, domain_word: str, templates: Sequence[str], n_images: int) -> list[str]:
-    """One prompt for each picture of a class to draw: the templates in turn, picture i takes template i mod P.
+    """Prompt of each image to generate for a class; image i takes template i mod P.
 
     Raises:
-        ValueError: If there are no templates, one has not exactly two slots, or ``n_images`` is below 1.
+        ValueError: There are no templates, one does not have exactly two slots, or ``n_images`` is below 1.
     """
     _check_templates(templates)
     if n_images < 1:
@@ -71,13 +71,13 @@ def generation_prompts(class_name: str, domain_word: str, templates: Sequence[st
 
 
 def shard_range(n_items: int, n_shards: int, shard: int) -> tuple[int, int]:
-    """Which items (classes) a worker takes: equal shares, and what is left over goes to the last.
+    """Range of items (classes) of a worker: equal shares, with the remainder in the last.
 
     Returns:
         Start, and stop (exclusive).
 
     Raises:
-        ValueError: If ``n_items`` is negative, ``n_shards`` below 1, or ``shard`` outside 0..n_shards-1.
+        ValueError: ``n_items`` is negative, ``n_shards`` below 1, or ``shard`` outside 0..n_shards-1.
     """
     if n_items < 0:
         raise ValueError(f"n_items must be at least 0, got {n_items}")
@@ -95,7 +95,7 @@ def _check_templates(templates: Sequence[str]) -> None:
         rest = template.replace("{}", "")
         if template.count("{}") != 2 or "{" in rest or "}" in rest:
             raise ValueError(
-                f"a template needs exactly two slots {{}}, for the domain word and for the class, got {template!r}"
+                f"a template must have exactly two slots {{}}, for the domain word and the class, got {template!r}"
             )
 
 

@@ -1,7 +1,7 @@
-"""Learning rates for every step, both with a linear rise and half a cosine down.
+"""Learning-rate schedules with linear warm-up and cosine decay, one value for each step.
 
-The two stages of DataDream count differently: the classifier's rise includes both its ends and is counted in epochs,
-the diffusion model's starts at 0 and is counted in steps. The fall of neither reaches its limit within the steps run.
+The two stages of DataDream count differently: the classifier's warm-up includes both end points and is counted in
+epochs, the diffusion model's starts at 0 and is counted in steps. Neither decay reaches its limit within the steps run.
 """
 
 import numpy as np
@@ -14,18 +14,18 @@ def warmup_cosine(
     """Learning rate of the classifier at each step.
 
     Args:
-        base: Highest rate, > 0.
-        final: Rate that the cosine tends to.
-        epochs: All epochs, warm-up included.
+        base: Peak rate, > 0.
+        final: Limit of the cosine decay.
+        epochs: Number of epochs, warm-up included.
         steps_per_epoch: Steps of one epoch.
-        warmup_epochs: Epochs of the linear rise, 0 to ``epochs``.
-        start: Rate of the first step of the rise.
+        warmup_epochs: Epochs of the linear warm-up, 0 to ``epochs``.
+        start: Rate at the first step of the warm-up.
 
     Returns:
         float64 ``(epochs * steps_per_epoch,)``.
 
     Raises:
-        ValueError: If a rate is negative or not finite, a count is out of range, or the warm-up is longer than the
+        ValueError: A rate is negative or not finite, a count is out of range, or the warm-up is longer than the
             training.
     """
     _check_rates(base=base, final=final, start=start)
@@ -40,7 +40,7 @@ def warmup_cosine(
 
 
 def diffusion_warmup_cosine(base_lr: float, warmup_steps: int, total_steps: int) -> NDArray[np.float64]:
-    """Learning rate of the diffusion model's adapters at each step: from 0 up to ``base_lr``, then down towards 0.
+    """Learning rate of the diffusion model's adapters at each step, from 0 up to ``base_lr`` and down towards 0.
 
     A warm-up longer than the training is allowed, as in the reference; the rate then never reaches ``base_lr``.
 
@@ -48,7 +48,7 @@ def diffusion_warmup_cosine(base_lr: float, warmup_steps: int, total_steps: int)
         float64 ``(total_steps,)``.
 
     Raises:
-        ValueError: If the rate is negative or not finite, or a count out of range.
+        ValueError: The rate is negative or not finite, or a count is out of range.
     """
     _check_rates(base_lr=base_lr)
     if warmup_steps < 0 or total_steps < 1:
@@ -64,4 +64,4 @@ def diffusion_warmup_cosine(base_lr: float, warmup_steps: int, total_steps: int)
 def _check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < np.inf:
-            raise ValueError(f"{name} must be a rate of at least 0, got {rate}")
+            raise ValueError(f"{name} must be a finite rate of at least 0, got {rate}")

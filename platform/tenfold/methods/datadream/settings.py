@@ -1,4 +1,4 @@
-"""Settings of DataDream and of the ways to train on few shots that it is compared with."""
+"""Settings of DataDream and its few-shot baselines."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,117 +7,124 @@ Scheme = Literal["cls", "dset", "unadapted", "is_synth", "disef", "real", "zero_
 ADAPTED = ("cls", "dset")
 """Schemes that adapt the generator."""
 REGENERATING = ("is_synth", "disef")
-"""Schemes that start from noised real pictures."""
+"""Schemes that start from noised real images."""
 GENERATING = ("cls", "dset", "unadapted", "is_synth", "disef")
-"""Schemes with synthetic pictures."""
+"""Schemes with synthetic images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training; a Config that exists is a valid one.
+    """Settings of one training, checked on construction.
 
-    Defaults are the paper's where it states them; how long and with which batches the classifier is trained are the
-    job's own settings (``run.num_epochs`` 60 and ``run.batch_size`` 256 in the authors' second release).
+    Defaults are the paper's where it states them. Epochs and batch size of the classifier are settings of the run
+    (``run.num_epochs`` 60 and ``run.batch_size`` 256 in the authors' second release).
     """
 
     scheme: Scheme = "cls"
-    """``cls``: an adapter of the generator for each class; ``dset``: one for all; ``unadapted``: the generator as it
-    is; ``is_synth``: real shots noised and finished by the un-adapted generator; ``disef``: the same with captions;
-    ``real``: no synthetic pictures; ``zero_shot``: CLIP as it is, no training."""
+    """``cls``: an adapter of the generator for each class; ``dset``: one for all; ``unadapted``: the generator without
+    adapters; ``is_synth``: real shots noised and then denoised by the generator without adapters; ``disef``: the same
+    with captions; ``real``: no synthetic images; ``zero_shot``: CLIP without training."""
     train_on: Literal["both", "synthetic"] = "both"
-    """``both``: real shots and synthetic pictures; ``real`` and ``zero_shot`` have nothing to choose from."""
+    """``both``: real shots and synthetic images; without effect on ``real`` and ``zero_shot``."""
     num_shots: int = 16
-    """Real pictures of each class, drawn from the training part by the seed of the run; at least 1."""
+    """Real images of each class, drawn from the training split with the seed of the run; at least 1."""
     num_templates: int = 1
-    """How many of the 27 sentences are used, at least 1; the same in all three stages."""
+    """Number of the 27 prompt templates in use, from 1; the same in all three stages."""
 
     generator: str = "tiny"
-    """``tiny``: the one shipped here; a model of the hub, or a local folder in diffusers' format."""
+    """``tiny`` for the generator that ships with the package; else a model on the hub, or a local folder in the format
+    of diffusers."""
     generator_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the generator's frozen weights; ``auto`` is bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    """Dtype of the generator's frozen weights; ``auto`` is bf16 on a GPU that supports it, fp16 on others, fp32 on a
+    CPU."""
     generator_compile: bool = False
-    """Compile the network for sampling: minutes at first, then faster."""
+    """Whether the network is compiled for sampling: takes minutes at first, then faster."""
     generator_revision: str | None = None
-    """Revision on the hub; None: its newest."""
+    """Revision on the hub; null for the newest."""
     generator_variant: str | None = None
-    """Variant of the weights' files (``fp16``); None: the plain ones."""
+    """Variant of the weight files (``fp16``); null for the default files."""
 
     adapt_rank: int = 16
     """Rank of the generator's adapters; alpha is the same, so their scale is 1."""
     adapt_text_encoder: bool = True
-    """Whether the generator's text encoder is adapted, too."""
+    """Whether the generator's text encoder gets adapters, too."""
     adapt_epochs: int = 200
-    """Passes over the shots of a class (cls) or of all classes (dset)."""
+    """Epochs over the shots of a class (cls) or of all classes (dset)."""
     adapt_batch_size: int = 8
-    """Pictures of an optimiser step; over all workers together in dset."""
+    """Images in an optimiser step; the total over all workers in dset."""
     adapt_learning_rate: float = 1e-4
-    """At its highest, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     adapt_schedule: Literal[
         "cosine", "constant", "linear", "polynomial", "constant_with_warmup", "cosine_with_restarts"
     ] = "cosine"
-    """How the rate goes on after the warm-up; ``constant`` has none."""
+    """Learning-rate schedule after the warm-up; ``constant`` has no warm-up."""
     adapt_warmup_steps: int = 100
-    """Optimiser steps from 0 to the highest rate."""
+    """Optimiser steps of the linear warm-up from 0 to the peak rate."""
     adapt_weight_decay: float = 1e-2
+    """Weight decay of the generator's adapters."""
     adapt_clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Norm to which gradients are clipped."""
     adapt_crop: Literal["random", "center"] = "random"
-    """Square that is cut out of a picture that is no square."""
+    """Square crop of an image that is not square."""
 
     images_per_class: int = 500
-    """Synthetic pictures of each class; also decides how often the real shots are repeated in an epoch."""
+    """Synthetic images of each class; divided by ``num_shots`` it is the number of repeats of the real shots in an
+    epoch."""
     guidance_scale: float = 2.0
-    """Classifier-free guidance, at least 1; 1 is none."""
+    """Scale of classifier-free guidance, at least 1; 1 is no guidance."""
     num_inference_steps: int = 50
+    """Sampling steps of the generator."""
     block_size: int = 25
-    """Pictures of a class that are made together: one forward pass of the generator has twice as many."""
+    """Images of a class that are generated together; a forward pass has twice as many, owing to guidance."""
     noise_strength: float = 0.5
-    """is_synth and disef: share of the noise that the real picture gets, in (0, 1]."""
+    """is_synth and disef: fraction of the noise schedule applied to the real image, in (0, 1]."""
     clip_filter: bool = True
-    """is_synth and disef: leave out pictures that CLIP, as it is, takes for another class."""
+    """is_synth and disef: whether images that CLIP without adapters assigns to another class are discarded."""
     filter_keep: float = 0.25
-    """But keep at least this share of each class, those that CLIP finds likeliest; in [0, 1]."""
+    """Fraction of each class kept in any case by the filter, those with the highest probability; in [0, 1]."""
     captioner: str = "templates"
-    """disef: ``templates`` takes the sentences that CLIP finds nearest to each shot; else an image-to-text model of the
-    hub or a local folder, for transformers."""
+    """disef: ``templates`` for the prompts that are nearest to each shot by CLIP; else an image-to-text model of
+    transformers, on the hub or in a local folder."""
 
     classifier: Literal["clip", "resnet50", "small_cnn"] = "clip"
-    """``clip``: adapters in CLIP; the others are trained from scratch."""
+    """``clip`` gets adapters; the others are trained from scratch."""
     lora_rank: int = 16
     """Rank of CLIP's adapters."""
     lora_alpha: float = 32.0
-    """Their scale is alpha / rank."""
+    """Alpha of CLIP's adapters; their scale is alpha / rank."""
     lora_dropout: float = 0.1
+    """Dropout on the input of CLIP's adapters, in [0, 1)."""
     adapt_image_tower: bool = True
-    """Whether CLIP's picture tower gets adapters."""
+    """Whether CLIP's image tower gets adapters."""
     adapt_text_tower: bool = True
-    """Whether CLIP's text tower gets adapters; without, the prototypes are computed once."""
+    """Whether CLIP's text tower gets adapters; otherwise the prototypes are computed once."""
     classes_per_step: int | None = None
-    """Classes whose prototypes are computed in a training step: those of the batch and random others; None: all. Saves
-    most of the time where there are a thousand."""
+    """Classes whose prototypes are computed in a training step: those of the batch and random others; null for all.
+    Saves most of the time with a thousand classes."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``sgd`` has momentum 0.9."""
     learning_rate: float = 1e-4
-    """At its highest, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     min_learning_rate: float = 1e-8
-    """Where the warm-up begins and the cosine ends."""
+    """Learning rate at the start of the warm-up and in the limit of the cosine decay."""
     warmup_epochs: int = 6
-    """At most as many as the run has."""
+    """Epochs of the warm-up, at most ``run.num_epochs``."""
     weight_decay: float = 1e-4
+    """Weight decay of the classifier."""
     real_weight: float = 0.8
-    """Share of the real rows in the loss, in [0, 1]; the synthetic ones have the rest."""
+    """Weight of the real rows in the loss, in [0, 1]; that of the synthetic rows is 1 minus it."""
     mixing: float = 0.2
-    """Probability that a batch is mixed by CutMix or MixUp, real and synthetic rows apart; 0: never."""
+    """Probability of CutMix or MixUp in a batch, real and synthetic rows separately."""
     augment: Literal["photo", "light", "none"] = "photo"
-    """``photo``: the paper's, for photographs; ``light``: small shifts, turns and stretches, for characters."""
+    """``photo``: the paper's, for photographs; ``light``: small affine transforms, for characters."""
     num_loader_workers: int = 0
-    """Processes that read and augment; 0: the training process itself."""
+    """Processes that read and augment; 0 for the training process itself."""
 
     export_open_clip: bool = False
-    """Put CLIP with its adapters merged into the bundle, as a folder that open_clip loads; as large as CLIP is."""
+    """Whether the bundle also holds CLIP with merged adapters in the format of open_clip, which is as large as CLIP."""
     figures: bool = True
-    """Draw pictures before and after adaptation and how near their features come to real ones; samples the un-adapted
-    generator a little."""
+    """Whether figures of samples before and after adaptation and of their feature distances to real images are drawn;
+    this also samples the generator without adapters."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -149,17 +156,21 @@ class Config:
         if self.scheme != "zero_shot" and self.classifier == "clip":
             self._check_adapted()
         if self.scheme == "zero_shot" and self.classifier != "clip":
-            raise ValueError(f"scheme zero_shot is CLIP as it is: set classifier=clip, got {self.classifier!r}")
+            raise ValueError(
+                f"classifier must be clip with scheme zero_shot, got {self.classifier!r}; set method.classifier=clip"
+            )
         if not self.generator or not self.captioner:
-            raise ValueError("generator and captioner must name something, got an empty text")
+            raise ValueError("generator and captioner must be names or folders, got an empty text")
 
     def _check_adapted(self) -> None:
         if not (self.adapt_image_tower or self.adapt_text_tower):
-            raise ValueError("adapt_image_tower and adapt_text_tower are both false: nothing would be trained")
+            raise ValueError(
+                "adapt_image_tower or adapt_text_tower must be true, got false for both; nothing would be trained"
+            )
 
     @property
     def synthetic(self) -> bool:
-        """Whether synthetic pictures are used."""
+        """Whether synthetic images are used."""
         return self.scheme in GENERATING
 
     @property

@@ -1,7 +1,7 @@
-"""Which real pictures are the shots, and how often they are repeated beside the drawn ones.
+"""Draw of the shots, and their number of repetitions beside the synthetic images.
 
-The order of names is that of the DataDream reference (natural order). How its shots were drawn was not published; here
-they are drawn as in DISEF (da Costa et al., 2023), its code base for CLIP.
+Names are in natural order, as in the DataDream reference. How it drew its shots was not published; here they are drawn
+as in DISEF (da Costa et al., 2023), its code base for CLIP.
 """
 
 import random
@@ -13,28 +13,28 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:
-    """Names with digit runs compared as numbers ("img2" before "img10"); equals keep their order."""
+    """Sort names with runs of digits compared as numbers ("img2" before "img10"); the sort is stable."""
 
     def key(name: str) -> list[str | int]:
-        # The split alternates between text and digits and begins with text, so that like meets like.
+        # The split alternates between text and digits and begins with text, so equal types are compared.
         return [int(part) if position % 2 else part for position, part in enumerate(_DIGITS.split(name))]
 
     return sorted(names, key=key)
 
 
 def sample_k_shot(labels: Sequence[int], n_shot: int, seed: int) -> list[int]:
-    """Draw the shots: ``n_shot`` samples of each class without replacement.
+    """Draw ``n_shot`` samples of each class without replacement.
 
     Args:
         labels: Class of every sample.
         n_shot: Samples of each class, at least 1.
-        seed: Of Python's generator. The draw depends also on the order of the samples.
+        seed: Seed of Python's generator; the draw depends on the order of the samples, too.
 
     Returns:
-        Indices into ``labels``, class after class in order of first appearance, within a class as drawn.
+        Indices into ``labels``, class by class in order of first appearance, within a class in the order drawn.
 
     Raises:
-        ValueError: If ``n_shot`` is below 1, there are no labels, or a class has fewer samples than ``n_shot``.
+        ValueError: ``n_shot`` is below 1, there are no labels, or a class has fewer samples than ``n_shot``.
     """
     if n_shot < 1:
         raise ValueError(f"n_shot must be at least 1, got {n_shot}")
@@ -55,14 +55,14 @@ def sample_k_shot(labels: Sequence[int], n_shot: int, seed: int) -> list[int]:
 
 
 def pool_repeats(n_images: int, n_shot: int) -> int:
-    """How often each shot is repeated in a pool with ``n_images`` drawn pictures of its class: as often as fits whole.
+    """Number of repetitions of each shot in a pool with ``n_images`` synthetic images of its class.
 
     Returns:
-        ``n_images // n_shot``. It is 0, with a warning, if there are fewer drawn pictures than shots: the pool then has
-        no real picture.
+        ``n_images // n_shot``. It is 0, with a warning, if there are fewer synthetic images than shots: the pool then
+        has no real image.
 
     Raises:
-        ValueError: If ``n_images`` is negative or ``n_shot`` below 1.
+        ValueError: ``n_images`` is negative or ``n_shot`` below 1.
     """
     if n_images < 0:
         raise ValueError(f"n_images must be at least 0, got {n_images}")
@@ -70,7 +70,7 @@ def pool_repeats(n_images: int, n_shot: int) -> int:
         raise ValueError(f"n_shot must be at least 1, got {n_shot}")
     if n_images < n_shot:
         warnings.warn(
-            f"{n_images} drawn pictures a class are fewer than {n_shot} shots: the pool will hold no real picture",
+            f"{n_images} synthetic images of a class are fewer than {n_shot} shots: the pool will hold no real image",
             stacklevel=2,
         )
     return n_images // n_shot

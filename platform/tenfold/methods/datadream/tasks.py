@@ -1,4 +1,4 @@
-"""Work cut into independent tasks: shared out over the workers, stoppable between two, done by one run at a time."""
+"""Independent tasks, divided among the workers, interruptible between two, and done by one run at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,14 @@ from tenfold.engine.run import Interrupted, PlainRun, Run
 
 Task = TypeVar("Task")
 POLL_S = 1.0
+"""Seconds between two attempts to take a lock."""
 
 
 def each_task(run: Run, tasks: Sequence[Task], work: Callable[[Task], None], description: str) -> None:
     """Do every task once, task i on worker i mod W; every worker must call it with the same tasks.
 
-    Unlike ``Run.map`` it stops between two rounds where the user asks to; what tasks wrote into an open stage is
-    sent to its store after each of them.
+    Unlike ``Run.map`` it stops between two rounds when the user asks to; output of a task in an open stage is uploaded
+    after each task.
 
     Raises:
         Interrupted: The user asked to stop and tasks are left.
@@ -37,16 +38,16 @@ def each_task(run: Run, tasks: Sequence[Task], work: Callable[[Task], None], des
 
 @contextmanager
 def alone(run: Run, name: str) -> Iterator[None]:
-    """Hold a name in the shared storage: of several runs at once that need the same thing, one makes it, others wait.
+    """Lock a name in the shared storage, so that one of several concurrent runs does the work and the others wait.
 
-    Where the storage is no disk nothing is held; two runs then do the same work twice, with the same outcome.
+    Nothing is locked in an object store; two runs then do the same work twice, with the same result.
 
     Args:
-        run: The machine; every worker must come here.
+        run: The machine; every worker must enter.
         name: A plain file name.
 
     Raises:
-        Interrupted: The user asked to stop while another run held it.
+        Interrupted: The user asked to stop while another run held the lock.
     """
     if not run.shared.is_local:
         yield
@@ -65,9 +66,9 @@ def alone(run: Run, name: str) -> Iterator[None]:
 
 
 class TaskRun(PlainRun):
-    """A plain run inside one task of a larger run: its own seed and checkpoints, the same device, no records.
+    """A plain run inside a task of an outer run, with its own seed and checkpoints, the same device and no recorder.
 
-    It stops in mid-task only where the larger run is one process: workers must leave a stage together.
+    It stops within a task only if the outer run is one process, since workers must leave a stage together.
     """
 
     def __init__(self, outer: Run, name: str, **options: Any) -> None:
