@@ -1,8 +1,8 @@
-"""Mean average precision of all classes at once, against a loop of scikit-learn and against torchmetrics.
+"""Mean average precision of all classes at once, against a loop over scikit-learn and against torchmetrics.
 
-    python tests/benchmarks/bench_average_precision.py [--images 40000] [--classes 80] [--repeats 3] [--threads 1]
+    python -m tests.benchmarks.bench_average_precision [--images 40000] [--classes 80] [--repeats 3] [--threads 1]
 
-Prints seconds and ratios of the same run; the defaults are the size of COCO's validation part.
+Prints seconds and ratios of the same run; the defaults have the size of COCO's validation split.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tenfold.metrics.average_precision import mean_average_precision
 
 
 def seconds(function: Callable[[], float], repeats: int) -> tuple[float, float]:
-    """Best time of some calls, and what the last one returned."""
+    """Return the best time over the calls, and the last result."""
     times, value = [], 0.0
     for _ in range(repeats):
         start = time.perf_counter()
@@ -34,7 +34,7 @@ def by_scikit_learn(scores: Tensor, targets: Tensor) -> float:
 
 
 def by_torchmetrics(scores: Tensor, targets: Tensor) -> float:
-    # Probabilities go in: it applies a sigmoid to scores outside [0, 1] by itself.
+    # Takes probabilities; it would apply a sigmoid to scores outside [0, 1].
     return 100 * MultilabelAveragePrecision(num_labels=scores.shape[1])(scores, targets).item()
 
 

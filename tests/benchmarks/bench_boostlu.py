@@ -1,10 +1,10 @@
-"""What BoostLU costs: a training step against plain binary cross-entropy, and the head against the obvious one.
+"""Cost of BoostLU: a training step against plain binary cross-entropy, and the head against a naive one.
 
     python -m tests.benchmarks.bench_boostlu [--device cpu] [--rounds 15] [--threads 1] [--only step|head]
 
-Every round times each way once, in turn, so that what else a machine does falls on all of them; on a CPU processor time
-counts, which other processes take least of. Printed are medians and the median over rounds of the ratio to the first
-way, whose repetition says how far a ratio can be trusted.
+Each round times every variant once, in turn, so that background load affects all of them; on a CPU, processor time is
+measured, which other processes disturb least. Prints medians and the median over rounds of the ratio to the first
+variant, whose repetition shows how far a ratio can be trusted.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from tenfold.methods.boostlu.head import BoostedCAMHead
 from tenfold.methods.large_loss.loss import assume_negative_losses, large_loss_mask, num_large_losses, treated_mean
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
 
-STEPS = {  # network, side of the pictures, batch, classes
+STEPS = {  # network: image size, batch size, classes
     "small_cnn": (64, 32, 10),
     "torchvision:resnet18": (96, 8, 20),
     "torchvision:resnet50": (128, 4, 80),
 }
 STEPS_ON_A_GPU = {**STEPS, "torchvision:resnet18": (224, 32, 20), "torchvision:resnet50": (448, 16, 80)}
-HEADS = {  # batch, channels, side of the map, classes
+HEADS = {  # batch size, channels, map size, classes
     "small_cnn": (32, 128, 8, 10),
     "VOC at 448": (4, 2048, 14, 20),
     "COCO at 448": (4, 2048, 14, 80),
@@ -37,7 +37,7 @@ ALPHA, RATE = 5.0, 0.01
 
 
 class NaiveHead(nn.Module):
-    """The definition in three lines: a 1x1 convolution, ``where``, the mean."""
+    """Head by definition: a 1x1 convolution, ``where``, the mean."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class NaiveHead(nn.Module):
 
 
 class PlainHead(nn.Module):
-    """Mean, then a linear layer."""
+    """Global average pooling and a linear layer."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PlainHead(nn.Module):
 
 
 def time_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after two rounds that don't count."""
+    """Return the seconds of each variant in each round, after two warm-up rounds."""
     on_gpu = device.type == "cuda"
     wait, clock = (torch.cuda.synchronize, time.perf_counter) if on_gpu else (lambda: None, time.process_time)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -76,7 +76,7 @@ def time_in_turn(ways: Mapping[str, Callable[[], object]], rounds: int, device: 
 
 
 def line(seconds: Mapping[str, list[float]]) -> str:
-    """Medians, and ratios to the first."""
+    """Format medians, and ratios to the first variant."""
     first = next(iter(seconds.values()))
     parts = []
     for name, each in seconds.items():
@@ -86,7 +86,7 @@ def line(seconds: Mapping[str, list[float]]) -> str:
 
 
 def steps(name: str, size: int, batch: int, classes: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """A whole training step: pictures to the optimiser's update."""
+    """Build full training steps, from images to the optimiser's update."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, generator=generator).to(device)
     labels = (torch.rand(batch, classes, generator=generator) < 0.05).to(torch.int8).to(device)
@@ -122,7 +122,7 @@ def steps(name: str, size: int, batch: int, classes: int, device: torch.device) 
 
 
 def heads(batch: int, channels: int, side: int, classes: int, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Forward and backward of a head alone."""
+    """Build forward and backward passes of a head alone."""
     features = torch.randn(batch, channels, side, side).relu().to(device).requires_grad_()
     upstream = torch.randn(batch, classes).to(device)
 

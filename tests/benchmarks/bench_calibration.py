@@ -1,11 +1,10 @@
-"""Calibration errors of many elements, against the obvious loop over bins, and seen once against all at once.
+"""Calibration errors of many elements: against a naive loop over bins, and streamed against all at once.
 
     python -m tests.benchmarks.bench_calibration [--elements 10000000] [--chunks 10000 100000 1000000] [--threads 1]
 
-Medians of the processor's time in one run, ratios to the loop: a mask for each bin, as public code for calibration
-errors has it, in numpy and in torch; for bins of equal mass an argsort split in parts. Then batches through
-``StreamingCalibration`` against one call. Memory is the peak of a process of its own, less what it held with the
-inputs.
+Prints median processor times of one run and ratios to the loop: one mask per bin, as in public code for calibration
+errors, in numpy and in torch; for bins of equal mass a split argsort. Then batches through ``StreamingCalibration``
+against one call. Memory is the peak of a separate process, minus what it held with the inputs.
 """
 
 import argparse
@@ -84,7 +83,7 @@ WAYS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def seconds(work: Callable[[], float]) -> tuple[float, float]:
-    """Median time, and what came out."""
+    """Return the median time, and the result."""
     taken, value = [], 0.0
     for _ in range(REPEATS):
         start = time.process_time()
@@ -94,10 +93,10 @@ def seconds(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def peak_of(way: str, elements: int) -> float:
-    """Megabytes that a way adds to the highest resident set of this process."""
+    """Return the megabytes that a variant adds to the peak resident set of this process."""
     error, variance = make_inputs(elements)
     WAYS[way](error[:1000], variance[:1000])
-    # The highest so far includes what making the inputs took: take that up again, so that more of it shows.
+    # The peak so far includes making the inputs: allocate as much again, so that any further memory shows.
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident_kb()
     ballast = np.ones(max(0, held) * 1024, dtype=np.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=10_000_000)
     parser.add_argument("--chunks", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-of", choices=list(WAYS), help="print the peak of one way and end")
+    parser.add_argument("--memory-of", choices=list(WAYS), help="print the peak of one variant and exit")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:

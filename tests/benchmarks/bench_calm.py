@@ -1,11 +1,11 @@
-"""What CALM costs: a training step and a map, against CAM on the same backbone.
+"""Cost of CALM: a training step and an attribution map, against CAM on the same backbone.
 
     python -m tests.benchmarks.bench_calm [--device cpu] [--threads 1] [--rounds 15] [--networks dilated_cnn ...]
 
-Every round times each variant once, so that a busy machine slows all of them; what is printed is the median time and
-the median over rounds of the ratio to the first variant in the same round. On a CPU it is the processor's time that
-counts, which other processes change less. ``plain`` is pooling and a linear layer. Weights are random and pictures are
-noise: the arithmetic is the same.
+Each round times every variant once, so that background load affects all of them. Prints the median time and the median
+over rounds of the ratio to the first variant of the same round; on a CPU, processor time is measured, which other
+processes disturb less. ``plain`` is pooling and a linear layer. Weights are random and images are noise: the arithmetic
+is the same.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MODES: tuple[Objective, ...] = ("cam", "em", "ml")
 
 @dataclass(frozen=True)
 class Case:
-    """A network and what it is fed."""
+    """Network and the shape of its inputs."""
 
     model: ModelConfig
     image_size: int
@@ -44,7 +44,7 @@ CASES = {
     "resnet50": Case(ModelConfig(name="torchvision:resnet50", output_stride=16), 224, 4, 200),
     "resnet50-1000": Case(ModelConfig(name="torchvision:resnet50", output_stride=16), 224, 4, 1000),
 }
-HEADS = {  # batch, channels, classes, side of the map
+HEADS = {  # batch size, channels, classes, map size
     "handwriting": (64, 64, 10, 8),
     "CUB": (32, 2048, 200, 14),
     "ImageNet": (32, 2048, 1000, 14),
@@ -52,7 +52,7 @@ HEADS = {  # batch, channels, classes, side of the map
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> list[str]:
-    """Times of all variants, round by round; the first is what the others are compared with."""
+    """Time all variants round by round; ratios are to the first."""
     is_gpu = device.type == "cuda"
     wait, now = (torch.cuda.synchronize, time.perf_counter) if is_gpu else (lambda: None, time.process_time)
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -75,7 +75,7 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, devic
 
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
-    """Forward, backward and an optimiser's step."""
+    """Build a step: forward, backward, optimiser."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
 
     def step() -> None:
@@ -87,7 +87,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
 
 
 def head_step(head: CalmHead, features: Tensor, labels: Tensor) -> Callable[[], object]:
-    """Forward and backward of a head alone, down to the gradient of the feature map."""
+    """Build forward and backward of a head alone, down to the gradient of the feature map."""
     leaf = features.clone().requires_grad_()
 
     def step() -> None:
@@ -103,7 +103,7 @@ def bench_network(name: str, rounds: int, device: torch.device) -> None:
     size, num_classes = case.image_size, case.num_classes
     images = torch.randint(0, 256, (case.batch_size, size, size, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(0, num_classes, (case.batch_size,), device=device)
-    print(f"{name}, {case.batch_size} pictures of {size} x {size}, {num_classes} classes")
+    print(f"{name}, {case.batch_size} images of {size} x {size}, {num_classes} classes")
     steps: dict[str, Callable[[], object]] = {}
     attributions: dict[str, dict[str, Callable[[], object]]] = {}
     for mode in MODES:

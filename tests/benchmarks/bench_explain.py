@@ -1,8 +1,8 @@
-"""What ``explain`` costs beside the plain prediction: at the predictor, and through the HTTP application.
+"""Cost of ``explain`` relative to plain prediction: in the predictor, and through the HTTP application.
 
-Run from the root of the repository: ``python -m tests.benchmarks.bench_explain``. Weights are as they were drawn. The
-cases take turns, and each ratio is of least times of one run on one machine. A round trip through the application
-(without Ray Serve, client included) tells what decoding, predicting and encoding the maps come to together.
+Run from the root of the repository: ``python -m tests.benchmarks.bench_explain``. Weights are random. The cases take
+turns, and each ratio is of minimum times of one run on one machine. A round trip through the application (without Ray
+Serve, client included) covers decoding, predicting and encoding the maps.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NUM_CLASSES = 20
 
 
 def least_ms(cases: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Least time of each case: what else the machine does only adds. They take turns, at least five each."""
+    """Return the minimum time of each case, as background load only adds; the cases take turns, at least five each."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
@@ -39,7 +39,7 @@ def least_ms(cases: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 def predictor_cases(service: LocalService, images: np.ndarray) -> dict[str, Callable[[], object]]:
     loaded = service.clients["m"].loaded
-    predictor = loaded._explaining  # what a replica calls, without anything around it
+    predictor = loaded._explaining  # called directly, as by a replica
     assert predictor is not None
     tensor, labels = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
     return {
@@ -75,8 +75,8 @@ def compare(bundle: Bundle, label: str, batch_sizes: list[int], seconds: float) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per line")
-    parser.add_argument("--threads", type=int, default=1, help="of one predictor call, as serving sets them")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per line")
+    parser.add_argument("--threads", type=int, default=1, help="threads per predictor call, as in serving")
     parser.add_argument("--large", default="torchvision:resnet18", help="network at 224x224; empty leaves it out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

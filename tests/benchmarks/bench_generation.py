@@ -1,10 +1,10 @@
-"""Pictures and training steps a second on one device, against diffusers and peft used the plain way, in one run.
+"""Images and training steps per second on one device, against straightforward use of diffusers and peft, in one run.
 
-Architectures of Stable Diffusion 2.1 (512 pixels) and CLIP ViT-B/16 with random weights: nothing is downloaded, and
-speed does not depend on the weights. Three parts, the stages of DataDream:
+Uses the architectures of Stable Diffusion 2.1 (512 pixels) and CLIP ViT-B/16 with random weights: nothing is
+downloaded, and speed does not depend on the weights. Three parts, the stages of DataDream:
 
 - generate: one adapter, guidance 2, 50 steps. Plain: the pipeline's own call with the adapter loaded beside the
-  weights, ten pictures at a time. Ours: the adapter merged, large batches, channels last, compiled.
+  weights, ten images at a time. Ours: the adapter merged, large batches, channels last, compiled.
 - adapt: LoRA on UNet and text encoder, batch 8. Plain: every step runs VAE and text encoder on the whole batch. Ours:
   latents cached, each distinct prompt encoded once, channels last, compiled, fused optimiser.
 - classify: CLIP LoRA on both towers, batch 64, 100 classes. Plain: peft on open_clip. Ours: ``clip_lora``.
@@ -45,12 +45,12 @@ from tenfold.models.sampling import generate
 from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline, build_tokenizer
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12}
-"""Dense bf16 operations a second that the makers state, by a part of the card's name; the first match counts."""
+"""Dense bf16 operations per second as stated by the vendors, by a part of the device name; the first match counts."""
 PROMPT = "a satellite photo of a three"
 
 
 def write_stable_diffusion(folder: Path) -> None:
-    """Stable Diffusion 2.1 at 512 pixels (v-prediction), random weights in bf16."""
+    """Save Stable Diffusion 2.1 at 512 pixels (v-prediction) with random weights in bf16."""
     torch.set_default_dtype(torch.bfloat16)
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = 77
@@ -102,7 +102,7 @@ def write_stable_diffusion(folder: Path) -> None:
 
 
 class Bench:
-    """What the parts share: the pipeline on disk, the device and how things are timed."""
+    """State shared by the parts: the pipeline on disk, the device, the timing."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
@@ -128,7 +128,7 @@ class Bench:
         return pipeline
 
     def seconds(self, work: Callable[[], object], calls: int = 1) -> float:
-        """Mean time of a call, after two that warm up (and compile)."""
+        """Return the mean time per call, after two warm-up calls (which compile)."""
         work()
         work()
         self._wait()
@@ -139,7 +139,7 @@ class Bench:
         return (time.perf_counter() - start) / calls
 
     def peak(self) -> tuple[float, str]:
-        """Operations a second to compare with, and where the number is from."""
+        """Return the peak operations per second to compare with, and its source."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         for part, peak in PEAKS.items():
             if part in name:
@@ -151,9 +151,9 @@ class Bench:
         return peak, f"{name}: measured matrix product {peak / 1e12:.3g} TFLOP/s in {dtype}"
 
     def report(self, what: str, unit: str, plain: float, ours: float, operations: float) -> None:
-        """A line for each way: rate, share of the peak, and the ratio."""
+        """Print rate and share of the peak of each variant, and the ratio."""
         peak, source = self.peak()
-        print(f"\n{what}  ({source}; {operations / 1e12:.4g} TFLOP a {unit})")
+        print(f"\n{what}  ({source}; {operations / 1e12:.4g} TFLOP per {unit})")
         print(f"  plain  {plain:10.3f} {unit}/s  {plain * operations / peak:7.1%} of the peak")
         print(f"  ours   {ours:10.3f} {unit}/s  {ours * operations / peak:7.1%} of the peak")
         print(f"  ratio  {ours / plain:10.2f}")
@@ -190,9 +190,9 @@ def bench_generate(bench: Bench) -> None:
 
 
 def seconds_of_plain_drawing(bench: Bench) -> tuple[float, float]:
-    """Time for all pictures, and the operations of one; the pipeline is gone afterwards, and its memory free."""
+    """Return the time for all images and the operations of one; frees the pipeline's memory."""
     options, pipeline = bench.options, bench.plain()
-    operations = picture_operations(pipeline, options.steps)
+    operations = image_operations(pipeline, options.steps)
     add_adapter(pipeline)
     save_adapter(pipeline, bench.adapter)
     pipeline.unload_lora_weights()
@@ -206,8 +206,8 @@ def seconds_of_plain_drawing(bench: Bench) -> tuple[float, float]:
     return bench.seconds(the_plain_way), operations
 
 
-def picture_operations(pipeline: Pipeline, num_steps: int) -> float:
-    """Of one picture: two predictions in each step, and the VAE once."""
+def image_operations(pipeline: Pipeline, num_steps: int) -> float:
+    """Count the operations of one image: two predictions per step, and the VAE once."""
     unet = pipeline.unet
     latent = torch.zeros(1, *latent_shape(pipeline), device=unet.device, dtype=unet.dtype)
     text = pipeline.text_encoder(tokenize(pipeline, [PROMPT]))[0].detach()
@@ -268,7 +268,7 @@ def bench_adapt(bench: Bench) -> None:
     reference = bench.plain()
     trained = add_adapter(reference)
     setup = (Denoiser(reference), noised(mean[:batch]), tokens, same, torch.optim.AdamW(trained), trained)
-    operations = operations_of(lambda: finish(*setup))  # without VAE: what a step can't do without
+    operations = operations_of(lambda: finish(*setup))  # without the VAE: the minimum of a step
     bench.report("adapt: diffusion LoRA, batch 8", "step", 1 / plain_s, 1 / ours_s, operations)
 
 
@@ -319,14 +319,14 @@ PARTS = {"generate": bench_generate, "adapt": bench_adapt, "classify": bench_cla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="small architectures: shows that it runs, on any machine")
+    parser.add_argument("--tiny", action="store_true", help="small architectures, to run on any machine")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, help="pictures to draw (default 64; tiny 12)")
-    parser.add_argument("--batch-size", type=int, help="of ours (default: all of --images)")
-    parser.add_argument("--plain-batch-size", type=int, default=10, help="of plain diffusers (the reference's default)")
-    parser.add_argument("--steps", type=int, help="of the sampler (default 50; tiny 5)")
-    parser.add_argument("--train-steps", type=int, help="timed steps of training (default 20; tiny 3)")
+    parser.add_argument("--images", type=int, help="images to generate (default 64; tiny 12)")
+    parser.add_argument("--batch-size", type=int, help="batch size of ours (default: all of --images)")
+    parser.add_argument("--plain-batch-size", type=int, default=10, help="batch size of plain diffusers")
+    parser.add_argument("--steps", type=int, help="sampler steps (default 50; tiny 5)")
+    parser.add_argument("--train-steps", type=int, help="timed training steps (default 20; tiny 3)")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     options.images = options.images or (12 if options.tiny else 64)

@@ -1,13 +1,13 @@
-"""Gradient uncertainty and mean gradient of a batch, and the answers of many members, against loops.
+"""Gradient uncertainty and mean gradient of a batch, and predictions of many members, against loops.
 
     python -m tests.benchmarks.bench_gradient_uncertainty [--threads 1 2] [--batch 200] [--members 30]
 
-For each number of threads, on the published network: milliseconds of a plain training step; of the fast way; of
-vectorised per-example gradients; of a forward and backward pass for each example; and of one backward pass for each
-example through the graph of the whole batch, as the published code does it (timed for a few examples, times B / few).
-Then the peak memory of each way in a process of its own, less what the process held before. Then the members' answers,
-at once against one after the other (``bench_members``, which see). Ratios are of medians of one run; on one thread the
-time is the processor's, which other programs disturb less.
+For each number of threads, on the published network: milliseconds of a plain training step; of the fast
+implementation; of vectorised per-example gradients; of one forward and backward pass per example; and of one backward
+pass per example through the graph of the whole batch, as in the published code (timed for a few examples and
+extrapolated to B). Then the peak memory of each variant in a separate process, minus what it held before. Then the
+members' predictions, batched against sequential (see ``bench_members``). Ratios are of medians of one run; on one
+thread, processor time is measured, which other processes disturb less.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tenfold.models.digit_cnn import DigitCNN
 from tests.benchmarks import bench_members
 
 LOOPED = 4
-"""Backward passes through the whole batch's graph that are timed."""
+"""Timed backward passes through the graph of the whole batch."""
 MEMBERS_OF = ("digit_cnn", "narrow_digit_cnn", "8x8_cnn", "perceptron")
 
 
@@ -64,7 +64,7 @@ def one_by_one(network: nn.Module, inputs: Tensor, labels: Tensor) -> None:
 
 
 def through_the_batch(network: nn.Module, inputs: Tensor, labels: Tensor, passes: int = LOOPED) -> None:
-    """The published way: a buffer of B gradients, filled by B backward passes through one graph."""
+    """As published: a buffer of B gradients, filled by B backward passes through one graph."""
     parameters = list(network.parameters())
     buffer = torch.zeros(len(inputs), sum(value.numel() for value in parameters))
     losses = functional.cross_entropy(network(inputs), labels, reduction="none")
@@ -99,7 +99,7 @@ def time_gradients(batch: int, repeats: int) -> None:
     base, setup = 0.0, milliseconds(lambda: BatchGradients(network)(inputs[:2], labels[:2]), repeats)
     reused = BatchGradients(network)
     for name, way in WAYS.items():
-        if name.startswith("fast"):  # a chain checks its layers once, not at every step
+        if name.startswith("fast"):  # a chain checks its layers once, not every step
             squares = name != "fast"
             cost = milliseconds(lambda squares=squares: reused(inputs, labels, squares=squares), repeats)
         elif name in ("one by one", "vectorised"):
@@ -125,16 +125,16 @@ def measure_memory(batch: int) -> None:
 
 
 def peak_of(way: str, batch: int) -> float:
-    """Megabytes that a way adds to the highest resident set of this process."""
+    """Return the megabytes that a variant adds to the peak resident set of this process."""
     network, inputs, labels = make_batch(batch)
-    WAYS[way](network, inputs[:2], labels[:2])  # libraries load what they need
+    WAYS[way](network, inputs[:2], labels[:2])  # warm up the libraries
     before = _peak_kib()
     WAYS[way](network, inputs, labels)
     return (_peak_kib() - before) * 1024 / 1e6
 
 
 def _peak_kib() -> int:
-    # Not getrusage: a process inherits the highest resident set of the one that started it.
+    # Not getrusage: a process inherits the peak resident set of its parent.
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--members", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory-of", choices=list(WAYS), help="print the peak of one way and end")
+    parser.add_argument("--memory-of", choices=list(WAYS), help="print the peak of one variant and exit")
     options = parser.parse_args()
     if options.memory_of:
         torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def main() -> None:
     measure_memory(options.batch)
     for threads in options.threads:
         torch.set_num_threads(threads)
-        print(f"answers of {options.members} members, {threads} threads")
+        print(f"predictions of {options.members} members, {threads} threads")
         speeds = bench_members.machine()
         for name, rows in itertools.product(MEMBERS_OF, (1, 4, 8, 32)):
             bench_members.compare(name, options.members, rows, speeds)

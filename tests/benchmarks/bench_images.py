@@ -1,6 +1,6 @@
-"""Pictures a second: ``FileImages`` and its cache against a plain loop over the same files, in one run.
+"""Images per second: ``FileImages`` and its cache against a plain loop over the same files, in one run.
 
-``python tests/benchmarks/bench_images.py [--num-images 600] [--image-size 448] [--num-workers 8]``
+``python -m tests.benchmarks.bench_images [--num-images 600] [--image-size 448] [--num-workers 8]``
 """
 
 import argparse
@@ -16,8 +16,8 @@ from PIL import Image
 from tenfold.data.images import FileImages, cache_images
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
-    """JPEGs of COCO's usual size; smooth noise, so that they compress as photographs do (about 90 kB each)."""
+def write_images(folder: Path, count: int) -> list[Path]:
+    """Write JPEGs of COCO's usual size; smooth noise, so that they compress like photographs (about 90 kB each)."""
     rng = np.random.default_rng(0)
     paths = []
     for row in range(count):
@@ -29,9 +29,9 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def plain_loop(paths: list[Path], size: int) -> torch.Tensor:
-    """What a data set class usually does: open, convert, resize, to a tensor; one after the other."""
-    pictures = [Image.open(path).convert("RGB").resize((size, size), Image.BILINEAR) for path in paths]
-    return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+    """Read like a typical dataset class: open, convert, resize and stack, one image at a time."""
+    images = [Image.open(path).convert("RGB").resize((size, size), Image.BILINEAR) for path in paths]
+    return torch.stack([torch.from_numpy(np.array(image)) for image in images])
 
 
 def rate(read: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> float:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=8)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_pictures(Path(folder), args.num_images)
+        paths = write_images(Path(folder), args.num_images)
         kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
         print(f"{len(paths)} JPEGs of 640 x 480, {kilobytes:.0f} kB each, to {args.image_size} pixels, batches of 64")
         batches = np.array_split(np.random.default_rng(0).permutation(len(paths)), max(1, len(paths) // 64))

@@ -1,9 +1,9 @@
-"""What Large Loss adds to a step: loss and gradient of LL-R and LL-Ct against plain binary cross-entropy.
+"""Overhead of Large Loss: loss and gradient of LL-R and LL-Ct against plain binary cross-entropy.
 
-    python tests/benchmarks/bench_large_loss.py [--device cpu] [--repeats 300] [--threads 1]
+    python -m tests.benchmarks.bench_large_loss [--device cpu] [--repeats 300] [--threads 1]
 
-Prints microseconds of forward and backward of the loss alone, and the ratio to plain cross-entropy of the same run, for
-the batches of PASCAL VOC, COCO, CUB and OpenImages; with the checks of values and without.
+Prints microseconds of forward and backward of the loss alone and the ratio to plain cross-entropy in the same run, for
+batches of the shapes of PASCAL VOC, COCO, CUB and OpenImages; with and without value checks.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SHAPES = {"VOC": (16, 20), "COCO": (16, 80), "CUB": (16, 312), "OpenImages": (64
 
 
 def microseconds(loss: Callable[[Tensor], Tensor], logits: Tensor, repeats: int) -> float:
-    """Median time of a forward and backward pass."""
+    """Return the median time of a forward and backward pass."""
     wait = torch.cuda.synchronize if logits.is_cuda else (lambda: None)
     times = []
     for _ in range(repeats):

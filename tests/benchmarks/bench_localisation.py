@@ -1,10 +1,10 @@
-"""Localisation metrics of all thresholds at once, against plain loops over thresholds and pictures.
+"""Localisation metrics at all thresholds at once, against plain loops over thresholds and images.
 
     python -m tests.benchmarks.bench_localisation [--maps 8] [--loop-maps 2] [--size 224] [--thresholds 1000]
 
-Prints milliseconds a map and ratios of the same run. The loops do what one would write first: label the components of
-every cut with scipy, take the box of each, or of the one with the largest area; count hits and misses of every
-threshold. The values are compared, too. Maps are what networks give: 14 x 14 cells, made larger.
+Prints milliseconds per map and ratios of the same run. The loops are naive implementations: label the components of
+every cut with scipy, take the box of each or of the largest; count hits and misses at every threshold. The values are
+compared, too. Maps have the resolution of network outputs: 14 x 14 cells, upsampled.
 """
 
 import argparse
@@ -23,7 +23,7 @@ EIGHT = np.ones((3, 3))
 
 
 def milliseconds(function: Callable[[], np.ndarray | float], num_maps: int, repeats: int) -> tuple[float, object]:
-    """Best time of some calls, for one map, and what the last one returned."""
+    """Return the best time per map over the calls, and the last result."""
     times, value = [], None
     for _ in range(repeats):
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def milliseconds(function: Callable[[], np.ndarray | float], num_maps: int, repe
 
 
 def boxes_by_labelling(levels: np.ndarray, cut: int, multi: bool) -> np.ndarray:
-    """Boxes of one cut; areas in triangles of four neighbouring pixels, holes filled."""
+    """Find the boxes of one cut; areas from triangles of neighbouring pixels, holes filled."""
     height, width = levels.shape
     foreground = levels > cut
     labels, count = ndimage.label(foreground if multi else ndimage.binary_fill_holes(foreground), EIGHT)
@@ -88,7 +88,7 @@ def pixel_ap(maps: np.ndarray, truth: np.ndarray, thresholds: np.ndarray) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=8)
-    parser.add_argument("--loop-maps", type=int, default=2, help="as many of them for the loops, which take seconds")
+    parser.add_argument("--loop-maps", type=int, default=2, help="number of maps for the loops, which take seconds")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--thresholds", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -112,12 +112,12 @@ def main() -> None:
             lambda multi=multi: fits_by_loop(maps[:few], boxes[:few], thresholds, multi), few, 1
         )
         same = np.array_equal(np.asarray(fits)[:few], np.asarray(expected))
-        print(f"{name}: {ours:.1f} ms a map, loop {theirs:.0f} ms: {theirs / ours:.0f} times as long, same: {same}")
+        print(f"{name}: {ours:.1f} ms per map, loop {theirs:.0f} ms: {theirs / ours:.0f} times as long, same: {same}")
     ours, _ = milliseconds(lambda: pixel_ap(maps, truth, thresholds), options.maps, options.repeats)
     theirs, expected = milliseconds(lambda: pixel_ap_by_loop(maps[:few], truth[:few], thresholds), few, 1)
     difference = abs(pixel_ap(maps[:few], truth[:few], thresholds) - float(str(expected)))
     print(
-        f"PxAP: {ours:.1f} ms a map, loop {theirs:.0f} ms: {theirs / ours:.0f} times as long, "
+        f"PxAP: {ours:.1f} ms per map, loop {theirs:.0f} ms: {theirs / ours:.0f} times as long, "
         f"differs by {difference:.1e} %"
     )
 

@@ -1,14 +1,14 @@
-"""What the training loop costs: ``fit`` against a bare PyTorch loop, in a plain process and through Ray Train.
+"""Cost of the training loop: ``fit`` against a bare PyTorch loop, in a plain process and through Ray Train.
 
 Run from the root of the repository, on a quiet machine:
 
     python -m tests.benchmarks.bench_loop [plain] [ray] [first-step] [--rounds 9] [--steps 250] [--threads 1]
 
-Bare loop and ``fit`` take turns in one run, on the same model from the same first weights, the same batches of the same
-``Loader`` and the same optimiser; that both end with the same weights, bit for bit, is checked. Ratios are medians over
-the rounds: of the steps alone, of the whole call (``fit`` writes a checkpoint at its end), and of processor time, which
-other programs disturb less. With Ray, the bare loop runs here while the one worker waits, and the other way round.
-``first-step`` starts ``jobs/train.py`` as a user does and waits for the checkpoint of the first step.
+Bare loop and ``fit`` take turns in one run, with the same model and initial weights, the same batches of the same
+``Loader`` and the same optimiser; both must end with bit-identical weights. Ratios are medians over the rounds: of the
+steps alone, of the whole call (``fit`` writes a checkpoint at its end), and of processor time, which other processes
+disturb less. With Ray, the bare loop runs here while the single worker waits, and vice versa. ``first-step`` starts
+``jobs/train.py`` as a user does and waits for the checkpoint of the first step.
 """
 
 import argparse
@@ -42,27 +42,27 @@ from tenfold.types import Batch
 
 NUM_CLASSES, SIZE, BATCH_SIZE = 10, 64, 32
 WARM_UP = 10
-"""First steps of a round that are not counted among the steps."""
+"""Number of first steps of a round that are not counted."""
 POLL_S = 0.01
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One training of one epoch."""
+    """Timing of one training of one epoch."""
 
     step_ms: float
-    """Of a step, on average after the first few."""
+    """Mean time per step, without the warm-up steps."""
     call_s: float
-    """Of everything, from a fresh model to the end."""
+    """Time of the whole call, from a fresh model to the end."""
     processor_s: float
-    """Time of all threads of the process, over the whole call."""
+    """Processor time of all threads over the whole call."""
     weights: str
-    """Hash of the weights at the end."""
+    """Hash of the final weights."""
 
 
 def make_loader(num_steps: int, rank: int = 0, world_size: int = 1) -> Loader:
-    """Random pictures and labels in memory."""
+    """Return a loader of random images and labels in memory."""
     rng = np.random.default_rng(0)
     num_examples = BATCH_SIZE * num_steps
     images = torch.from_numpy(rng.integers(0, 256, (num_examples, SIZE, SIZE, 3), dtype=np.uint8))
@@ -76,7 +76,7 @@ def make_loader(num_steps: int, rank: int = 0, world_size: int = 1) -> Loader:
 
 
 def bare_round(loader: Loader) -> Round:
-    """The least that trains: no loss is kept, nothing is checked, shown or saved."""
+    """Train with a minimal loop: no loss is kept, nothing is checked, shown or saved."""
     stamps: list[float] = []
 
     def work() -> nn.Module:
@@ -95,7 +95,7 @@ def bare_round(loader: Loader) -> Round:
 
 
 def fit_round(run: Run, loader: Loader, number: int) -> Round:
-    """The same through ``fit``; every round is a stage of its own, so that none resumes another."""
+    """Train the same through ``fit``; every round is a stage of its own, so that none resumes another."""
     stamps: list[float] = []
 
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
@@ -110,7 +110,7 @@ def fit_round(run: Run, loader: Loader, number: int) -> Round:
 
 
 def compare_plain(num_rounds: int, num_steps: int) -> None:
-    """``fit`` in this process."""
+    """Compare ``fit`` in this process with the bare loop."""
     loader = make_loader(num_steps)
     with tempfile.TemporaryDirectory() as folder:
         run = PlainRun(folder=folder)
@@ -128,7 +128,7 @@ def compare_plain(num_rounds: int, num_steps: int) -> None:
 
 
 def compare_ray(num_rounds: int, num_steps: int, threads: int) -> None:
-    """``fit`` in the one worker of a Ray Train job; the bare loop here and, to tell process from loop, there too."""
+    """Compare ``fit`` in a single Ray Train worker with the bare loop here and, to separate the process, there."""
     loader = make_loader(num_steps)
     cluster.start(num_cpus=max(2, threads + 1))
     # Ray's sockets and the worker's files need short paths.
@@ -154,7 +154,7 @@ def compare_ray(num_rounds: int, num_steps: int, threads: int) -> None:
 
 
 def _ray_work(run: Run, settings: dict[str, Any]) -> None:
-    """In the worker: a round whenever the driver says so."""
+    """Run in the worker: one round whenever the driver asks."""
     turns = Storage(settings["turns"])
     loader = make_loader(settings["steps"], run.rank, run.world_size)
     bare_round(make_loader(50))  # warm up
@@ -168,7 +168,7 @@ def _ray_work(run: Run, settings: dict[str, Any]) -> None:
 
 
 def first_step(scales: Sequence[str], repeats: int) -> None:
-    """Seconds from the start of ``jobs/train.py`` to its first optimiser step, saved."""
+    """Print the seconds from the start of ``jobs/train.py`` to the checkpoint of its first step."""
     with tempfile.TemporaryDirectory() as name:
         cache = f"data.cache={name}/cache"
         cold = _seconds_to_first_step("local", Path(name) / "cold", cache)
@@ -231,9 +231,9 @@ def _timed(work: Callable[[], nn.Module], stamps: list[float]) -> Round:
 
 
 def _report(title: str, pairs: Sequence[tuple[Round, Round]]) -> None:
-    """Speed of ``fit`` over speed of the bare loop."""
+    """Print the speed of ``fit`` relative to the bare loop."""
     if len({each.weights for pair in pairs for each in pair}) != 1:
-        raise RuntimeError("bare loop and fit ended with different weights: they did not do the same work")
+        raise RuntimeError("bare loop and fit must end with the same weights, got different ones")
     bare_ms, fit_ms = (statistics.median(pair[at].step_ms for pair in pairs) for at in (0, 1))
     print(f"{title}: {1e3 / bare_ms:.1f} steps/s bare, {1e3 / fit_ms:.1f} through fit, medians of {len(pairs)} rounds")
     for what in ("step_ms", "call_s", "processor_s"):

@@ -1,11 +1,11 @@
-"""Members of an ensemble at once against one after the other, and against what the machine can do at all.
+"""Ensemble members in one pass against a loop, and against the limits of the machine.
 
     python -m tests.benchmarks.bench_members [--members 30] [--rows 1 4 8 32 128] [--only digit_cnn mlp] [--threads 1]
 
-For each network and number of inputs, medians of the processor's milliseconds, each way in turn in every round: the
-obvious loop (modules in ``eval()`` under ``inference_mode``, stacked), ``vmap`` at each call, and ``Members``; its
-first call, which vectorises without having recorded; and the floor, the larger of the arithmetic at the speed of a
-large matrix product and the weights at the speed of a sum over memory, both measured at the start. Ratios are to the
+For each network and number of inputs, median milliseconds of processor time, each variant in turn in every round: a
+plain loop (modules in ``eval()`` under ``inference_mode``, stacked), ``vmap`` at each call, and ``Members``; its first
+call, which vectorises before anything is recorded; and the floor, the larger of the arithmetic at the speed of a large
+matrix product and reading the weights at the speed of a sum over memory, both measured at the start. Ratios are to the
 loop.
 """
 
@@ -26,7 +26,7 @@ from tenfold.models.regressors.egnn import EgnnRegressor
 from tenfold.models.regressors.mlp import MlpRegressor
 
 ROUNDS, SECONDS = 15, 3.0
-"""At most so many rounds, after the first three for at most so long."""
+"""Maximum number of rounds, and maximum time after the first three."""
 
 
 def small_network() -> nn.Module:
@@ -62,7 +62,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor,
 
 
 def in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each way, timed one after the other in every round."""
+    """Return the median milliseconds of each variant; variants take turns in every round."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in ways}
     began = clock()
@@ -70,7 +70,7 @@ def in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
         for name, way in ways.items():
             start = clock()
             way()
-            if number >= 3:  # called, recorded, repeated
+            if number >= 3:  # first call, recording, replay
                 taken[name].append(clock() - start)
         if number >= 5 and clock() - began > SECONDS:
             break
@@ -78,7 +78,7 @@ def in_turn(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def machine() -> tuple[float, float]:
-    """Floating point operations and bytes in a millisecond."""
+    """Return the machine's floating point operations and bytes per millisecond."""
     side, numbers = 1024, 20_000_000
     square, line = torch.rand(side, side), torch.rand(numbers)
     taken = in_turn({"product": lambda: square @ square, "sum": line.sum})

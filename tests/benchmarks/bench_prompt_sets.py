@@ -1,12 +1,12 @@
-"""What index draws save when prompts are built, and one matrix product when they are scored.
+"""Index draws for building prompt sets, and one matrix product for scoring them, against plain loops.
 
     python -m tests.benchmarks.bench_prompt_sets [--classes 37 101 200 1000] [--repeats 3] [--threads 1]
 
-Prompts: the straightforward way turns the list of words or characters into an array and permutes it for every word and
-every character, finishes the prompts of every class, and copies the chosen list to the others by replacing the class
-name. Both ways must give the same prompts. The draws of a seed are remembered, so that the paper's comparison with and
-without a concept draws once. Scoring: seven repetitions as one product, against a loop over repetitions and classes.
-Times are those of the processor.
+Prompts: the plain implementation turns the list of words or characters into an array and permutes it for every word and
+character, finishes the prompts of every class, and copies the chosen list to the others by replacing the class name.
+Both must give the same prompts. The draws of a seed are cached, so that the paper's comparison with and without a
+concept draws once. Scoring: seven repetitions as one product, against a loop over repetitions and classes. Processor
+times are measured.
 """
 
 import argparse
@@ -28,11 +28,11 @@ NUM_PAIRS = 15
 
 
 def made_up_data(num_classes: int, num_words: int = NUM_WORDS) -> tuple[dict[str, list[str]], list[str]]:
-    """Class names of one to three words, six descriptors for each, and a vocabulary, by default of the paper's size."""
+    """Make class names of one to three words with six descriptors each, and a vocabulary (paper's size by default)."""
     rs = np.random.RandomState(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     vocabulary = sorted({"".join(rs.choice(letters, rs.randint(3, 12))) for _ in range(2 * num_words)})[:num_words]
-    # Capitals keep the names out of the random text, which replacing text would spoil.
+    # Capitals keep the names out of the random text, where replacement would corrupt it.
     names = {" ".join(rs.choice(vocabulary, 1 + i % 3)).title() for i in range(num_classes)}
     return {name: [" ".join(rs.choice(vocabulary, 4)) for _ in range(6)] for name in sorted(names)}, vocabulary
 
@@ -40,7 +40,7 @@ def made_up_data(num_classes: int, num_words: int = NUM_WORDS) -> tuple[dict[str
 def straightforward_waffle(
     descriptors: dict[str, list[str]], vocabulary: list[str], seed: int, *, words: bool, prefix: str
 ) -> dict[str, list[str]]:
-    """The modes "waffle" and "waffle_characters" with strings drawn one by one."""
+    """Build the modes "waffle" and "waffle_characters" with strings drawn one by one."""
     shape = descriptor_shape(list(descriptors))
     pool = [word[: shape.word_len] for word in vocabulary]
     characters = list(character_pool(descriptors))
@@ -62,7 +62,7 @@ def straightforward_waffle(
 
 
 def timed(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Least processor seconds of every run, the runs taken in turn so that a busy machine slows all of them."""
+    """Return the minimum processor seconds of each run; runs take turns, so that background load affects all."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
         for spent, run in zip(times, runs, strict=True):
@@ -87,7 +87,7 @@ def compare_prompts(num_classes: int, repeats: int) -> None:
             return again()
 
         if plain() != first():
-            raise SystemExit(f"{mode}, {num_classes} classes: the two ways gave different prompts")
+            raise SystemExit(f"{mode}, {num_classes} classes: plain and ours must give the same prompts")
         slow, fast, remembered = timed([plain, first, again], repeats)
         print(
             f"{mode:>18} {len(descriptors):5d} classes: plain {slow:6.2f} s, ours {1e3 * fast:7.1f} ms "
@@ -109,7 +109,7 @@ def compare_scoring(num_classes: int, repeats: int, num_images: int = 1000, dim:
     vectors = prototypes(prompts, counts)
 
     def loop() -> torch.Tensor:
-        """Every repetition and class for itself: its prompts' scores, then their mean."""
+        """Score the prompts of each repetition and class separately, then average."""
         own = prompts.view(num_seeds, num_classes, per_class, dim)
         rows = [torch.stack([(images @ text.T).mean(1) for text in texts], dim=1) for texts in own]
         return torch.stack(rows, dim=1)

@@ -1,7 +1,7 @@
 """Requests per second and latency at 16 connections: with batching, without, and with nothing to compute.
 
-Run from the root of the repository: ``python -m tests.benchmarks.bench_serving``. All figures are of one run and one
-machine, client included, so compare them with each other only.
+Run from the root of the repository: ``python -m tests.benchmarks.bench_serving``. All numbers are from one run on one
+machine, client included: compare them only with each other.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NUM_CLASSES = 10
 
 
 class ConvPredictor:
-    """A small convolutional network, in the size class of the embedded data's."""
+    """Small convolutional network, about the size of those for the embedded data."""
 
     def __init__(self, bundle: Bundle) -> None:
         metadata = bundle.metadata
@@ -47,7 +47,7 @@ class ConvPredictor:
 
 
 class ConstantPredictor:
-    """Computes nothing: what remains is the serving itself."""
+    """Predictor that computes nothing, which leaves the cost of serving."""
 
     def __init__(self, bundle: Bundle) -> None:
         metadata = bundle.metadata
@@ -107,7 +107,7 @@ class Figures:
 
 
 async def measure(url: str, request: bytes, num_connections: int, num_requests: int) -> Figures:
-    """Send ``request`` over connections that are kept open, each as soon as the last reply is there."""
+    """Send ``request`` over persistent connections, each as soon as its last reply has arrived."""
     address = urlsplit(url)
     latencies: list[float] = []
     num_failed = 0
@@ -142,7 +142,7 @@ def http_request(path: str, body: bytes = b"", headers: Mapping[str, str] | None
 
 
 def run_no_op() -> None:
-    """A bare Serve application beside ours: the floor that Serve itself sets."""
+    """Start a bare Serve application beside ours, as the lower bound set by Serve."""
     from ray import serve
     from starlette.responses import PlainTextResponse
 
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=3000, help="per case")
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3, help="the cases take turns; the median round is told")
+    parser.add_argument("--rounds", type=int, default=3, help="the cases take turns; the median round is printed")
     options = parser.parse_args()
     prepare_environment()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def compare(folder: Path, num_connections: int, num_requests: int, num_rounds: int) -> None:
-    """Serve the cases, let them take turns, print the median round of each."""
+    """Serve the cases, measure them in turn and print the median round of each."""
     conv, constant = make_bundle(folder / "conv", constant=False), make_bundle(folder / "constant", constant=True)
     module = "tests.benchmarks.bench_serving"
 
@@ -185,7 +185,7 @@ def compare(folder: Path, num_connections: int, num_requests: int, num_rounds: i
     ]
     with deploy(models, ServeSettings(port=0, access_log=False, drain_timeout_s=5)) as endpoint:
         run_no_op()
-        time.sleep(3)  # the proxy reloads for the second application, and closes connections as it does
+        time.sleep(3)  # the proxy reloads for the second application and closes connections
         images = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3)).astype(np.uint8)
         body, headers = encode_request(images)
         cases = {
