@@ -1,4 +1,4 @@
-"""The loop on workers of Ray Train: the same numbers through a killed worker and a stop, bit for bit."""
+"""Training loop on Ray Train workers: bit-identical results after a killed worker and a stop."""
 
 import time
 from pathlib import Path
@@ -32,7 +32,7 @@ def work(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask_to_stop(run: Run, step: int) -> Any:
-    """An ``after_step`` that leaves the driver's request, and stays until the loop will look for it again."""
+    """Return an ``after_step`` that writes the driver's stop file and waits until the loop polls it again."""
 
     def after_step(batch: Batch, clock: Clock) -> None:
         if clock.step == step:
