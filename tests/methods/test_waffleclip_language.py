@@ -1,4 +1,4 @@
-"""Prompts to a language model, cached answers, and files that grow class by class; a GPT-2 of three thousand weights."""
+"""Prompts to a language model, cached answers, files that grow class by class; a GPT-2 of three thousand weights."""
 
 import json
 from pathlib import Path
