@@ -1,4 +1,4 @@
-"""From records to tables, report and figures; and what a kill can and can't do to the records."""
+"""Tables, reports and figures from records, and records that survive a kill."""
 
 import dataclasses
 import json
@@ -264,7 +264,7 @@ def test_a_damaged_record_is_named_with_the_way_out(tmp_path):
     folder, point = StudyFolder(tmp_path), Point({"x": 1})
     folder.trial_folder(point, 0).mkdir(parents=True)
     (folder.trial_folder(point, 0) / "result.json").write_text('{"params": {"x"')
-    with pytest.raises(StudyError, match=r"result.json: damaged .* delete it, and its trial runs again"):
+    with pytest.raises(StudyError, match=r"result.json must be JSON, got .*; delete it to run its trial again"):
         folder.read(point, 0)
 
 
@@ -308,7 +308,7 @@ def test_points_asked_for_keep_their_order(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     folder = StudyFolder(tmp_path)
-    with folder.locked(), pytest.raises(StudyError, match="another process runs this study"), folder.locked():
+    with folder.locked(), pytest.raises(StudyError, match="another process is running this study"), folder.locked():
         pass
     with folder.locked():
         pass
@@ -357,7 +357,7 @@ def test_a_job_that_was_trained_already_gives_its_history(tmp_path):
 
 def test_a_job_without_the_metric_is_no_result(tmp_path):
     work, _, point = make_work(tmp_path, lambda config, trial: TrialOutcome({"loss": 1.0}))
-    with pytest.raises(StudyError, match=r"without the study's metric val/mAP, only \['loss'\]"):
+    with pytest.raises(StudyError, match=r"must include the study's val/mAP, got \['loss'\]"):
         work.run(point, 0, scheduled=False)
     assert StudyFolder(tmp_path).read(point, 0) is None
 

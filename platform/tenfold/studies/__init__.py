@@ -1,1 +1,1 @@
-"""Studies: what is swept, the records of trials, tables and figures. ``tenfold.studies.run`` runs them on Ray Tune."""
+"""Hyperparameter studies: search spaces, trial records, reports; ``tenfold.studies.run`` runs them on Ray Tune."""

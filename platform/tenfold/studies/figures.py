@@ -1,6 +1,6 @@
-"""A study's figures: every one shows the spread over seeds, and says what it leaves out.
+"""Figures of a study: each shows the spread over seeds and names the dimensions that it hides.
 
-Matplotlib's ``Figure`` objects only, no pyplot: nothing global, fit for servers and for Ray's workers.
+Uses Matplotlib's ``Figure`` without pyplot: no global state, safe in servers and Ray workers.
 """
 
 import math
@@ -21,18 +21,18 @@ COLOURS = [colormaps["tab10"](index) for index in (0, 1, 2, 3, 4, 6, 8, 9, 5)]
 BASELINE_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "0.4"
 BARS_BELOW = 0.5
-"""Bars start at zero, so they are drawn only where the lowest value is below this share of the highest; values
-closer together are drawn as points, whose axis may start anywhere."""
+"""Bars start at zero, so they are drawn only if the lowest value is below this share of the highest; closer values are
+drawn as points, whose axis need not include zero."""
 
 
 def draw_figure(figure: Figure, study: Study, points: Sequence[PointResult]) -> Canvas | None:
     """Draw one figure of a study.
 
-    Where several points share everything that the figure shows, the one best by the study's own metric stands for
-    them, also in a figure of another metric: choosing by what is reported would flatter it.
+    Points that agree in everything shown are reduced to the best one by the study's own metric, also in a figure of
+    another metric: selecting by the reported metric would be optimistic.
 
     Returns:
-        The figure; None where no point has a value to show.
+        The figure; None if no point has a value to show.
     """
     metric = figure.metric or study.metric
     space = [point for point in points if not point.point.baseline and _has_value(point, metric)]
@@ -161,7 +161,7 @@ def _draw_heatmap(
                 cell = (rows.index(y), columns.index(x))
                 cells[cell] = _best(study, same)
                 grid[cell] = cells[cell].spread(metric).mean
-    axes.set_facecolor("0.9")  # a cell without a result is seen to be empty
+    axes.set_facecolor("0.9")  # marks cells without a result
     image = axes.imshow(grid, cmap="viridis" if study.mode == "max" else "viridis_r", aspect="auto", origin="lower")
     for (row, column), point in cells.items():
         red, green, blue, _ = image.cmap(image.norm(grid[row, column]))
@@ -209,9 +209,9 @@ def _draw_curves(
 
 
 def _curve(point: PointResult, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Epochs ``(E,)``, mean and standard deviation over seeds ``(E,)`` of a metric, where every seed still trains.
+    """Epochs ``(E,)`` that every seed reached, with mean and standard deviation ``(E,)`` of a metric over seeds.
 
-    Seeds that ended early would change who is averaged, and bend the curve.
+    Seeds that ended early would change the set averaged over, and bend the curve.
     """
     by_epoch: dict[float, list[float]] = {}
     for record in point.records:
@@ -235,7 +235,7 @@ def _draw_baselines(axes: Axes, metric: str, baselines: list[PointResult]) -> No
 
 
 def _scale(axes: Axes, axis: Axis, key: str) -> Callable[[Scalar], float]:
-    """Set up the x axis; returns where a value goes on it."""
+    """Set up the x axis; return the function from value to position."""
     axes.set_xlabel(key)
     if not axis.is_numeric:
         positions = {value: float(index) for index, value in enumerate(axis.values)}
@@ -260,7 +260,7 @@ def _finish(axes: Axes, *, legend: bool) -> None:
 
 
 def _groups(points: Sequence[PointResult], key: str) -> dict[Scalar, list[PointResult]]:
-    """Points by their value of a key, numbers in order, other values as they first came; one group without a key."""
+    """Group points by the value of a key, numbers sorted, others in order of appearance; one group without a key."""
     if not key:
         return {None: list(points)}
     groups: dict[Scalar, list[PointResult]] = {}
@@ -293,7 +293,7 @@ def _has_value(point: PointResult, metric: str) -> bool:
 
 def _hidden(figure: Figure, study: Study) -> list[str]:
     if figure.kind == "bar" and not figure.x:
-        return []  # the best point is named in full
+        return []  # labelled with all parameters
     if figure.kind == "line" and not study.space[figure.x].is_listed:
         return []  # every point is drawn
     return [key for key in study.space if key not in (figure.x, figure.y, figure.hue)]

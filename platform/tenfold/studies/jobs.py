@@ -1,4 +1,4 @@
-"""Where a study meets the job: a trial is the study's job with some keys set."""
+"""Jobs of a study: a trial is the study's base job with some keys set."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -9,10 +9,10 @@ from tenfold.studies.study import Point, Study, StudyError, digest
 
 
 def apply_values(container: Mapping[str, Any], values: Mapping[str, Scalar]) -> dict[str, Any]:
-    """A copy of a job's container with dotted keys set.
+    """Copy a job's container with dotted keys set.
 
     Raises:
-        KeyError: If a key's parent is not in the container; the last part may be new, the job's schema judges it.
+        KeyError: If a key's parent is not in the container; the last part may be new, as the job's schema checks it.
     """
     copy = deepcopy(dict(container))
     for key, value in values.items():
@@ -27,21 +27,21 @@ def apply_values(container: Mapping[str, Any], values: Mapping[str, Scalar]) -> 
 
 
 def check_study(study: Study, base: Mapping[str, Any], make_job: Callable[[dict[str, Any]], object]) -> int:
-    """Build the jobs of a study before any of them runs, so that a bad value costs seconds and not hours.
+    """Build the jobs of a study before any of them runs, so that an invalid value costs seconds, not hours.
 
-    A grid or random search is built point by point; of an optuna search, the ends of every range and each listed
+    For a grid or random search, every point is built; for an optuna search, the ends of every range and each listed
     value, one key at a time.
 
     Args:
         study: The study.
         base: The job's container with ``study.base`` applied.
-        make_job: The job's own validation; raises ValueError.
+        make_job: Validates a job; raises ValueError.
 
     Returns:
         Number of jobs built.
 
     Raises:
-        StudyError: On the first point that is no valid job.
+        StudyError: For the first point that is not a valid job.
     """
     points = [*study.baseline_points(), *(_corners(study) if study.search == "optuna" else study.planned_points())]
     for point in points:
@@ -59,16 +59,16 @@ def _corners(study: Study) -> list[Point]:
 
 
 def study_folder_name(study: Study, base: Mapping[str, Any], identity: str = "") -> str:
-    """Name and hash of what all trials share: the same command finds the same folder and goes on there.
+    """Name and hash of the settings that all trials share: the same command finds and resumes the same folder.
 
-    What only decides *which* trials there are (space, seeds, samples) or how they are shown is left out, so that a
-    study that grows keeps the trials it has.
+    Settings that only select trials (space, seeds, samples) or affect their display are left out, so that a study that
+    grows keeps its trials.
 
     Args:
         study: The study.
         base: The job's container with ``study.base`` applied.
-        identity: Hash of what ``base`` computes, for a caller that knows which of its keys (where to keep files, where
-            to track) change nothing; empty for a hash of all of ``base`` but the seed.
+        identity: Hash of the keys of ``base`` that affect results, for a caller that knows which do not (storage,
+            tracking); empty: a hash of all of ``base`` but the seed.
     """
     shared = identity or apply_values(base, {study.seed_key: None})
     budget = f"-{study.budget}" if study.budget else ""

@@ -1,4 +1,4 @@
-"""A study's results for people: mean and spread over seeds for each point, as tables and as a Markdown report."""
+"""Report of a study: mean and spread over seeds of each point, as tables and Markdown."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from tenfold.studies.study import Point, Study, format_value, short_name
 
 
 def summary_table(result: StudyResult) -> pd.DataFrame:
-    """One row a point: its parameters, its state, and mean, std, min, max and n of every metric of the study."""
+    """Build a table with one row per point: parameters, status, and mean, std, min, max and n of every metric."""
     rows = []
     for point in result.points:
         row: dict[str, object] = {"point": point.point.id, "baseline": point.point.baseline, "status": point.status}
@@ -29,7 +29,7 @@ def summary_table(result: StudyResult) -> pd.DataFrame:
 
 
 def trials_table(result: StudyResult) -> pd.DataFrame:
-    """One row a trial: parameters, seed, state, its last epoch, every metric it ended with, its run, its error."""
+    """Build a table with one row per trial: parameters, seed, status, last epoch, final metrics, run, error."""
     rows = []
     metrics = sorted({name for record in result.records for name in record.metrics})
     for record in result.records:
@@ -46,11 +46,11 @@ def write_report(result: StudyResult, command: str = "") -> StudyResult:
     """Write ``summary.csv``, ``trials.csv``, ``figures/*.png`` and ``report.md`` into the study's folder.
 
     Args:
-        result: What was found, as far as it goes: a study that was interrupted has a report too.
-        command: The command that runs the study, and goes on with it.
+        result: Result, also of an interrupted study.
+        command: Command that runs or resumes the study.
 
     Returns:
-        The result with the paths of its figures; a figure without a single finished point is left out.
+        The result with the paths of its figures; a figure without any finished point is left out.
     """
     folder = result.folder
     write_atomically(folder / "summary.csv", summary_table(result).to_csv(index=False).encode())
@@ -67,13 +67,13 @@ def write_report(result: StudyResult, command: str = "") -> StudyResult:
 
 
 def draw_figures(result: StudyResult) -> dict[str, Canvas]:
-    """The study's figures by name, those that have something to show."""
+    """Draw the figures by name, leaving out those without values."""
     canvases = {figure.file_name: draw_figure(figure, result.study, result.points) for figure in result.study.figures}
     return {name: canvas for name, canvas in canvases.items() if canvas is not None}
 
 
 def render_report(result: StudyResult, command: str = "") -> str:
-    """The report as Markdown; figures are linked relative to the study's folder."""
+    """Render the report as Markdown; figures are linked relative to the study's folder."""
     study, best = result.study, result.best
     counts = {
         status: sum(record.status == status for record in result.records) for status in ("done", "stopped", "failed")
@@ -95,9 +95,9 @@ def render_report(result: StudyResult, command: str = "") -> str:
     if study.base:
         lines.append(f"- Shared by all: `{' '.join(study.base)}`.")
     if command:
-        lines.append(f"- Command (it also goes on with an interrupted study): `{command}`")
+        lines.append(f"- Command (also resumes an interrupted study): `{command}`")
     if result.interrupted:
-        lines.append("- **Interrupted**: this report says how far the study came.")
+        lines.append("- **Interrupted**: this report shows the results so far.")
     lines += ["", "## Result", ""]
     if best is None:
         lines += ["No point has finished with every seed yet.", ""]
@@ -112,7 +112,7 @@ def render_report(result: StudyResult, command: str = "") -> str:
             lines += [f"![{name}]({path.relative_to(result.folder).as_posix()})", ""]
     errors = [record for record in result.records if record.status == "failed"]
     if errors:
-        lines += ["## Failed trials", "", "The same command tries them again.", ""]
+        lines += ["## Failed trials", "", "The same command runs them again.", ""]
         lines += [f"- {Point(record.params).label}, seed {record.seed}: `{record.error}`" for record in errors]
     return "\n".join(lines).rstrip() + "\n"
 

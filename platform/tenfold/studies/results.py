@@ -1,4 +1,4 @@
-"""A study's records put together: each point with the mean and the spread of its metrics over the seeds."""
+"""Results of a study: mean and spread of each point's metrics over seeds."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ class Spread:
     """One metric of a point over its seeds."""
 
     values: tuple[float, ...]
-    """One for each seed that reported the metric."""
+    """One value for each seed that reported the metric."""
 
     @property
     def num_seeds(self) -> int:
@@ -24,12 +24,12 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """NaN without values, and where one of them is NaN: a seed that diverged counts against its point."""
+        """Mean; NaN without values or if any is NaN, so that a diverged seed counts against its point."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def std(self) -> float:
-        """Standard deviation of the sample (n - 1); NaN below two values."""
+        """Sample standard deviation (n - 1); NaN below two values."""
         if self.num_seeds < 2 or not all(math.isfinite(value) for value in self.values):
             return math.nan
         return statistics.stdev(self.values)
@@ -45,13 +45,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class PointResult:
-    """A point with what its trials gave."""
+    """A point with the results of its trials."""
 
     point: Point
     status: str
-    """``done`` with every seed; ``stopped`` by the scheduler; ``failed`` with one seed; ``missing``: one never ran."""
+    """``done``: every seed; ``stopped`` by the scheduler; ``failed``: at least one; ``missing``: one has not run."""
     spreads: dict[str, Spread]
-    """Metric to its spread over the seeds that are done (of a stopped point: over those that were stopped)."""
+    """Metric to its spread over the finished seeds (for a stopped point, over all that ran)."""
     records: tuple[TrialRecord, ...] = ()
 
     @property
@@ -64,24 +64,24 @@ class PointResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found; the files in ``folder`` say the same."""
+    """Result of a study; the files in ``folder`` hold the same."""
 
     study: Study
     folder: Path
     points: list[PointResult]
-    """Baselines first, then the points of the space in the order in which they were planned or drawn."""
+    """Baselines first, then the points of the space in the order planned or drawn."""
     run_id: str | None = None
     """Tracked run of the study."""
     seconds: float = 0.0
-    """Wall time of this start."""
+    """Wall time since this start, in seconds."""
     figures: dict[str, Path] = field(default_factory=dict)
 
     interrupted: bool = False
-    """Whether trials are missing because the study was stopped from outside."""
+    """Whether trials are missing because the study was interrupted."""
 
     @property
     def best(self) -> PointResult | None:
-        """The best point of the space by the mean of the study's metric; only points that are done with every seed."""
+        """Best point of the space by the mean of the study's metric, among points with every seed done."""
         best = None
         for result in self.points:
             if result.status != "done" or result.point.baseline or math.isnan(result.spread(self.study.metric).mean):
@@ -94,17 +94,17 @@ class StudyResult:
 
     @property
     def records(self) -> list[TrialRecord]:
-        """Every trial once, also where a baseline is a point of the space too."""
+        """Every trial once, even if a baseline is also a point of the space."""
         return list({record.id: record for result in self.points for record in result.records}.values())
 
 
 def collect(study: Study, points: Sequence[Point], folder: StudyFolder) -> list[PointResult]:
-    """Put the records of a study together, point by point."""
+    """Collect the records of a study, point by point."""
     return [summarise(study, point, [folder.read(point, seed) for seed in study.seeds]) for point in points]
 
 
 def summarise(study: Study, point: Point, records: Sequence[TrialRecord | None]) -> PointResult:
-    """Mean and spread of one point from its records, one for each seed of the study, None for a missing one."""
+    """Summarise one point from its records, one for each seed of the study, None for a missing one."""
     present = [record for record in records if record is not None]
     states = {record.status for record in present}
     if "stopped" in states and study.scheduler is not None:
@@ -115,7 +115,7 @@ def summarise(study: Study, point: Point, records: Sequence[TrialRecord | None])
         status = "missing"
     else:
         status = "done"
-    # The epochs of a stopped seed and the end of a finished one are different measurements: never in one mean.
+    # A stopped seed is measured at another epoch than a finished one: never average both.
     counted = [record for record in present if record.status == "done"] if status != "stopped" else present
     names = {name for record in counted for name in record.metrics}
     spreads = {
@@ -125,7 +125,7 @@ def summarise(study: Study, point: Point, records: Sequence[TrialRecord | None])
 
 
 def format_spread(spread: Spread, num_expected: int | None = None) -> str:
-    """``91.2 ± 0.4``, with two significant digits of spread; ``(n = 1)`` where fewer seeds than expected count."""
+    """Format as ``91.2 ± 0.4``, two significant digits of spread; ``(n = 1)`` if fewer seeds than expected count."""
     if not spread.values:
         return "-"
     short = f" (n = {spread.num_seeds})" if num_expected is not None and spread.num_seeds != num_expected else ""

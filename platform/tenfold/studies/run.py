@@ -1,14 +1,14 @@
-"""Runs a study on Ray Tune: every trial is a plain job, every finished trial is kept for good.
+"""Execution of a study on Ray Tune: every trial is a plain job, every finished trial is recorded.
 
-What is finished is known from the study's own records (``studies.records``), not from Tune's snapshots, which lag
-behind and would bring back the settings of the first start. Starting a study again therefore means: trials that do
-not depend on each other (grid, random) are submitted unless they have a record; where the past steers the future
-(Optuna, ASHA) the recorded trials are replayed, in their order and without computing, so that searcher and scheduler
-know what they knew. Then the rest runs, with whatever concurrency the new start asks for.
+The study's own records (``studies.records``) define what is finished, not Tune's snapshots, which lag behind and would
+restore the settings of the first start. On a restart, independent trials (grid, random) are submitted unless they have
+a record; for searches that depend on past trials (Optuna, ASHA), recorded trials are replayed in order without
+computing, to restore the state of searcher and scheduler. Then the remaining trials run, with the concurrency of the
+new start.
 
-How seeds enter: a grid or random search without a scheduler runs every (point, seed) as a trial of its own. Optuna
-and ASHA decide about points, so there a Tune trial is a point and runs its seeds one after the other: Optuna is told
-their mean, ASHA judges the first seed's epochs and lets the others run only for points that came through.
+Seeds: a grid or random search without a scheduler runs every (point, seed) as a trial of its own. Optuna and ASHA
+select points, so there a Tune trial is a point that runs its seeds in sequence: Optuna gets their mean; ASHA judges the
+epochs of the first seed, and the other seeds run only for points that survive.
 """
 
 import logging
@@ -36,7 +36,7 @@ from tenfold.studies.tracking import StudyTracking, open_study_run
 from tenfold.studies.trial import TrainTrial, Work
 
 if "ray" not in sys.modules:
-    cluster.set_environment()  # Ray reads it once, when it is imported: in the next line
+    cluster.set_environment()  # Ray reads it on import, in the next line
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -51,14 +51,14 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     "lograndint": tune.lograndint,
 }
 QUIET = ("ray.tune.tune", "ray.tune.execution.tune_controller", "ray.tune.analysis.experiment_analysis")
-"""Tune's advice on how to restore its own snapshots, and its search for files that nobody asked it to write."""
+"""Loggers with advice on restoring Tune's own snapshots, and with warnings about files that are not written."""
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
 ATTEMPTS_AGAIN = 1
-"""A trial that dies is tried once more in the same start: workers get killed, and a job goes on from its checkpoint."""
+"""Retries of a trial whose worker died; the job resumes from its checkpoint."""
 
 
 class StudyFailedError(RuntimeError):
-    """Every trial of a study failed; the report in the study's folder has the errors."""
+    """All trials of a study failed; the report in the study's folder has the errors."""
 
 
 def run_study(
@@ -73,27 +73,28 @@ def run_study(
     max_concurrent_trials: int | None = None,
     trials_use_ray_train: bool = False,
 ) -> StudyResult:
-    """Run a study, or go on with it, and write its tables, figures and report.
+    """Run or resume a study, and write its tables, figures and report.
 
     Args:
         study: The study, checked (``studies.jobs.check_study``).
         base: The job's container with ``study.base`` applied.
-        train: Runs one job; travels to Ray's workers by cloudpickle. It runs there outside the main thread. An
-            exception ends that trial alone.
-        storage: The study gets a folder in here, which every node must see.
-        identity: Hash of what ``base`` computes; equal ones go on with the same study. Empty: a hash of ``base``.
-        tracking: Where the study has its tracked run; None for no tracking.
-        command: The command that runs this study, for the report and for whoever interrupts it.
-        max_concurrent_trials: Instead of the study's own; may differ from start to start.
-        trials_use_ray_train: Whether a trial starts Ray Train; then Ray's dashboard runs, without which a trial
-            stopped early never gives its workers back.
+        train: Runs one job; sent to Ray's workers by cloudpickle and called outside the main thread. An exception ends
+            only that trial.
+        storage: Parent of the study's folder, readable and writable on every node.
+        identity: Hash of the keys of ``base`` that affect results; equal hashes resume the same study. Empty: a hash of
+            ``base``.
+        tracking: Tracking of the study; None for no tracking.
+        command: Command that runs this study, for the report and the message after an interruption.
+        max_concurrent_trials: Overrides the study's own; may differ between starts.
+        trials_use_ray_train: Whether a trial starts Ray Train; this needs Ray's dashboard, or a trial stopped early
+            would never release its workers.
 
     Raises:
-        StudyError: If another process runs this study, or this machine lacks what a trial asks for.
+        StudyError: If another process is running this study, or this machine lacks the resources of a trial.
         StudyFailedError: If every trial failed.
-        KeyboardInterrupt: After Ctrl-C, once the trials are stopped and the report says how far it came.
+        KeyboardInterrupt: After Ctrl-C, once the trials are stopped and the report is written.
     """
-    from tenfold.studies.report import write_report  # not for the workers, which import this module without any plots
+    from tenfold.studies.report import write_report  # imported late: workers need no plotting
 
     started = time.monotonic()
     concurrent = study.max_concurrent_trials if max_concurrent_trials is None else max_concurrent_trials
@@ -122,14 +123,14 @@ def run_study(
 
 
 def _train_seed(config: dict[str, Any], work: Work, tasks: list[tuple[Point, int]]) -> None:
-    """A Tune trial that is one point with one seed."""
+    """Run a Tune trial that is one point with one seed."""
     point, seed = tasks[config["task"]]
     record = work.run(point, seed, scheduled=False)
     tune.report({"objective": work.objective(record.metrics[work.study.metric]), "final": True})
 
 
 def _train_point(config: dict[str, Any], work: Work, points: list[Point] | None) -> None:
-    """A Tune trial that is one point with all of its seeds; ``points`` is None where a searcher makes them."""
+    """Run a Tune trial that is one point with all of its seeds; ``points`` is None if a searcher suggests them."""
     study = work.study
     point = _point_of(config, points)
     last_epoch = 0.0
@@ -145,23 +146,23 @@ def _train_point(config: dict[str, Any], work: Work, points: list[Point] | None)
         judged = study.scheduler is not None and seed == study.seeds[0]
         record = work.run(point, seed, scheduled=study.scheduler is not None, on_epoch=report if judged else None)
         if record.status == "stopped":
-            return  # a replay: the scheduler may see the others in another order now, but it has decided
+            return  # a replay: the order of trials may differ now, but the recorded decision stands
         if judged and not last_epoch:
             raise StudyError(
-                f"scheduler asha needs {study.metric} at every epoch; the job reported "
-                f"{sorted(record.history[-1]) if record.history else 'no epochs'}: write scheduler: none"
+                f"{study.metric} must be reported at every epoch for scheduler asha, got "
+                f"{sorted(record.history[-1]) if record.history else 'no epochs'}; write scheduler: none"
             )
         values.append(work.objective(record.metrics[study.metric]))
     tune.report({"objective": statistics.fmean(values), "epoch": last_epoch, "final": True})
 
 
 def _run_points(work: Work, concurrent: int) -> bool:
-    """Run what has no record yet; False if it was interrupted."""
+    """Run all trials without a record; False if interrupted."""
     study, records = work.study, StudyFolder(work.folder)
     baselines = study.baseline_points()
     if study.search != "optuna" and study.scheduler is None:
         return _run_seeds(work, [*baselines, *study.planned_points()], concurrent)
-    # Baselines are whole trials that no scheduler stops, and their keys lie outside the searcher's space.
+    # Baselines are never stopped early, and their keys lie outside the searcher's space.
     if not _run_seeds(work, baselines, concurrent):
         return False
     points = None if study.search == "optuna" else study.planned_points()
@@ -178,7 +179,7 @@ def _run_points(work: Work, concurrent: int) -> bool:
             max_t=study.scheduler.max_epochs,
             grace_period=study.scheduler.grace_epochs,
             reduction_factor=study.scheduler.reduction_factor,
-            stop_last_trials=False,  # after its last epoch a point has its other seeds before it
+            stop_last_trials=False,  # after its last epoch, a point still has to run its other seeds
         )
     if points is None:
         config.num_samples = study.num_samples or 1
@@ -198,12 +199,12 @@ def _run_points(work: Work, concurrent: int) -> bool:
 
 
 def _run_seeds(work: Work, points: Sequence[Point], concurrent: int) -> bool:
-    """Run every (point, seed) that has no record, each as a trial of its own."""
+    """Run every (point, seed) without a record, each as a trial of its own."""
     records = StudyFolder(work.folder)
     every = {(point.id, seed): (point, seed) for point in points for seed in work.study.seeds}
     tasks = [task for task in every.values() if records.finished(*task, scheduled=False) is None]
     if len(tasks) < len(every):
-        log.info("%d of %d trials are finished already: %s", len(every) - len(tasks), len(every), work.folder)
+        log.info("%d of %d trials are already finished: %s", len(every) - len(tasks), len(every), work.folder)
     if not tasks:
         return True
     config = tune.TuneConfig(
@@ -222,7 +223,7 @@ def _fit(
     locate: Callable[[dict[str, Any]], tuple[Point, int]],
     num_trials: int,
 ) -> bool:
-    """One run of Tune; True if all of its trials ended, well or not."""
+    """Run Tune once; True if all of its trials ended, successfully or not."""
     study = work.study
     with tqdm(total=num_trials, desc=study.name, unit="trial", dynamic_ncols=True) as bar, _quiet_tune():
         recorder = _Recorder(work, locate, bar)
@@ -231,7 +232,7 @@ def _fit(
             param_space=space,
             tune_config=config,
             run_config=tune.RunConfig(
-                # Nothing reads it again: the records are what lasts. A new name keeps starts apart.
+                # Never read again, as only the records persist. A new name separates starts.
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
                 storage_path=str(work.folder / "tune"),
                 callbacks=[recorder],
@@ -243,7 +244,7 @@ def _fit(
 
 
 class _Recorder(tune.Callback):
-    """Writes, in the driver, the records that a trial cannot write itself: that it was stopped, that it failed."""
+    """Driver-side callback that writes the records of stopped and failed trials, which they cannot write."""
 
     def __init__(self, work: Work, locate: Callable[[dict[str, Any]], tuple[Point, int]], bar: Any) -> None:
         self.work, self.locate, self.bar = work, locate, bar
@@ -252,7 +253,7 @@ class _Recorder(tune.Callback):
         self.num_ended = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks into a snapshot that is never restored
+        return {}  # Tune pickles callbacks into a snapshot that is never restored
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.work.study.search == "optuna" and "task" not in trial.config:
@@ -269,7 +270,7 @@ class _Recorder(tune.Callback):
         rows = self.rows.pop(trial.trial_id, {})
         point, seed = self.locate(trial.config)
         name = f"{point.label}, seed {seed}" if "task" in trial.config else point.label
-        # Without a final report it was ASHA that ended the trial, in an epoch of its first seed.
+        # Without a final report, ASHA stopped the trial in an epoch of its first seed.
         stopped = bool(rows) and not trial.last_result.get("final")
         if stopped and self.records.finished(point, self.work.study.seeds[0], scheduled=True) is None:
             history = [rows[epoch] for epoch in sorted(rows)]
@@ -305,24 +306,24 @@ class _Recorder(tune.Callback):
 
 
 def _optuna_search(study: Study, records: StudyFolder) -> Any:
-    import optuna  # only the studies that search with it wait for its import
+    import optuna  # imported late: only some studies need it
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked = _searched_points(study, records)
     if asked:
-        log.info("%d of %d points were asked for before: %s", len(asked), study.num_points, records.path)
+        log.info("%d of %d points were suggested before: %s", len(asked), study.num_points, records.path)
     sampler = optuna.samplers.TPESampler(
-        # Points asked for before consume no random numbers: the same seed would draw them once more.
+        # Points suggested before consume no random numbers: the same seed would draw them again.
         seed=int(digest([study.search_seed, len(asked)], 8), 16),
         n_startup_trials=min(10, max(3, study.num_points // 3)),
-        constant_liar=True,  # trials that still run count as bad, so that neighbours are not tried at once
+        constant_liar=True,  # running trials count as bad, so that their neighbours are not tried concurrently
     )
     return OptunaSearch(sampler=sampler, points_to_evaluate=[point.params for point in asked])
 
 
 def _searched_points(study: Study, records: StudyFolder) -> list[Point]:
-    """Points asked for so far that the space still holds, at most as many as the study takes."""
+    """Points suggested so far that still lie in the space, at most ``num_samples``."""
     points = [point for point in records.points() if point.params.keys() == study.space.keys()]
     inside = [point for point in points if all(axis.holds(point.params[key]) for key, axis in study.space.items())]
     return inside[: study.num_samples]
@@ -345,21 +346,21 @@ def _start_ray(study: Study, concurrent: int, *, dashboard: bool) -> None:
     if study.resources.gpu and not cluster.cluster_address():
         import torch
 
-        if torch.cuda.device_count() < study.resources.gpu:  # Tune would wait for it for good
+        if torch.cuda.device_count() < study.resources.gpu:  # Tune would wait for ever
             raise StudyError(
-                f"a trial of {study.name} holds {format_value(study.resources.gpu)} GPU, this machine has "
-                f"{torch.cuda.device_count()}: change `resources` or run it on a cluster (RAY_ADDRESS)"
+                f"resources.gpu must be at most {torch.cuda.device_count()}, the GPUs of this machine, got "
+                f"{format_value(study.resources.gpu)}; change it, or run the study on a cluster (RAY_ADDRESS)"
             )
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records hold what its files would
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the one that verbose=0 silences
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths in a job keep their meaning
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records replace its files
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 silences only the old one
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # keeps relative paths of a job valid
     num_cpus = max(os.cpu_count() or 1, math.ceil(concurrent * study.resources.cpu))
     cluster.start(num_cpus=num_cpus, dashboard=dashboard)
 
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Nothing that misleads: here the same command goes on, and errors stand in the report."""
+    """Silence misleading messages of Tune: the same command resumes, and errors are in the report."""
     loggers = [logging.getLogger(name) for name in QUIET]
     before = [each.level for each in loggers]
     for each in loggers:
@@ -373,5 +374,5 @@ def _quiet_tune() -> Iterator[None]:
 
 def _say_interrupted(result: StudyResult, command: str) -> None:
     done = sum(record.status != "failed" for record in result.records)
-    again = f"the same command goes on: {command}" if command else "the same command goes on"
+    again = f"the same command resumes: {command}" if command else "the same command resumes"
     log.warning("interrupted with %d finished trials kept in %s; %s", done, result.folder, again)

@@ -1,8 +1,8 @@
-"""A study as a person writes it: which of a job's keys vary, over what, judged how, drawn how.
+"""Definition of a study: swept keys, search, metric and figures.
 
-A study is a YAML file in ``tune_spaces/``. Its space names dotted keys of the job, so that every trial is a plain
-job and the job's own schema checks it. Kinds of values are words from a table, never the name of code. Nothing here
-needs Ray: loading, checking and expanding a study is plain Python.
+A study is a YAML file in ``tune_spaces/``. Its space names dotted keys of the job, so that every trial is a plain job,
+checked by the job's own schema. Kinds of axes are words from a table, never names of code. Loading, checking and
+expanding a study does not need Ray.
 """
 
 import hashlib
@@ -39,26 +39,26 @@ PARTS_OF_A_BUDGET = (
 
 
 class StudyError(ValueError):
-    """A study that cannot run as written; the message names the file, the key and the way out."""
+    """An invalid study; the message names the file, the key and the way out."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the swept keys; it is judged by the mean over the study's seeds."""
+    """One setting of the swept keys, judged by the mean over the study's seeds."""
 
     params: dict[str, Scalar]
     """Job key to value."""
     baseline: str = ""
-    """Name, for a setting that the study names beside its space to compare against."""
+    """Name of a baseline; empty for a point of the space."""
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that depend on the parameters alone."""
+        """Twelve hexadecimal digits that depend only on the parameters."""
         return digest(self.params)
 
     @property
     def label(self) -> str:
-        """For people: the name of a baseline, else ``scheme=LL-R, delta_rel_percent=1.5``."""
+        """Readable name: that of a baseline, else ``scheme=LL-R, delta_rel_percent=1.5``."""
         if self.baseline:
             return self.baseline
         return ", ".join(f"{short_name(key)}={format_value(value)}" for key, value in self.params.items())
@@ -69,18 +69,18 @@ class _Model(BaseModel):
 
 
 class Asha(_Model):
-    """Asynchronous successive halving (Li et al., MLSys 2020): the weaker points stop early.
+    """Asynchronous successive halving (Li et al., MLSys 2020): weaker points stop early.
 
-    A point is stopped, never one of its seeds: its first seed reports every epoch, and the other seeds run once that
-    one has come through. Stopping single seeds would leave weak points with the mean of their luckiest seeds.
+    Points are stopped, never single seeds: the first seed reports every epoch, and the other seeds run once it has
+    survived. Stopping single seeds would leave weak points with the mean of their luckiest seeds.
     """
 
     max_epochs: int = Field(ge=1)
-    """Epochs of a whole trial."""
+    """Epochs of a full trial."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Epochs that every point gets."""
+    """Epochs before a point may be stopped."""
     reduction_factor: float = Field(default=3.0, gt=1)
-    """One in this many points goes on at each rung."""
+    """One in this many points continues at each rung."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,7 +90,7 @@ class Asha(_Model):
 
 
 class Resources(_Model):
-    """What one trial holds while it runs."""
+    """Resources of one trial."""
 
     cpu: float = Field(default=1.0, gt=0, strict=False)
     gpu: float = Field(default=0.0, ge=0, strict=False)
@@ -99,38 +99,38 @@ class Resources(_Model):
 class Figure(_Model):
     """One figure of the report.
 
-    Points that agree in everything a figure shows are reduced to the best of them; the figure says so.
+    Points that agree in everything a figure shows are reduced to the best of them, as the subtitle says.
     """
 
     kind: Literal["line", "bar", "heatmap", "curves"]
     """line, bar: metric over ``x``; a bar without ``x``: the best point and the baselines, in the order of the metric;
     heatmap: metric over ``x`` and ``y``; curves: metric over epochs."""
     name: str = ""
-    """File name without ending; made from the kind and the axes where empty."""
+    """File name without extension; empty: built from the kind and the axes."""
     x: str = ""
-    """A swept key; curves have the epoch."""
+    """A swept key; curves use the epoch."""
     y: str = ""
-    """heatmap: a swept key."""
+    """A swept key, for a heatmap."""
     hue: str = ""
     """A swept key: one colour for each of its values."""
     metric: str = ""
-    """What is drawn; the study's metric where empty."""
+    """Metric to draw; empty: the study's metric."""
     title: str = ""
     baselines: list[str] | None = None
-    """Names of the baselines that are drawn; null: all."""
+    """Names of the baselines to draw; null: all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         needs = {"line": ("x",), "bar": (), "heatmap": ("x", "y"), "curves": ()}[self.kind]
         for field in ("x", "y"):
             if field in needs and not getattr(self, field):
-                raise ValueError(f"a {self.kind} needs {field}: the name of a swept key")
+                raise ValueError(f"{field} of a {self.kind} must be a swept key, got none")
             if field not in needs and getattr(self, field) and (self.kind, field) != ("bar", "x"):
-                raise ValueError(f"a {self.kind} takes no {field}; its metric is named by `metric`")
+                raise ValueError(f"{field} of a {self.kind} must be left out; its metric is set by `metric`")
         if self.kind == "bar" and self.hue and not self.x:
-            raise ValueError("a bar without x shows the best point beside the baselines and takes no hue")
+            raise ValueError("hue of a bar without x must be left out: it shows the best point and the baselines")
         if self.kind == "heatmap" and self.hue:
-            raise ValueError("a heatmap takes no hue: its colour is the metric")
+            raise ValueError("hue of a heatmap must be left out: its colour is the metric")
         return self
 
     @property
@@ -140,45 +140,45 @@ class Figure(_Model):
 
 
 class Study(_Model):
-    """A study that exists is a consistent one; whether the job knows its keys is for ``studies.jobs.check_study``."""
+    """A consistent study; ``studies.jobs.check_study`` checks its keys against the job."""
 
     name: str
-    """Letters, digits, ``_`` and ``-``: names the folder and the tracked run."""
+    """Name of the folder and of the tracked run: letters, digits, ``_`` and ``-``."""
     description: str = ""
     base: list[str] = Field(default_factory=list)
     """``key=value`` overrides of the job that every trial shares."""
     space: dict[str, Axis]
     """Job key to the values it takes, at least one key."""
     baselines: dict[str, dict[str, Scalar]] = Field(default_factory=dict)
-    """Name to job keys and values: settings outside the space that the report compares with."""
+    """Name to job keys and values: settings outside the space to compare with."""
     seeds: list[int] = Field(default_factory=lambda: [0])
-    """Every point is run with each of them."""
+    """Seeds of every point."""
     seed_key: str = "run.seed"
-    """Key of the job that takes the seed."""
+    """Job key of the seed."""
     search: Literal["grid", "random", "optuna"]
-    """grid: every combination; random: independent draws; optuna: tree-structured Parzen estimator."""
+    """grid: all combinations; random: independent samples; optuna: tree-structured Parzen estimator."""
     num_samples: int | None = Field(default=None, ge=1)
-    """Points drawn by random and optuna; a grid has as many as it has."""
+    """Number of points for random and optuna; null for a grid."""
     search_seed: int = Field(default=0, ge=0)
-    """Seed of the draws."""
+    """Seed of the search."""
     scheduler: Asha | None = None
-    """Stops weak points early; needs the metric once every epoch."""
+    """Early stopping of weak points; needs the metric at every epoch."""
     metric: str
-    """What selects the best point. Take a validation metric: ``also`` reports the test metric beside it."""
+    """Metric that selects the best point. Use a validation metric, and report the test metric by ``also``."""
     mode: Literal["max", "min"] = "max"
     also: list[str] = Field(default_factory=list)
-    """Further metrics in the table, not used to select."""
+    """Further metrics of the table, not used for selection."""
     resources: Resources = Resources()
     max_concurrent_trials: int = Field(default=1, ge=1)
     figures: list[Figure] = Field(default_factory=list)
     budget: str = ""
-    """Which of the file's budgets this is; empty without one."""
+    """Name of the chosen budget; empty if the file has none."""
 
     @field_validator("space", mode="before")
     @classmethod
     def _parse_space(cls, space: Any) -> Any:
         if not isinstance(space, Mapping):
-            raise ValueError(f"space maps keys of the job to values, got {space!r}")  # noqa: TRY004, pydantic's way
+            raise ValueError(f"space must map keys of the job to values, got {space!r}")  # noqa: TRY004, pydantic's way
         return {key: axis if isinstance(axis, Axis) else Axis.parse(axis, key) for key, axis in space.items()}
 
     @field_validator("scheduler", mode="before")
@@ -190,13 +190,13 @@ class Study(_Model):
             return scheduler["asha"]
         if isinstance(scheduler, Asha):
             return scheduler
-        raise ValueError(f"scheduler is `none` or `{{asha: {{max_epochs: 10}}}}`, got {scheduler!r}")
+        raise ValueError(f"scheduler must be `none` or `{{asha: {{max_epochs: 10}}}}`, got {scheduler!r}")
 
     @field_validator("baselines", mode="before")
     @classmethod
     def _parse_baselines(cls, baselines: Any) -> Any:
         if not isinstance(baselines, Mapping) or not all(isinstance(values, Mapping) for values in baselines.values()):
-            raise ValueError(f"baselines map a name to keys of the job and their values, got {baselines!r}")
+            raise ValueError(f"baselines must map a name to keys of the job and their values, got {baselines!r}")
         return {
             name: {key: as_scalar(value, f"{name}: {key}") for key, value in values.items()}
             for name, values in baselines.items()
@@ -207,19 +207,19 @@ class Study(_Model):
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name must be letters, digits, _ and -, at most 64, got {self.name!r}")
         if not self.space:
-            raise ValueError("space is empty: name at least one key of the job and its values")
+            raise ValueError("space must have at least one key of the job with its values, got none")
         for key in (*self.space, *(key for values in self.baselines.values() for key in values), self.seed_key):
             if not KEY.fullmatch(key):
-                raise ValueError(f"{key!r} is not a key of a job such as method.learning_rate")
+                raise ValueError(f"keys must be dotted keys of a job such as method.learning_rate, got {key!r}")
         if self.seed_key in self.space or any(self.seed_key in values for values in self.baselines.values()):
-            raise ValueError(f"{self.seed_key} is set from `seeds`: list its values there, not in the space")
+            raise ValueError(f"{self.seed_key} must not be swept, as it is set from `seeds`; list its values there")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be distinct whole numbers from 0 on, got {self.seeds}")
+            raise ValueError(f"seeds must be distinct integers of at least 0, got {self.seeds}")
         for override in self.base:
             if "=" not in override or override.startswith("+"):
-                raise ValueError(f"base holds overrides such as run.num_epochs=5, got {override!r}")
+                raise ValueError(f"base must hold overrides such as run.num_epochs=5, got {override!r}")
         if not self.metric:
-            raise ValueError("metric is empty: name the metric of the job that selects the best point")
+            raise ValueError("metric must be the metric of the job that selects the best point, got an empty string")
         self._check_search()
         self._check_figures()
         return self
@@ -228,53 +228,59 @@ class Study(_Model):
         for key, axis in self.space.items():
             if self.search == "grid" and axis.kind != "grid":
                 raise ValueError(
-                    f"a grid search cannot enumerate {axis.kind} ({key}): write `grid: [...]`, or search: random"
+                    f"{key} must be a grid in a grid search, got {axis.kind}; write `grid: [...]`, or search: random"
                 )
             if self.search == "optuna" and axis.kind == "grid":
-                raise ValueError(f"optuna takes no grid ({key}): write `choice: {list(axis.values)}`")
+                raise ValueError(f"{key} must not be a grid in an optuna search; write `choice: {list(axis.values)}`")
         if self.search == "grid" and self.num_samples is not None:
-            raise ValueError("a grid search runs every combination: leave num_samples out, or search: random")
+            raise ValueError(
+                f"num_samples must be left out in a grid search, got {self.num_samples}; or search: random"
+            )
         if self.search != "grid" and self.num_samples is None:
-            raise ValueError(f"search: {self.search} needs num_samples: how many points to draw")
+            raise ValueError(f"num_samples must be the number of points for search: {self.search}, got none")
         if self.search == "random" and all(axis.kind == "grid" for axis in self.space.values()):
-            raise ValueError("a random search over grids alone draws nothing: write search: grid, or `choice: [...]`")
+            raise ValueError("space must not be all grids in a random search; write search: grid, or `choice: [...]`")
 
     def _check_figures(self) -> None:
         for figure in self.figures:
             for key in (figure.x, figure.y, figure.hue):
                 if key and key not in self.space:
                     raise ValueError(
-                        f"a {figure.kind} names {key!r}, which the space does not sweep: {list(self.space)}"
+                        f"the keys of a {figure.kind} must be swept ({', '.join(self.space)}), got {key!r}"
                     )
             for field in ("y", "hue"):
                 key = getattr(figure, field)
                 if key and not self.space[key].is_listed:
-                    raise ValueError(f"a {figure.kind} takes listed values as {field}, {key} is {self.space[key].kind}")
+                    raise ValueError(
+                        f"{field} of a {figure.kind} must be a listed axis, got {key}: {self.space[key].kind}"
+                    )
             unknown = sorted(set(figure.baselines or ()) - set(self.baselines))
             if unknown:
-                raise ValueError(f"a {figure.kind} draws baselines that the study has not: {unknown}")
+                raise ValueError(f"baselines of a {figure.kind} must be in {sorted(self.baselines)}, got {unknown}")
             if figure.kind in ("heatmap", "bar") and figure.x and not self.space[figure.x].is_listed:
-                raise ValueError(f"a {figure.kind} takes listed values as x, {figure.x} is {self.space[figure.x].kind}")
+                raise ValueError(
+                    f"x of a {figure.kind} must be a listed axis, got {figure.x}: {self.space[figure.x].kind}"
+                )
         names = [figure.file_name for figure in self.figures]
         for name in names:
             if not NAME.fullmatch(name):
-                raise ValueError(f"a figure's name becomes a file name: letters, digits, _ and -, got {name!r}")
+                raise ValueError(f"the name of a figure must be letters, digits, _ and -, got {name!r}")
             if names.count(name) > 1:
-                raise ValueError(f"two figures are called {name!r}: give one of them another `name`")
+                raise ValueError(f"names of figures must be unique, got {name!r} twice; give one another `name`")
 
     @property
     def metrics(self) -> list[str]:
-        """The metric that selects, then those that are reported beside it."""
+        """The metric used for selection, followed by those of ``also``."""
         return [self.metric, *(name for name in self.also if name != self.metric)]
 
     @property
     def num_points(self) -> int:
-        """Points of the space, baselines not counted."""
+        """Number of points of the space, without baselines."""
         grids = [len(axis.values) for axis in self.space.values() if axis.kind == "grid"]
         return math.prod(grids) * (self.num_samples or 1)
 
     def better(self, first: float, second: float) -> bool:
-        """Whether the first value of the metric beats the second; nothing beats a number less than no number."""
+        """Return True if the first value of the metric beats the second; every number beats NaN."""
         if math.isnan(first) or math.isnan(second):
             return math.isnan(second) and not math.isnan(first)
         return first > second if self.mode == "max" else first < second
@@ -283,13 +289,13 @@ class Study(_Model):
         return [Point(dict(values), name) for name, values in self.baselines.items()]
 
     def planned_points(self) -> list[Point]:
-        """The points of a grid or random search, in order; an optuna search makes its own as it goes.
+        """Points of a grid or random search, in order; an optuna search suggests its points while it runs.
 
-        Draw number i depends on ``search_seed`` and i alone: more samples later keep the earlier points. The cells
-        of a grid inside a random search share their draws, which makes their comparison a paired one.
+        Sample i depends only on ``search_seed`` and i: adding samples keeps the earlier points. The cells of a grid
+        inside a random search share their samples, so that their comparison is paired.
         """
         if self.search == "optuna":
-            raise ValueError("an optuna search has no points before it runs")
+            raise ValueError("search must be grid or random to plan points, got optuna")
         grids = {key: axis.values for key, axis in self.space.items() if axis.kind == "grid"}
         points: dict[str, Point] = {}
         for sample in range(self.num_samples or 1):
@@ -301,7 +307,7 @@ class Study(_Model):
         return list(points.values())
 
     def draw(self, sample: int) -> dict[str, Scalar]:
-        """Values of the keys that are drawn, not gridded."""
+        """Sample the keys that are not grids."""
         generator = np.random.default_rng([self.search_seed, sample])
         return {key: axis.draw(generator) for key, axis in self.space.items() if axis.kind != "grid"}
 
@@ -311,31 +317,31 @@ def load_study(path: Path | str, budget: str | None = None) -> Study:
 
     Args:
         path: YAML file.
-        budget: One of the file's ``budgets``, whose entries go over the study's own: ``base`` and ``space`` entry by
-            entry (``null`` takes a key out of the space), the rest as a whole. A file with budgets needs one.
+        budget: One of the file's ``budgets``, whose entries override the study's own: ``base`` and ``space`` entry by
+            entry (``null`` removes a key from the space), the rest as a whole. Required if the file has budgets.
 
     Raises:
-        StudyError: With the path, what is wrong and the way out.
+        StudyError: If the study is invalid; the message has the path, the key and the way out.
     """
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StudyError(f"{path}: there is no such study") from error
+        raise StudyError(f"{path} must be a study, got no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: not YAML: {error}") from error
+        raise StudyError(f"{path} must be YAML, got {error}") from error
     if not isinstance(raw, dict):
-        raise StudyError(f"{path}: a study is a mapping that starts with `name:`, got {type(raw).__name__}")
+        raise StudyError(f"{path} must be a mapping with `name:`, got {type(raw).__name__}")
     return parse_study(raw, budget, where=str(path))
 
 
 def parse_study(raw: Mapping[str, Any], budget: str | None = None, where: str = "study") -> Study:
-    """A study from the content of its file; see ``load_study``."""
+    """Parse the content of a study file; see ``load_study``."""
     content = deepcopy(dict(raw))
     budgets = content.pop("budgets", None) or {}
     try:
         if "budget" in content:
-            raise ValueError("budget is chosen when the study is run; `budgets:` lists them")
+            raise ValueError("budget must be chosen when the study is run, not in its file; `budgets:` lists them")
         content = _apply_budget(content, budgets, budget)
         return Study.model_validate(content)
     except ValidationError as error:
@@ -346,19 +352,21 @@ def parse_study(raw: Mapping[str, Any], budget: str | None = None, where: str = 
 
 def _apply_budget(content: dict[str, Any], budgets: Any, budget: str | None) -> dict[str, Any]:
     if not isinstance(budgets, Mapping) or not all(isinstance(entry, Mapping) for entry in budgets.values()):
-        raise ValueError("budgets map a name such as small to the entries that it changes")
+        raise ValueError(f"budgets must map a name such as small to the entries that it changes, got {budgets!r}")
     if budget is None and budgets:
-        raise ValueError(f"choose one of the budgets {sorted(budgets)}")
+        raise ValueError(f"budget must be one of {sorted(budgets)}, got none")
     if budget is None:
         return content
     if budget not in budgets:
-        raise ValueError(f"there is no budget {budget!r}, only {sorted(budgets)}")
+        raise ValueError(f"budget must be one of {sorted(budgets)}, got {budget!r}")
     changes = deepcopy(dict(budgets[budget]))
     if unknown := changes.keys() - set(PARTS_OF_A_BUDGET):
-        raise ValueError(f"budget {budget} cannot change {sorted(unknown)}, only {', '.join(PARTS_OF_A_BUDGET)}")
+        raise ValueError(f"entries of budget {budget} must be in {', '.join(PARTS_OF_A_BUDGET)}, got {sorted(unknown)}")
     base, space = changes.pop("base", []), changes.pop("space", {})
     if not isinstance(base, list) or not isinstance(space, Mapping):
-        raise ValueError(f"budget {budget}: base is a list of key=value, space a mapping")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f"base and space of budget {budget} must be a list of key=value and a mapping, got {base!r} and {space!r}"
+        )
     merged = {**content, **changes, "budget": budget, "base": [*content.get("base", []), *base]}
     space = {**content.get("space", {}), **space}
     return {**merged, "space": {key: axis for key, axis in space.items() if axis is not None}}
@@ -380,12 +388,12 @@ def _one_line(error: ValidationError) -> str:
 
 
 def trial_id(point: Point, seed: int) -> str:
-    """Name of the folder of one trial: a point run with one seed."""
+    """Folder name of one trial: a point run with one seed."""
     return digest({"params": point.params, "seed": seed})
 
 
 def digest(content: Any, length: int = 12) -> str:
-    """Hexadecimal digits of a hash of JSON-like content; the order of keys does not matter."""
+    """Hash JSON-like content to hexadecimal digits, ignoring the order of keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 

@@ -1,4 +1,4 @@
-"""The tracked run of a study: its trials are nested under it, its tables and figures are logged to it."""
+"""Tracked run of a study: parent of its trials' runs, with tables and figures as artifacts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyTracking:
-    """Where a study is tracked."""
+    """Tracking store and experiment of a study."""
 
     uri: str
-    """Server or database, as ``tracking.tracking_uri`` gives it."""
+    """Tracking URI of a server or database."""
     experiment: str
 
 
 class StudyRun:
-    """A study's tracked run, or the absence of one."""
+    """Tracked run of a study, or a no-op without tracking."""
 
     def __init__(self, tracker: "Tracker | None") -> None:
         self._tracker = tracker
@@ -55,9 +55,9 @@ class StudyRun:
 
 @contextmanager
 def open_study_run(study: Study, folder: Path, tracking: StudyTracking | None, command: str) -> Iterator[StudyRun]:
-    """Open the study's run, the same one at every start, and close it with the state in which the block is left.
+    """Open the study's run, the same at every start, and close it with the status of the block.
 
-    Trials that were killed or stopped early leave their runs open: they are closed too.
+    Open runs of killed or stopped trials are closed too.
     """
     if tracking is None:
         yield StudyRun(None)

@@ -1,4 +1,4 @@
-"""One trial of a study: a job with some of its keys set, run once and kept for good. Nothing here needs Ray."""
+"""Trials of a study: a job with some keys set, run once and recorded. Independent of Ray."""
 
 import math
 import time
@@ -13,37 +13,37 @@ from tenfold.studies.space import Scalar
 from tenfold.studies.study import Point, Study, StudyError
 
 WORST = 1e30
-"""What searcher and scheduler are told of a metric that is not finite; large, yet safe to interpolate."""
+"""Stand-in for a metric that is not finite, for searcher and scheduler; large, yet safe to interpolate."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the train function is told beside the job's container."""
+    """Arguments of the train function beside the job's container."""
 
     name: str
-    """For people: the study, the point and the seed."""
+    """Readable name: study, point and seed."""
     params: dict[str, Scalar]
     """The swept keys, already set in the container."""
     seed: int
     folder: Path
-    """The trial's own folder; what is written there stays."""
+    """Folder of the trial, kept after it ends."""
     parent_run_id: str | None
-    """Tracked run of the study, under which the trial opens its own."""
+    """Tracked run of the study, parent of the trial's run."""
     on_epoch: Callable[[Mapping[str, float], int], None]
-    """To be called with the metrics and the number (from 1) of every epoch, in the process of the trial."""
+    """Callback with the metrics and the number (from 1) of every epoch, in the process of the trial."""
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What the train function returns."""
+    """Result of the train function."""
 
     metrics: Mapping[str, float]
-    """Final metrics, the study's metric among them."""
+    """Final metrics, including the study's metric."""
     run_id: str | None = None
     """Tracked run of the trial."""
     history: Sequence[Mapping[str, float]] = ()
-    """Metrics of each epoch, its number under ``epoch``; read only where ``on_epoch`` was never called, as by a job
-    that finds itself trained already."""
+    """Metrics of each epoch, its number under ``epoch``; used only if ``on_epoch`` was never called, as by a job that
+    was trained before."""
 
 
 TrainTrial = Callable[[dict[str, Any], Trial], TrialOutcome]
@@ -51,7 +51,7 @@ TrainTrial = Callable[[dict[str, Any], Trial], TrialOutcome]
 
 @dataclass(frozen=True)
 class Work:
-    """All that is needed to run the trials of a study; travels to the workers as a whole."""
+    """Everything needed to run the trials of a study; sent to the workers as a whole."""
 
     study: Study
     base: dict[str, Any]
@@ -62,7 +62,7 @@ class Work:
     def run(
         self, point: Point, seed: int, *, scheduled: bool, on_epoch: Callable[[dict[str, float]], None] | None = None
     ) -> TrialRecord:
-        """Run one trial and keep its record; one that has a record already is replayed from it."""
+        """Run one trial and write its record; a trial with a record is replayed from it."""
         records = StudyFolder(self.folder)
         finished = records.finished(point, seed, scheduled=scheduled)
         if finished is not None:
@@ -86,7 +86,7 @@ class Work:
             keep({name: value for name, value in told.items() if name != "epoch"}, int(told["epoch"]))
         metrics = {name: float(value) for name, value in outcome.metrics.items()}
         if self.study.metric not in metrics:
-            raise StudyError(f"the job ended without the study's metric {self.study.metric}, only {sorted(metrics)}")
+            raise StudyError(f"metrics of the job must include the study's {self.study.metric}, got {sorted(metrics)}")
         record = TrialRecord(
             params=dict(point.params),
             seed=seed,
@@ -100,7 +100,7 @@ class Work:
         return record
 
     def objective(self, value: float) -> float:
-        """The metric as searcher and scheduler are told it: a number in every case."""
+        """Metric for searcher and scheduler: always a finite number."""
         if math.isfinite(value):
             return value
         return -WORST if self.study.mode == "max" else WORST
