@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +25,20 @@ from tenfold.engine.settings import JobConfig
 from tenfold.methods.boostlu import recipe
 from tenfold.methods.boostlu.predictor import boosted_classifier
 from tenfold.methods.large_loss import map_evaluation
+from tenfold.methods.large_loss.figures import NUM_EXAMPLES
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor, plain_classifier
 from tenfold.models.activation_maps import cam_logits
 from tenfold.models.image_classifier import ModelConfig
 from tenfold.training import TrainResult, train
+from tests.methods.partial_labels import TINY, Place, open_place
 
-TINY = (
-    "scale=local", "data=handwriting", "data.num_train=64", "data.num_val=32", "data.num_test=32",
-    "model.pretrained=false", "run.batch_size=16", "run.num_epochs=2", "method.delta_rel_percent=5",
-)  # fmt: skip
 SCHEMES = ("LL-Ct", "LL-Cp", "an", "an_ls", "asl", "role", "em", "em_apl")
-
-
-@dataclass(frozen=True)
-class Place:
-    """One MLflow store and one cache of data for the whole file."""
-
-    folder: Path
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder}/store/mlflow.db"
-
-    def job(self, *overrides: str, method: str = "boostlu") -> JobConfig:
-        storage = (f"scale.storage={self.folder}/runs", f"run.tracking_uri={self.uri}")
-        return compose_job([f"method={method}", *TINY, *storage, *overrides])
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("boostlu")
-    (folder / "store").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENFOLD_CACHE", str(folder / "cache"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Place(folder)
+    with open_place(tmp_path_factory.mktemp("boostlu"), "boostlu", "method.delta_rel_percent=5") as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +53,7 @@ def trained(job: JobConfig) -> TrainResult:
 
 @pytest.fixture(scope="module")
 def full(place: Place) -> TrainResult:
-    """The plain model with full labels that explanations are compared with."""
+    """Plain model with full labels, the reference of the comparison."""
     return train(place.job("method.scheme=full", method="large_loss"), progress=False)
 
 
@@ -103,13 +81,13 @@ def loaded(result: TrainResult) -> MultiLabelPredictor:
 
 
 def with_both_signs(predictor: Any, images: torch.Tensor) -> MultiLabelPredictor:
-    """With the bias moved so that half of the map scores are positive: a few steps leave them all below 0."""
+    """Shift the bias so that half of the map scores are positive: after a few steps all are below 0."""
     predictor.model.head.bias.data -= predictor.class_maps(images, boosted=False).median()
     return predictor
 
 
 def fresh(boost: float, mode: str, build: Any = boosted_classifier) -> MultiLabelPredictor:
-    """Untrained, the same weights whatever factor and mode."""
+    """Return an untrained predictor, with the same weights for every factor and mode."""
     torch.manual_seed(0)
     model = build({"boost": boost, "boost_mode": mode}, ModelConfig(), 10, 64)
     return MultiLabelPredictor(model, tuple("0123456789"), "cpu")
@@ -164,7 +142,7 @@ def test_the_bundle_answers_as_the_training_did(trained, job, run):
 
 
 def test_factor_and_mode_travel_with_the_bundle(trained, images):
-    """Another factor is another model: the logits are means of the boosted maps, with the factor of the training."""
+    """The logits are means of the maps boosted with the factor of the training, which the bundle must keep."""
     predictor = with_both_signs(loaded(trained), images)
     raw = predictor.class_maps(images, boosted=False)
     boosted = torch.where(raw > 0, 3 * raw, raw)
@@ -188,7 +166,7 @@ def test_every_loss_trains_the_boosted_head(place, run, scheme):
 
 
 def test_role_after_linear_initialisation(place, run):
-    """The linear phase trains a plain head on pooled features; the boosted one takes over its weights."""
+    """The linear phase trains a plain head on pooled features; the boosted head takes its weights."""
     job = place.job("method.scheme=role", "model.init=linear", "model.linear_epochs=2", "method.learning_rate=1e-12")
     bundle = load_bundle(recipe.train(job, run).bundle)
     (file,) = Path(run.shared.url).rglob("head.safetensors")
@@ -232,7 +210,7 @@ def test_a_stopped_training_ends_where_it_would_have(place, tmp_path):
 
 def test_a_network_without_a_feature_map_is_refused_before_training(place, run):
     job = place.job("model.name=timm:vit_tiny_patch16_224", "method.observatory=off")
-    with pytest.raises(ValueError, match=r"no feature map .*choose a convolutional network"):
+    with pytest.raises(ValueError, match=r"feature map .*choose a convolutional network"):
         recipe.train(job, run)
     assert not (Path(run.storage.url) / "checkpoints").exists()
 
@@ -342,11 +320,11 @@ def test_what_is_measured_is_what_the_maps_say(predictor, full, job, run):
 def test_few_of_many_negatives_are_drawn_and_none_of_the_positives_is_lost():
     truth = np.zeros((3, 100), np.int8)
     truth[0, 5], truth[1, :90], truth[2, 7] = 1, 1, -1
-    pictures, labels = map_evaluation._known_pairs(truth, np.random.default_rng(0))
-    drawn = truth[pictures, labels]
+    images, labels = map_evaluation._known_pairs(truth, np.random.default_rng(0))
+    drawn = truth[images, labels]
     assert (drawn >= 0).all()  # what nobody looked at is left out
-    for picture, (positives, negatives) in enumerate([(1, 20), (90, 10), (0, 20)]):
-        assert [(drawn[pictures == picture] == value).sum() for value in (1, 0)] == [positives, negatives]
+    for image, (positives, negatives) in enumerate([(1, 20), (90, 10), (0, 20)]):
+        assert [(drawn[images == image] == value).sum() for value in (1, 0)] == [positives, negatives]
 
 
 def test_a_comparison_reports_and_draws(predictor, full, job, tmp_path):
@@ -361,7 +339,7 @@ def test_a_comparison_reports_and_draws(predictor, full, job, tmp_path):
     assert set(shelf.figures) == {f"{stem}.png", f"{stem}_maps.png"}
     for figure in shelf.figures.values():
         figure.canvas.draw()
-    assert len(shelf.figures[f"{stem}_maps.png"].axes) == 3 * map_evaluation.NUM_EXAMPLES
+    assert len(shelf.figures[f"{stem}_maps.png"].axes) == 3 * NUM_EXAMPLES
 
 
 def test_a_plain_model_is_compared_too(predictor, full, job, run):
@@ -375,7 +353,7 @@ def test_models_that_can_not_be_compared_are_refused(predictor, job, run):
     finer = MultiLabelPredictor(
         plain_classifier({}, ModelConfig(name="torchvision:mobilenet_v3_small"), 10, 64), predictor.classes, "cpu"
     )
-    with pytest.raises(ValueError, match=r"maps have 8x8 places, the reference's 2x2: compare networks"):
+    with pytest.raises(ValueError, match=r"maps must be 2x2 as the reference's, got 8x8; compare networks"):
         recipe.compare(predictor, finer, job.data, run)
     finer.classes = (*finer.classes[:-1], "eleven")
     with pytest.raises(ValueError, match="the model knows 10 classes"):
@@ -411,5 +389,5 @@ def test_the_command_measures_one_model_where_no_other_is_named(place, trained, 
 
 
 def test_a_method_without_a_comparison_says_so():
-    with pytest.raises(ValueError, match="method 'datadream' has no comparison of two models: leave out"):
+    with pytest.raises(ValueError, match="method 'datadream' can't compare two models; leave out"):
         evaluate_job.check_comparable("datadream")

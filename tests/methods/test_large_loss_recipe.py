@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,13 @@ from tenfold.engine.run import Interrupted, PlainRun
 from tenfold.engine.settings import JobConfig
 from tenfold.engine.storage import Storage
 from tenfold.methods.large_loss import recipe
-from tenfold.methods.large_loss.noise_record import read_losses, read_manifest, read_treated
+from tenfold.methods.large_loss.noise_record import read_treated
 from tenfold.pretraining.digits import pretrained_backbone
 from tenfold.tracking.registry import resolve
 from tenfold.training import TrainResult, train
+from tests.methods.partial_labels import TINY, Place, open_place, read_losses
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    "scale=local", "data=handwriting", "data.num_train=64", "data.num_val=32", "data.num_test=32",
-    "model.pretrained=false", "run.batch_size=16", "run.num_epochs=2", "method.stop_after_drop=null",
-)  # fmt: skip
 FRESH_PROCESS = """
 import sys
 import mlflow
@@ -48,31 +45,10 @@ np.savez(sys.argv[4], **model.predict(np.load(sys.argv[3])))
 """
 
 
-@dataclass(frozen=True)
-class Place:
-    """One MLflow store and one cache of data for the whole file: making them takes seconds."""
-
-    folder: Path
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder}/store/mlflow.db"
-
-    def words(self, *overrides: str, storage: str | Path | None = None) -> list[str]:
-        return [*TINY, f"scale.storage={storage or self.folder / 'runs'}", f"run.tracking_uri={self.uri}", *overrides]
-
-    def job(self, *overrides: str, storage: str | Path | None = None) -> JobConfig:
-        return compose_job(self.words(*overrides, storage=storage))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "store").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENFOLD_CACHE", str(folder / "cache"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Place(folder)
+    with open_place(tmp_path_factory.mktemp("recipe"), "large_loss", "method.stop_after_drop=null") as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +135,7 @@ def test_everything_is_on_record(trained, job, place):
 
 def test_the_label_noise_record_names_its_run_and_holds_every_loss(trained, job, place):
     folder = Path(MlflowClient(place.uri).download_artifacts(trained.run_id, "observatory"))
-    manifest = read_manifest(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["run_id"] == trained.run_id
     assert manifest["config_digest"] == job.digest()
     assert manifest["delta_rel"] == 0.05
@@ -217,7 +193,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_weig
     more = ("run.num_epochs=30", "method.scheme=LL-Cp", "run.register=false")
     whole = train(place.job(*more), progress=False)
 
-    words = place.words(*more, storage=tmp_path / "runs")
+    words = place.overrides(*more, storage=tmp_path / "runs")
     command = [sys.executable, str(ROOT / "jobs/train.py"), *words]
     options: dict[str, Any] = {"text": True, "cwd": tmp_path, "env": environment(place)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options)
@@ -234,7 +210,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_weig
         process.kill()
     assert process.returncode == 130, err
     assert "stopping: writing a checkpoint" in err
-    assert "stopped; what is done is kept. To go on: python " in err
+    assert "stopped; finished work is kept. To resume: python " in err
     assert "run.num_epochs=30" in err
     assert "Traceback" not in err
     record = json.loads((checkpoints.parents[1] / "job.json").read_text())
@@ -262,7 +238,7 @@ VARIANTS = {
 
 
 def one_run(job: JobConfig, storage: str, stop_after: int | None = None) -> tuple[dict[str, Any], pd.DataFrame | None]:
-    """A recipe without tracking: the tensors and the label-noise record it leaves."""
+    """Train without tracking; return the tensors and the label-noise record."""
     stop = threading.Event()
 
     def on_epoch(metrics: dict[str, float], epoch: int) -> None:
@@ -307,7 +283,7 @@ def test_a_stopped_training_ends_where_it_would_have(place, tmp_path, variant, p
 def test_data_that_a_scheme_can_not_learn_from_are_refused_before_training(place, tmp_path):
     run = PlainRun(folder=tmp_path, progress=False)
     for overrides, message in (
-        (("method.scheme=iu",), "scheme iu ignores unobserved labels"),
+        (("method.scheme=iu",), "must have negatives for scheme iu"),
         (("method.scheme=em_apl", "method.apl_warmup_epochs=2"), r"apl_warmup_epochs .*less than .*num_epochs"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -334,7 +310,7 @@ def test_the_observatory_keeps_what_it_is_told_to(place, tmp_path, observatory):
 
 
 def test_pretraining_does_not_depend_on_which_run_came_first(place, tmp_path, monkeypatch):
-    """Runs of every seed share its result, so it must not be a matter of who made it."""
+    """Runs of all seeds share its result, which therefore must not depend on the run that produced it."""
     data = HandwritingConfig(num_train=32, num_val=32, num_test=32, cache=str(place.folder / "cache"))
     monkeypatch.setattr("tenfold.pretraining.digits.NUM_EPOCHS", 1)
     monkeypatch.setattr("tenfold.pretraining.digits.replace", lambda config, **changes: replace(config, max_digits=1))
