@@ -1,4 +1,4 @@
-"""The Large Loss maths: published values, values by hand, laws, gradients, refusals."""
+"""Maths of Large Loss: published values, values by hand, laws, gradients, refusals."""
 
 import math
 import subprocess
@@ -336,7 +336,7 @@ def test_corrected_entries_are_never_chosen_again(seed):
     [
         ([0, 3], [[True, False], [False, False]], r"lie in 0\.\.2, got 0 to 3"),
         ([-1, 0], [[False, False], [False, False]], r"lie in 0\.\.2, got -1 to 0"),
-        ([1, 1], [[True, False], [False, True]], "twice"),
+        ([1, 1], [[True, False], [False, True]], "must be unique"),
         ([0, 1], [[True, False], [True, False]], "already observed"),  # -1
         ([0, 2], [[True, False], [False, True]], "already observed"),  # +1
         ([0], [[True, False], [False, True]], r"\(1,\) and \(2, 2\)"),
@@ -362,7 +362,7 @@ def test_correction_refuses_wrong_dtypes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 0.1, "LL-R"), "epoch counts from 1, got 0"),
+        ((0, 0.1, "LL-R"), "epoch must be at least 1, got 0"),
         ((1, -0.1, "LL-R"), r"fraction in \[0, 1\), got -0.1"),
         ((1, 1.0, "LL-R"), "divide percent by 100"),
         ((1, float("nan"), "LL-R"), "delta_rel"),
@@ -421,20 +421,11 @@ def test_loss_refuses(logits, labels, scheme, rate, message):
 
 
 def test_the_nameplate_lists_the_public_functions():
-    assert set(room.__all__) == {
-        "apply_permanent_correction",
-        "asymmetric_loss",
-        "average_precision",
-        "group_mean_ap",
-        "large_loss_bce",
-        "large_loss_mask",
-        "large_loss_rate",
-        "mean_average_precision",
-        "num_large_losses",
-        "observe_labels",
-        "spml_loss",
-        "train_val_split",
-    }
+    names = """
+        large_loss_rate num_large_losses large_loss_mask large_loss_bce apply_permanent_correction observe_labels
+        train_val_split average_precision mean_average_precision group_mean_ap spml_loss asymmetric_loss
+    """
+    assert set(room.__all__) == set(names.split())
     assert all(callable(getattr(room, name)) for name in room.__all__)
 
 

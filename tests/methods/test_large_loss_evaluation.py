@@ -1,4 +1,4 @@
-"""Scores of a split by many workers, their mAP, and the pictures."""
+"""Evaluation of multi-label models: logits of several workers, their mAP, and figures."""
 
 import warnings
 from typing import Any
@@ -22,7 +22,7 @@ CLASSES = tuple("abcdef")
 
 
 def make_split(num: int = 20, unknown: bool = False) -> MultiLabelSplit:
-    """Pictures that carry their row in every pixel."""
+    """Return a split whose images have their row number in every pixel."""
     generator = np.random.default_rng(0)
     full = generator.integers(0, 2, (num, K)).astype(np.int8)
     full[0] = 1
@@ -34,13 +34,13 @@ def make_split(num: int = 20, unknown: bool = False) -> MultiLabelSplit:
 
 
 def scores(images: torch.Tensor) -> torch.Tensor:
-    """A function of the row alone."""
+    """Compute logits that depend on the row only."""
     row = images[:, 0, 0, :1].double()
     return torch.sin((row + 1) * torch.arange(1, K + 1))
 
 
 class Shard(PlainRun):
-    """One of several workers, whose exchange the test does itself."""
+    """One of several workers, whose communication the test emulates."""
 
     def __init__(self, rank: int, world_size: int, parts: dict[int, Any], **options: Any) -> None:
         self.rank, self.world_size = rank, world_size
@@ -144,7 +144,7 @@ def test_a_truth_that_can_not_be_written_is_read_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize(("num", "panels"), [(1, 6), (6, 6), (7, 12)])
-def test_predictions_have_a_panel_for_every_picture(num, panels):
+def test_predictions_have_a_panel_for_every_image(num, panels):
     split = make_split(num)
     probs = np.tile(np.array([0.9, 0.1, 0.6, 0.2, 0.3, 0.4]), (num, 1))
     figure = figure_predictions(split.images.read(range(num)).numpy(), probs, split.full, CLASSES)

@@ -1,4 +1,4 @@
-"""Training labels and the loss on them: what every scheme learns from, and which labels change when."""
+"""Training objective: labels and loss of every scheme, and the changes of the label matrix."""
 
 from typing import Any, get_args
 
@@ -23,7 +23,7 @@ NUM_EPOCHS = 10
 
 
 def make_split(num_neg: int = 0) -> MultiLabelSplit:
-    """Pictures whose labels can be read off them; one positive of each is shown."""
+    """Return images whose pixels encode their labels; one positive per image is observed."""
     generator = np.random.default_rng(0)
     full = (generator.random((N, K)) < 0.4).astype(np.int8)
     full[np.arange(N), np.arange(N) % K] = 1
@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
 
 class Noted:
-    """A recorder that keeps what it is told."""
+    """A recorder that keeps its calls."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -269,7 +269,7 @@ def test_em_apl_pseudo_labels_from_its_epoch_on(tmp_path):
     torch.testing.assert_close(again.labels.labels, bench.labels.labels)
 
 
-def test_role_trains_its_estimator_where_pictures_are_seen(tmp_path):
+def test_role_trains_its_estimator_where_images_are_seen(tmp_path):
     bench = Bench(tmp_path, "role")
     assert isinstance(bench.model, WithLabelEstimator)
     assert bench.model.label_logits.shape == (N, K)
@@ -297,10 +297,10 @@ def test_the_expected_number_of_positives_is_measured_unless_given(tmp_path, sch
     assert measured != other
 
 
-# -- pictures
+# -- images
 
 
-def test_pictures_are_mirrored_only_where_asked_and_allowed(tmp_path):
+def test_images_are_mirrored_only_where_asked_and_allowed(tmp_path):
     def seen(**options: Any) -> Tensor:
         bench = Bench(tmp_path, "an", **options)
         shown: list[Tensor] = []
@@ -312,8 +312,8 @@ def test_pictures_are_mirrored_only_where_asked_and_allowed(tmp_path):
     torch.testing.assert_close(seen(mirror=False), original)
     torch.testing.assert_close(seen(mirror=True, horizontal_flip=False), original)
     mirrored = seen(mirror=True)
-    flipped = [torch.equal(picture, before.flip(1)) for picture, before in zip(mirrored, original, strict=True)]
-    kept = [torch.equal(picture, before) for picture, before in zip(mirrored, original, strict=True)]
+    flipped = [torch.equal(image, before.flip(1)) for image, before in zip(mirrored, original, strict=True)]
+    kept = [torch.equal(image, before) for image, before in zip(mirrored, original, strict=True)]
     assert all(one or other for one, other in zip(flipped, kept, strict=True))  # left to right, or not at all
     assert any(flipped)
     assert any(kept)
@@ -343,12 +343,12 @@ def test_labels_outside_the_coding_are_refused(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_training_set_without_a_positive_is_refused(scheme):
-    with pytest.raises(ValueError, match=r"no training picture has an observed positive.*data\.num_pos=1"):
+    with pytest.raises(ValueError, match=r"observed labels must have a positive.*data\.num_pos=1"):
         check_labels(Config(scheme=scheme), changed(observed=np.zeros((N, K), np.int8)))
 
 
 def test_iu_needs_observed_negatives():
-    with pytest.raises(ValueError, match=r"scheme iu .*data\.num_neg"):
+    with pytest.raises(ValueError, match=r"must have negatives for scheme iu, .*data\.num_neg"):
         check_labels(Config(scheme="iu"), make_split())
     check_labels(Config(scheme="iu"), make_split(num_neg=1))
 
@@ -356,7 +356,7 @@ def test_iu_needs_observed_negatives():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_some_schemes_know_observed_negatives(scheme):
     if scheme in ("an_ls", "wan", "pr", "epr", "role", "em", "em_apl"):
-        with pytest.raises(ValueError, match=rf"scheme {scheme} is defined without observed negatives"):
+        with pytest.raises(ValueError, match=rf"scheme {scheme} is not defined for observed negatives"):
             check_labels(Config(scheme=scheme), make_split(num_neg=1))
     else:
         check_labels(Config(scheme=scheme), make_split(num_neg=1))
@@ -369,7 +369,7 @@ def test_schemes_that_need_the_whole_truth_say_so(scheme):
         images=split.images, full=split.full, observed=make_split(1 if scheme == "iu" else 0).observed
     )
     if scheme in ("full", "bce", "bce_ls", "iun"):
-        with pytest.raises(ValueError, match=rf"scheme {scheme} needs the whole truth"):
+        with pytest.raises(ValueError, match=rf"scheme {scheme} needs full labels"):
             check_labels(Config(scheme=scheme), split)
     else:
         check_labels(Config(scheme=scheme), split)

@@ -1,4 +1,4 @@
-"""The label-noise observatory: what is written is what was recorded, also after an interruption; curves by hand."""
+"""The label-noise observatory: written files match the recorded steps, also after an interruption; curves by hand."""
 
 import json
 
@@ -11,21 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from tenfold.methods.large_loss import observatory
-from tenfold.methods.large_loss.noise_record import (
-    read_labels,
-    read_losses,
-    read_manifest,
-    read_treated,
-    recorded_epochs,
-    write_manifest,
-)
-from tenfold.methods.large_loss.observatory import (
-    LabelNoiseRecorder,
-    detection_curve,
-    figure_detection,
-    figure_memorisation,
-    memorisation_curve,
-)
+from tenfold.methods.large_loss.figures import figure_detection, figure_memorisation
+from tenfold.methods.large_loss.noise_record import read_labels, read_treated, recorded_epochs, write_manifest
+from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection_curve, memorisation_curve
+from tests.methods.partial_labels import read_losses
 
 CLASSES = ("cat", "dog", "ship")
 OBSERVED = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]], dtype=np.int8)
@@ -46,7 +35,7 @@ def make_recorder(folder, **changes):
 
 
 def mask_of(*entries, rows):
-    """bool (B, K) of a batch that holds ``rows``, True at (row, class)."""
+    """Return bool (B, K) for a batch of ``rows``, True at (row, class)."""
     mask = torch.zeros(len(rows), len(CLASSES), dtype=torch.bool)
     for row, column in entries:
         mask[rows.index(row), column] = True
@@ -54,7 +43,7 @@ def mask_of(*entries, rows):
 
 
 def losses_of(rows, epoch=0):
-    """A loss that tells its place: 0.1 * row + 0.01 * class + epoch."""
+    """Return a loss that encodes its entry: 0.1 * row + 0.01 * class + epoch."""
     return torch.tensor([[0.1 * row + 0.01 * column + epoch for column in range(3)] for row in rows])
 
 
@@ -62,17 +51,22 @@ def record(recorder, rows, *entries, epoch=0):
     recorder.record(torch.tensor(rows), losses_of(rows, epoch), mask_of(*entries, rows=rows))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two epochs of one worker: (2,0), (2,2) treated in the first; (2,2), (0,1) and, wrongly, (1,0) in the second."""
-    recorder = make_recorder(tmp_path)
+def record_two_epochs(folder, **changes):
+    """Record (2,0), (2,2) as treated in the first epoch; (2,2), (0,1) and, wrongly, (1,0) in the second."""
+    recorder = make_recorder(folder, **changes)
     record(recorder, [3, 2], (2, 0), (2, 2), epoch=1)
     record(recorder, [0, 1], epoch=1)
     recorder.end_epoch(1)
     record(recorder, [1, 2], (2, 2), (1, 0), epoch=2)
     record(recorder, [3, 0], (0, 1), epoch=2)
     recorder.end_epoch(2)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Record of two epochs of one worker."""
+    return record_two_epochs(tmp_path)
 
 
 def test_treated_entries_are_read_as_recorded(folder):
@@ -92,9 +86,6 @@ def test_losses_are_read_as_recorded(folder):
     assert frame.index.tolist() == [(epoch, sample) for epoch in (1, 2) for sample in range(4)]
     expected = torch.cat([losses_of(range(4), epoch) for epoch in (1, 2)])
     np.testing.assert_array_equal(frame.to_numpy(), expected.numpy())
-    pd.testing.assert_frame_equal(read_losses(folder, epochs=[2]), frame.loc[[2]])
-    with pytest.raises(FileNotFoundError, match=r"epochs \[7\] .* has \[1, 2\]"):
-        read_losses(folder, epochs=[2, 7])
 
 
 def test_files_have_the_documented_schema(folder):
@@ -183,17 +174,11 @@ def test_an_epoch_without_treatment_is_a_row_of_zeros(tmp_path):
 
 def test_mode_treated_writes_the_same_treated_entries_and_no_losses(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("treated")
-    recorder = make_recorder(other, mode="treated")
-    record(recorder, [3, 2], (2, 0), (2, 2), epoch=1)
-    record(recorder, [0, 1], epoch=1)
-    recorder.end_epoch(1)
-    record(recorder, [1, 2], (2, 2), (1, 0), epoch=2)
-    record(recorder, [3, 0], (0, 1), epoch=2)
-    recorder.end_epoch(2)
+    record_two_epochs(other, mode="treated")
     pd.testing.assert_frame_equal(read_treated(other), read_treated(folder))
     pd.testing.assert_frame_equal(detection_curve(other), detection_curve(folder))
     assert not (other / "losses").exists()
-    with pytest.raises(FileNotFoundError, match="was the observatory on"):
+    with pytest.raises(FileNotFoundError, match="there is no label-noise record"):
         memorisation_curve(other)
 
 
@@ -202,7 +187,7 @@ def test_mode_off_leaves_nothing(tmp_path):
     record(recorder, [0, 1], (0, 1))
     recorder.end_epoch(1)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(FileNotFoundError, match="was the observatory on"):
+    with pytest.raises(FileNotFoundError, match="there is no label-noise record"):
         read_treated(tmp_path / "none")
 
 
@@ -269,7 +254,7 @@ def test_an_epoch_trained_again_is_replaced(folder):
     recorder.end_epoch(2)
     assert recorded_epochs(folder, "treated") == [1, 2]
     assert detection_curve(folder)["num_treated"].tolist() == [2, 1]
-    np.testing.assert_array_equal(read_losses(folder, [2]).to_numpy(), losses_of(range(4), 7).numpy())
+    np.testing.assert_array_equal(read_losses(folder).loc[2].to_numpy(), losses_of(range(4), 7).numpy())
 
 
 def test_workers_write_beside_each_other(folder, tmp_path_factory):
@@ -304,7 +289,7 @@ def test_without_any_truth_a_curve_says_so(tmp_path):
     recorder.end_epoch(1)
     assert read_treated(tmp_path)["true"].isna().all()
     assert read_labels(tmp_path)[1] is None
-    with pytest.raises(ValueError, match="the truth was unknown"):
+    with pytest.raises(ValueError, match="true labels must be known"):
         detection_curve(tmp_path)
     assert detection_curve(tmp_path, OBSERVED, TRUE)["rejected_fn"].tolist() == [1]
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 2\)"):
@@ -349,8 +334,7 @@ def test_manifest_names_the_run(tmp_path):
         "data_fingerprint": "beef",
     }
     write_manifest(tmp_path / "record", **facts)
-    assert read_manifest(tmp_path / "record") == {"format": 1, **facts}
-    assert json.loads((tmp_path / "record" / "manifest.json").read_text())["run_id"] == "0a1b"
+    assert json.loads((tmp_path / "record" / "manifest.json").read_text()) == {"format": 1, **facts}
 
 
 @pytest.mark.parametrize(
@@ -370,10 +354,10 @@ def test_steps_that_make_no_sense_are_refused(tmp_path):
     recorder = make_recorder(tmp_path)
     with pytest.raises(ValueError, match=r"\(B, K\) = \(2, 3\), got \(2, 2\) and \(2, 3\)"):
         recorder.record(torch.tensor([0, 1]), torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="epoch counts from 1, got 0"):
+    with pytest.raises(ValueError, match="epoch must be at least 1, got 0"):
         recorder.end_epoch(0)
     record(recorder, [0], (0, 0))  # an observed positive
-    with pytest.raises(ValueError, match="observed label was recorded as treated"):
+    with pytest.raises(ValueError, match="observed label recorded as treated"):
         recorder.end_epoch(1)
     beyond = make_recorder(tmp_path)
     record(beyond, [4], (4, 0))
@@ -386,7 +370,7 @@ def test_a_state_of_another_mode_is_refused(tmp_path):
     state = make_recorder(tmp_path).state_dict()
     with pytest.raises(ValueError, match="resume with the mode that the run began with"):
         make_recorder(tmp_path, mode="treated").load_state_dict(state)
-    with pytest.raises(ValueError, match=r"expected \(n, 3\)"):
+    with pytest.raises(ValueError, match=r"must be \(n, 3\)"):
         make_recorder(tmp_path).load_state_dict({**state, "losses": torch.zeros(0, 5)})
 
 

@@ -2,9 +2,9 @@
 
 Youngwook Kim, Jae Myung Kim, Zeynep Akata, Jungwoo Lee. CVPR 2022, arXiv 2206.03740.
 
-Of the labels of an image only a few are observed; the rest are assumed negative, and some of them wrongly so. A network
-fits the clean labels first, so in mid-training a wrong negative has a large loss: reject it (LL-R), flip it for this
-step (LL-Ct) or flip it for good (LL-Cp).
+Only a few labels of each image are observed; the rest are assumed negative, and some of these are false negatives. A
+network fits clean labels first, so in mid-training a false negative has a large loss: reject it (LL-R), correct it for
+this step (LL-Ct) or correct it permanently (LL-Cp).
 """
 
 from tenfold.data.partial_labels import observe_labels, train_val_split

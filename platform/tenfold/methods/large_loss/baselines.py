@@ -1,9 +1,9 @@
-"""The losses that Large Loss is compared with: single-positive baselines, EM/APL and the asymmetric loss.
+"""Baseline losses: single-positive learning, entropy maximisation with pseudo-labels, and the asymmetric loss.
 
 Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021 (AN-LS, WAN, EPR, ROLE, PR, IU, IUN); Zhou et
 al., "Acknowledging the Unknown for Multi-label Learning with Single Positive Labels", ECCV 2022 (EM, APL); Ridnik et
 al., "Asymmetric Loss For Multi-Label Classification", ICCV 2021 (ASL).
-Shapes: B images of a batch, N of the training set, K classes. Labels: +1 observed positive, 0 unobserved, -1 observed
+Shapes: B images in a batch, N in the training set, K classes. Labels: +1 observed positive, 0 unobserved, -1 observed
 negative.
 """
 
@@ -30,28 +30,28 @@ def spml_loss(
     beta: float | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """A published baseline by name: sum of its entries over B*K, plus its regulariser.
+    """Compute a published baseline by name: the sum of its entries over B*K, plus its regulariser.
 
     Args:
         name: One of ``SPML_LOSSES``: bce, bce_ls (full labels, plain and smoothed); an, an_ls, wan (assume negative:
             plain, smoothed, down-weighted); iu, iun (ignore unobserved; iun is told the true negatives); pr (pairwise
             ranking); epr, role (expected number of positives; with estimated labels); em, em_apl (entropy
-            maximisation; with pseudo-labelled negatives).
+            maximisation; the same with pseudo-labelled negatives).
         probs: ``(B, K)`` in [0, 1].
         labels: ``(B, K)`` in {-1, 0, 1}. Full labels in {0, 1} for ``bce`` and ``bce_ls``; without -1 for an, an_ls,
             wan, epr, role, pr and em; for ``em_apl`` -s in (-1, 0) where a class is pseudo-labelled with probability s.
-        label_smoothing: Share s of a label given to its opposite, for ``an_ls`` and ``bce_ls``.
+        label_smoothing: Smoothing s, the weight given to the opposite label, for ``an_ls`` and ``bce_ls``.
         true: Full labels ``(B, K)`` in {0, 1}, for ``iun``.
-        expected_num_pos: Mean number of true positives of an image, for ``epr`` and ``role``.
-        estimated: Label estimates ``(B, K)`` in [0, 1] of ``role``, trained along with the network.
-        alpha: Weight of the entropy, for ``em`` and ``em_apl``.
+        expected_num_pos: Mean number of true positives per image, for ``epr`` and ``role``.
+        estimated: Label estimates ``(B, K)`` in [0, 1], trained jointly with the network, for ``role``.
+        alpha: Weight of the entropy term, for ``em`` and ``em_apl``.
         beta: Weight of the pseudo-labels, for ``em_apl``.
-        validate: Look at values, which makes the host wait for the device; a loop that has checked its label matrix
-            once passes False. Also skips the refusal of an ``iu`` batch without a positive or a negative, which is a
-            question to the whole label matrix rather than to a batch. Settings a loss does not use are ignored.
+        validate: Check values, which synchronises with the device; a training loop that has checked its label matrix
+            once passes False. This also skips the check that an ``iu`` batch has a positive and a negative, which
+            concerns the whole label matrix rather than one batch. Settings that a loss does not use are ignored.
 
     Returns:
-        The loss, shape ``()`` and dtype of ``probs``.
+        Scalar loss, shape ``()``, in the dtype of ``probs``.
 
     Raises:
         ValueError: If the name is unknown, shapes differ, a setting that the loss needs is missing or out of range,
@@ -90,33 +90,35 @@ def asymmetric_loss(
     *,
     validate: bool = True,
 ) -> Tensor:
-    """Focusing with different strength on positives and negatives, easy negatives dropped altogether.
+    """Compute the asymmetric loss: separate focusing for positives and negatives, easy negatives discarded.
 
     Args:
         logits: ``(B, K)``.
         targets: ``(B, K)`` in {0, 1}; for partial labels, 1 where observed positive and 0 elsewhere.
         gamma_neg: Focusing exponent of the negatives, at least 0.
-        gamma_pos: Of the positives; equal exponents without a clip are the focal loss.
-        clip: Probability c in [0, 1) below which a negative counts as solved.
+        gamma_pos: Focusing exponent of the positives; equal exponents without a clip give the focal loss.
+        clip: Probability margin c in [0, 1), below which a negative contributes nothing.
         detach_weight: Treat the focusing weight as a constant in the gradient.
-        validate: Look at the values of the targets (a wait for the device).
+        validate: Check the values of the targets, which synchronises with the device.
 
     Returns:
-        The **sum** over all entries, shape ``()``, as published: learning rates are tuned to it.
+        The **sum** over all entries, shape ``()``, as published: published learning rates assume it.
 
     Raises:
         ValueError: If shapes differ, targets are outside {0, 1}, an exponent is negative or ``clip`` outside [0, 1).
     """
     _check_shapes(logits, targets)
     if min(gamma_neg, gamma_pos) < 0 or not 0 <= clip < 1:
-        raise ValueError(f"exponents must be at least 0 and clip in [0, 1), got {gamma_neg}, {gamma_pos} and {clip}")
+        raise ValueError(
+            f"gamma_neg and gamma_pos must be at least 0 and clip in [0, 1), got {gamma_neg}, {gamma_pos} and {clip}"
+        )
     if validate and not ((targets == 0) | (targets == 1)).all():
-        raise ValueError("targets must be 0 or 1; assume negatives first: (labels == 1)")
+        raise ValueError("targets must be 0 or 1; for partial labels pass (labels == 1)")
     probs, complements = torch.sigmoid(logits), torch.sigmoid(-logits)
     positive = targets == 1
     likelihood = torch.where(positive, probs, (complements + clip).clamp(max=1))
-    # 1 - likelihood without its cancellation. Away from 0, where a power below 1 has no finite gradient; the logarithm
-    # next to it is 0 there, so nothing is lost.
+    # 1 - likelihood without cancellation. Clamped away from 0, where a power below 1 has no finite gradient; the
+    # logarithm it multiplies is 0 there, so the value is unchanged.
     miss = torch.where(positive, complements, probs - clip).clamp(min=torch.finfo(logits.dtype).tiny)
     weight = torch.where(positive, miss**gamma_pos, miss**gamma_neg)
     if detach_weight:
@@ -125,11 +127,11 @@ def asymmetric_loss(
 
 
 def role_initial_logits(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """First values of ROLE's label estimator, one free logit for each entry of the training labels.
+    """Return initial logits of ROLE's label estimator, one free logit per entry of the training labels.
 
     Args:
         labels: ``(N, K)`` in {-1, 0, 1}.
-        generator: For the unobserved entries, on the device of ``labels``; the global one if None.
+        generator: Source of the unobserved entries, on the device of ``labels``; the global one if None.
 
     Returns:
         float32 ``(N, K)``: logit(0.995) for observed positives, logit(0.005) for observed negatives, and uniform
@@ -149,49 +151,49 @@ def apl_update(
     num_epochs: int = 10,
     share: float = 0.9,
 ) -> int:
-    """Pseudo-label, class by class, the unobserved entries that the network finds least likely; in place.
+    """Pseudo-label the unobserved entries of each class that the network finds least likely, in place.
 
-    Asymmetric pseudo-labelling runs at the end of every epoch from ``warmup_epochs`` on, over the whole training set in
-    evaluation mode.
+    Asymmetric pseudo-labelling (APL) runs at the end of every epoch from ``warmup_epochs`` on, over the whole training
+    set in evaluation mode.
 
     Args:
         labels: The stored labels ``(N, K)``, floating: 1 positive, 0 unobserved, -s pseudo-labelled earlier; changed.
-        probs: Present probabilities ``(N, K)`` in [0, 1].
-        num_unobserved: Unobserved entries of every class at the start of training ``(K,)``.
+        probs: Current probabilities ``(N, K)`` in [0, 1].
+        num_unobserved: Number of unobserved entries per class at the start of training, ``(K,)``.
         warmup_epochs: Epoch t_w at whose end the first update runs, in 0..num_epochs - 1.
-        num_epochs: T, over which the share is spread.
-        share: Of a class's unobserved entries to pseudo-label by the end, in [0, 1].
+        num_epochs: Number of epochs T over which the share is spread.
+        share: Fraction of each class's unobserved entries to pseudo-label by the end, in [0, 1].
 
     Returns:
-        The number of entries that were given a pseudo-label.
+        Number of entries that received a pseudo-label.
 
     Raises:
         ValueError: If shapes do not fit, ``probs`` is outside [0, 1], or a setting is out of its range.
-        TypeError: If ``labels`` is not floating: it could not hold a probability.
+        TypeError: If ``labels`` is not floating-point and could not hold a probability.
     """
     _check_shapes(labels, probs)
     if num_unobserved.shape != labels.shape[1:]:
         raise ValueError(f"num_unobserved must be (K,) = {tuple(labels.shape[1:])}, got {tuple(num_unobserved.shape)}")
     if not labels.is_floating_point():
-        raise TypeError(f"labels must be floating to hold a pseudo-label's probability, got {labels.dtype}")
+        raise TypeError(f"labels must be floating-point to hold the probability of a pseudo-label, got {labels.dtype}")
     if not 0 <= warmup_epochs < num_epochs or not 0 <= share <= 1:
         raise ValueError(
-            "expected 0 <= warmup_epochs < num_epochs and share in [0, 1], "
-            f"got {warmup_epochs}, {num_epochs} and {share}"
+            "warmup_epochs must lie in 0..num_epochs - 1 and share in [0, 1], "
+            f"got {warmup_epochs} of {num_epochs} and {share}"
         )
     if not ((probs >= 0) & (probs <= 1)).all():
         raise ValueError("probs must lie in [0, 1]")
-    # The allowance keeps whole products whole: 0.9 * 10 / 3 may come out as 2.9999999999999996.
+    # The tolerance keeps integer products exact: 0.9 * 10 / 3 may come out as 2.9999999999999996.
     counts = (share * num_unobserved.to(labels.device, torch.float64) / (num_epochs - warmup_epochs) + 1e-9).floor()
     most = min(int(counts.max()), len(labels))
     if most == 0:
         return 0
     probs = probs.to(labels.device, labels.dtype)
     candidates = torch.where(labels == 0, probs, torch.inf)
-    lowest, rows = candidates.sort(dim=0, stable=True)  # stable: among equals the earlier row, on every machine
+    lowest, rows = candidates.sort(dim=0, stable=True)  # stable: ties go to the earlier row, on every machine
     lowest, rows = lowest[:most], rows[:most]  # (most, K)
     chosen = (torch.arange(most, device=labels.device)[:, None] < counts) & lowest.isfinite()
-    # A saturated probability would read as "unobserved" (0) or fall outside (0, 1): keep the nearest that does not.
+    # A saturated probability would read as "unobserved" (0) or fall outside (0, 1): clamp it into the interval.
     limits = torch.finfo(labels.dtype)
     soft = lowest.clamp(limits.tiny, 1 - limits.eps)
     labels.scatter_(0, rows, torch.where(chosen, -soft, labels.gather(0, rows)))
@@ -217,7 +219,7 @@ def _assume_negative(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _smoothed(probs: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    # The opposite label gets the whole share s, not s / 2 as where smoothing goes towards the uniform distribution.
+    # The opposite label gets the whole s, not s / 2 as in smoothing towards the uniform distribution.
     positive = (labels == 1).to(probs.dtype)
     return _cross_entropy(probs, label_smoothing + (1 - 2 * label_smoothing) * positive).mean()
 
@@ -225,7 +227,7 @@ def _smoothed(probs: Tensor, labels: Tensor, *, label_smoothing: float) -> Tenso
 def _weak_negatives(probs: Tensor, labels: Tensor) -> Tensor:
     num_classes = labels.shape[1]
     if num_classes < 2:
-        raise ValueError("wan weighs negatives by 1 / (K - 1): it needs at least 2 classes")
+        raise ValueError(f"labels must have at least 2 classes for wan, got {num_classes}")
     return torch.where(labels == 1, _nll(probs), _nll(1 - probs) / (num_classes - 1)).mean()
 
 
@@ -238,7 +240,7 @@ def _ignore_unobserved_positives(probs: Tensor, labels: Tensor, *, true: Tensor)
 
 
 def _pairwise_ranking(probs: Tensor, labels: Tensor) -> Tensor:
-    rows, columns = (labels == 1).nonzero(as_tuple=True)  # one place for each of the P observed positives
+    rows, columns = (labels == 1).nonzero(as_tuple=True)  # one index for each of the P observed positives
     margins = (1 - probs[rows, columns, None] + probs[rows]).relu()  # (P, K)
     return margins.masked_fill(labels[rows] != 0, 0).sum() / probs.numel()
 
@@ -249,7 +251,7 @@ def _expected_positives(probs: Tensor, labels: Tensor, *, expected_num_pos: floa
 
 def _online_estimation(probs: Tensor, labels: Tensor, *, estimated: Tensor, expected_num_pos: float) -> Tensor:
     observed = torch.where(labels == 1, _nll(probs) + _nll(estimated), 0)
-    # Each learns from the other as from a constant teacher.
+    # Each is trained towards the other, held constant.
     mutual = _cross_entropy(probs, estimated.detach()) + _cross_entropy(estimated, probs.detach())
     regularizer = _excess_positives(probs, expected_num_pos) + _excess_positives(estimated, expected_num_pos)
     return 0.5 * ((observed + mutual).mean() + regularizer)
@@ -280,13 +282,13 @@ _LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "em_apl": (_entropy_and_pseudo_labels, ("alpha", "beta")),
 }
 SPML_LOSSES = tuple(_LOSSES)
-"""Names that ``spml_loss`` knows."""
+"""Names that ``spml_loss`` accepts."""
 
 
 def _check_shapes(*matrices: Tensor) -> None:
     shapes = [tuple(matrix.shape) for matrix in matrices]
     if len(shapes[0]) != 2 or 0 in shapes[0] or len(set(shapes)) != 1:
-        raise ValueError(f"all matrices must have one shape (B, K), not empty; got {', '.join(map(str, shapes))}")
+        raise ValueError(f"all matrices must have one non-empty shape (B, K), got {', '.join(map(str, shapes))}")
 
 
 def _check_values(name: str, probs: Tensor, labels: Tensor, settings: Mapping[str, object]) -> None:
@@ -295,7 +297,7 @@ def _check_values(name: str, probs: Tensor, labels: Tensor, settings: Mapping[st
             raise ValueError(f"{key} must lie in [0, 1]")
     true = settings.get("true")
     if isinstance(true, Tensor) and not ((true == 0) | (true == 1)).all():
-        raise ValueError("true must hold full labels, 0 or 1")
+        raise ValueError("true must be full labels, 0 or 1")
     allowed, coding = (labels == 1) | (labels == 0), "0 or 1"
     if name in ("iu", "iun"):
         allowed, coding = allowed | (labels == -1), "-1, 0 or 1"
@@ -304,4 +306,4 @@ def _check_values(name: str, probs: Tensor, labels: Tensor, settings: Mapping[st
     if not allowed.all():
         raise ValueError(f"labels of {name} must be {coding}")
     if name == "iu" and not ((labels == 1).any() and (labels == -1).any()):
-        raise ValueError("iu learns from observed labels only and needs both +1 and -1: draw negatives too (num_neg)")
+        raise ValueError("labels of iu must have both +1 and -1, got one of them; observe negatives too (num_neg)")

@@ -1,4 +1,4 @@
-"""How good is a multi-label model: scores of a whole split, their mAP, and pictures a person can judge."""
+"""Evaluation of a multi-label model: logits of a whole split and their mAP."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ from tenfold.metrics.average_precision import average_precision, group_mean_ap
 def multilabel_metrics(
     logits: Tensor, split: MultiLabelSplit, prefix: str, train_counts: Tensor | None = None
 ) -> dict[str, float]:
-    """``{prefix}/mAP`` in percent against the true labels, ranked by logit.
+    """Return ``{prefix}/mAP`` in percent against the true labels, ranked by logit.
 
-    Where some entries have no truth (-1: OpenImages) they are left out, class by class. With ``train_counts (K,)``, the
-    annotations of each class in training (``annotation_counts``), ``{prefix}/mAP_G1`` to ``_G5`` give the mean over
-    five groups of classes, from those with the fewest to those with the most.
+    Entries without a ground-truth label (-1: OpenImages) are excluded, class by class. With ``train_counts (K,)``, the
+    number of training annotations per class (``annotation_counts``), ``{prefix}/mAP_G1`` to ``_G5`` are the means over
+    five groups of classes, from those with the fewest annotations to those with the most.
     """
     truth = shared_tensor(split.full)
     known = truth >= 0
@@ -31,7 +31,7 @@ def multilabel_metrics(
 
 
 def annotation_counts(data: MultiLabelData) -> Tensor | None:
-    """Annotations of each class in training ``(K,)`` where data are born partial; None where all is known."""
+    """Number of training annotations per class ``(K,)`` for partially annotated data; None if all labels are known."""
     if bool((data.val.full >= 0).all()):
         return None
     return (shared_tensor(data.train.observed) != 0).sum(0)
@@ -44,5 +44,5 @@ def model_metrics(
     prefix: str,
     train_counts: Tensor | None = None,
 ) -> dict[str, float]:
-    """``multilabel_metrics`` of a model in eval mode, or of any function from pictures to logits."""
+    """Compute ``multilabel_metrics`` of a model in eval mode, or of any function from images to logits."""
     return multilabel_metrics(predict_images(run, model, split.images), split, prefix, train_counts)

@@ -1,12 +1,12 @@
-"""Large Loss: reject or correct the labels that a network finds hardest to believe.
+"""The Large Loss objective: reject or correct the unobserved labels with the largest losses.
 
 Kim, Kim, Akata and Lee, "Large Loss Matters in Weakly Supervised Multi-Label Classification", CVPR 2022. Unobserved
-labels are assumed negative; the largest losses among them are mostly positives that nobody annotated.
-Shapes: B images of a batch, N of the training set, K classes. Labels: +1 observed positive, 0 unobserved, -1 observed
+labels are assumed negative; in mid-training the largest losses among them are mostly false negatives.
+Shapes: B images in a batch, N in the training set, K classes. Labels: +1 observed positive, 0 unobserved, -1 observed
 negative.
 
-``large_loss_bce`` is the whole of it. A training loop that also wants the losses for its records composes the same
-three pieces: ``assume_negative_losses``, ``large_loss_mask``, ``treated_mean``.
+``large_loss_bce`` is the complete loss. A training loop that also records the losses composes the same three functions:
+``assume_negative_losses``, ``large_loss_mask``, ``treated_mean``.
 """
 
 import math
@@ -17,33 +17,33 @@ from torch import Tensor
 from torch.nn import functional
 
 SCHEMES = ("LL-R", "LL-Ct", "LL-Cp")
-"""Reject, correct for this step (temporarily), correct for good (permanently)."""
+"""Schemes: reject, correct temporarily (for one step), correct permanently."""
 
 _ROUNDING = 1e-9
-"""Products that are whole but for rounding are not pushed to the next count."""
+"""Tolerance of the ceiling: a product that is an integer up to rounding is not rounded up."""
 
 
 def large_loss_bce(
     logits: Tensor, labels: Tensor, scheme: str | None, rate: float, *, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Assume-negative binary cross-entropy with the largest unobserved losses rejected or flipped.
+    """Compute assume-negative binary cross-entropy with the largest unobserved losses rejected or flipped.
 
     Args:
         logits: ``(B, K)``, any floating dtype.
         labels: ``(B, K)`` in {-1, 0, 1}.
         scheme: One of ``SCHEMES``; None is the plain assume-negative loss. "LL-Cp" equals "LL-Ct" within a step; the
             caller then stores the flips with ``apply_permanent_correction``.
-        rate: Share of the B*K entries to treat, in [0, 1], from ``large_loss_rate``.
-        validate: Look at the values of labels and losses. Costs a wait for the device in every step, so a loop that has
-            checked its label matrix once passes False; shapes are always checked.
+        rate: Fraction of the B*K entries to treat, in [0, 1], from ``large_loss_rate``.
+        validate: Check the values of labels and losses. This synchronises with the device in every step, so a training
+            loop that has checked its label matrix once passes False; shapes are always checked.
 
     Returns:
         The mean over all B*K entries (rejected ones count as 0), shape ``()`` and dtype of the logits; and the treated
-        entries, bool ``(B, K)``. No gradient flows through the choice of entries.
+        entries, bool ``(B, K)``. No gradient flows through the selection.
 
     Raises:
         ValueError: If logits and labels are not matrices of one shape or empty, a label is outside {-1, 0, 1}, the
-            scheme is unknown, the rate outside [0, 1], or losses to choose from are not finite.
+            scheme is unknown, the rate outside [0, 1], or a loss is not finite.
     """
     if scheme is not None:
         _check_scheme(scheme)
@@ -60,30 +60,32 @@ def large_loss_bce(
 
 
 def assume_negative_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of every entry ``(B, K)``, with everything but an observed positive taken as negative."""
+    """Compute the binary cross-entropy of every entry ``(B, K)``, all but observed positives assumed negative."""
     _check_shapes(logits, labels)
     return functional.binary_cross_entropy_with_logits(logits, (labels == 1).to(logits.dtype), reduction="none")
 
 
 def large_loss_mask(losses: Tensor, unobserved: Tensor, k: int, *, validate: bool = True) -> Tensor:
-    """The k largest losses among the unobserved entries, jointly over images and classes.
+    """Select the k largest losses among the unobserved entries, jointly over images and classes.
 
     Args:
         losses: ``(B, K)``; gradients are ignored.
         unobserved: bool ``(B, K)``.
-        k: How many, 0 to B*K, from ``num_large_losses``.
-        validate: Refuse losses that are not finite (a wait for the device).
+        k: Number of entries to select, 0 to B*K, from ``num_large_losses``.
+        validate: Check that losses are finite, which synchronises with the device.
 
     Returns:
-        bool ``(B, K)``, a subset of ``unobserved``. Losses equal to the k-th largest are all in, so there may be more
-        than k; with fewer than k unobserved entries, all of them.
+        bool ``(B, K)``, a subset of ``unobserved``. All losses equal to the k-th largest are selected, so there may
+        be more than k; with fewer than k unobserved entries, all of them are.
 
     Raises:
         ValueError: If the shapes differ, ``k`` is outside 0..B*K, or a loss is not finite.
-        TypeError: If ``unobserved`` is not boolean or ``k`` not a whole number.
+        TypeError: If ``unobserved`` is not boolean or ``k`` not an integer.
     """
     if losses.shape != unobserved.shape:
-        raise ValueError(f"losses and unobserved must agree, got {tuple(losses.shape)} and {tuple(unobserved.shape)}")
+        raise ValueError(
+            f"losses and unobserved must be alike, got {tuple(losses.shape)} and {tuple(unobserved.shape)}"
+        )
     if unobserved.dtype != torch.bool:
         raise TypeError(f"unobserved must be boolean (labels == 0), got {unobserved.dtype}")
     k = operator.index(k)
@@ -91,21 +93,21 @@ def large_loss_mask(losses: Tensor, unobserved: Tensor, k: int, *, validate: boo
         raise ValueError(f"k must lie in 0..{losses.numel()}, the number of losses, got {k}")
     losses = losses.detach()
     if validate and not torch.isfinite(losses).all():
-        raise ValueError("losses must be finite: the logits hold NaN or infinity (try a lower learning rate)")
+        raise ValueError("losses must be finite, but the logits hold NaN or infinity; try a lower learning rate")
     if k == 0:
         return torch.zeros_like(unobserved)
     candidates = torch.where(unobserved, losses, 0)
     threshold = candidates.flatten().topk(k, sorted=False).values.min()
-    # The threshold is 0 if fewer than k entries are unobserved: without the mask, observed ones would pass it.
+    # The threshold is 0 if fewer than k entries are unobserved; without the mask, observed entries would pass it.
     return unobserved & (losses >= threshold)
 
 
 def treated_mean(logits: Tensor, losses: Tensor, mask: Tensor, scheme: str) -> Tensor:
-    """Mean over all entries of ``losses (B, K)``, with those of ``mask (B, K)`` rejected (0) or flipped to positive.
+    """Average ``losses (B, K)`` over all entries, those of ``mask (B, K)`` rejected (0) or flipped to positive.
 
     Args:
         logits: ``(B, K)`` that ``losses`` were computed from.
-        losses: From ``assume_negative_losses``, with their graph.
+        losses: Output of ``assume_negative_losses``, attached to the graph.
         mask: bool ``(B, K)`` from ``large_loss_mask``: unobserved entries only.
         scheme: One of ``SCHEMES``.
 
@@ -115,28 +117,28 @@ def treated_mean(logits: Tensor, losses: Tensor, mask: Tensor, scheme: str) -> T
     _check_scheme(scheme)
     if scheme == "LL-R":
         return losses.masked_fill(mask, 0).mean()
-    # -log p rather than the loss minus z: the difference would cancel for confident logits.
+    # -log p, not the loss minus z, which would cancel for confident logits.
     return torch.where(mask, -functional.logsigmoid(logits), losses).mean()
 
 
 def large_loss_rate(epoch: int, delta_rel: float, scheme: str, warmup_epochs: int = 1) -> float:
-    """Share of a batch's entries to treat: none at first, then growing (LL-R, LL-Ct) or constant (LL-Cp).
+    """Return the fraction of a batch's entries to treat: 0 during warm-up, then growing (LL-R, LL-Ct) or constant.
 
     Args:
-        epoch: From 1.
+        epoch: Epoch, from 1.
         delta_rel: Increase per epoch, a fraction in [0, 1) (papers and command lines state it in percent).
-        scheme: One of ``SCHEMES``. LL-Cp keeps its flips, so its share adds up by itself.
-        warmup_epochs: Epochs of the plain assume-negative loss.
+        scheme: One of ``SCHEMES``. LL-Cp keeps its corrections, so its rate is constant.
+        warmup_epochs: Number of initial epochs with the plain assume-negative loss.
 
     Returns:
-        In [0, 1].
+        Rate in [0, 1].
 
     Raises:
         ValueError: If an argument is out of its range or the scheme is unknown.
     """
     _check_scheme(scheme)
     if epoch < 1:
-        raise ValueError(f"epoch counts from 1, got {epoch}")
+        raise ValueError(f"epoch must be at least 1, got {epoch}")
     if not 0 <= delta_rel < 1:
         raise ValueError(f"delta_rel must be a fraction in [0, 1), got {delta_rel}; divide percent by 100")
     if warmup_epochs < 0:
@@ -148,7 +150,7 @@ def large_loss_rate(epoch: int, delta_rel: float, scheme: str, warmup_epochs: in
 
 
 def num_large_losses(num_entries: int, rate: float) -> int:
-    """How many of ``num_entries`` (B*K of this very batch) a share ``rate`` in [0, 1] makes, rounded up.
+    """Return the number of entries that a fraction ``rate`` of ``num_entries`` (B*K of this batch) is, rounded up.
 
     Raises:
         ValueError: If ``num_entries`` is below 1 or ``rate`` outside [0, 1] or NaN.
@@ -161,24 +163,24 @@ def num_large_losses(num_entries: int, rate: float) -> int:
 
 
 def apply_permanent_correction(labels: Tensor, sample_index: Tensor, mask: Tensor) -> int:
-    """Store the flips of a step of LL-Cp: entries of ``mask`` become observed positives, in place and for good.
+    """Store the corrections of an LL-Cp step: entries of ``mask`` become observed positives, in place.
 
     Args:
-        labels: The stored training labels ``(N, K)`` in {-1, 0, 1}; changed. May lie on another device than the rest.
-        sample_index: Rows of ``labels`` that the batch holds, integer ``(B,)``, without repetition.
+        labels: The stored training labels ``(N, K)`` in {-1, 0, 1}; changed. May be on another device than the rest.
+        sample_index: Rows of ``labels`` in the batch, integer ``(B,)``, unique.
         mask: bool ``(B, K)`` from ``large_loss_bce``.
 
     Returns:
-        The number of entries changed.
+        Number of entries changed.
 
     Raises:
-        ValueError: Before anything is changed, if shapes do not fit, an index is outside 0..N-1 or given twice, or
+        ValueError: Before anything is changed, if shapes do not match, an index is outside 0..N-1 or repeated, or
             ``mask`` has an entry whose label is not 0.
         TypeError: If ``sample_index`` is not integer or ``mask`` not boolean.
     """
     if labels.ndim != 2 or sample_index.ndim != 1 or mask.shape != (len(sample_index), labels.shape[1]):
         raise ValueError(
-            "expected labels (N, K), sample_index (B,) and mask (B, K), got "
+            "labels must be (N, K), sample_index (B,) and mask (B, K), got "
             f"{tuple(labels.shape)}, {tuple(sample_index.shape)} and {tuple(mask.shape)}"
         )
     if mask.dtype != torch.bool:
@@ -189,10 +191,10 @@ def apply_permanent_correction(labels: Tensor, sample_index: Tensor, mask: Tenso
     if ((index < 0) | (index >= len(labels))).any():
         raise ValueError(f"sample_index must lie in 0..{len(labels) - 1}, got {index.min()} to {index.max()}")
     if len(index.unique()) != len(index):
-        raise ValueError("sample_index names a sample twice: flips are stored once for each sample")
+        raise ValueError("sample_index must be unique, got a repeated sample")
     rows = labels[index]  # (B, K), a copy
     if (mask & (rows != 0)).any():
-        raise ValueError("mask has an entry that is already observed: only labels of 0 can be corrected")
+        raise ValueError("mask must select unobserved entries (labels of 0), got one that is already observed")
     labels[index] = rows.masked_fill(mask, 1)
     return int(mask.sum())
 

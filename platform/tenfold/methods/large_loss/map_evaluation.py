@@ -1,9 +1,9 @@
-"""How the explanations of two multi-label models differ: the analysis that motivates BoostLU (CVPR 2023).
+"""Evaluation of class activation maps: agreement of two multi-label models, the analysis that motivates BoostLU.
 
-A model trained on partial labels points to the same places as one trained on all labels, but with lower scores. For
-every test picture the two models' class activation maps are compared: by ranks on the classes that are there, and by
-the means of the highest and the lowest scores on those that are there and those that are not.
-Shapes: B pictures of a batch, K classes, P pairs of a picture and a class, maps of h x w places.
+A model trained on partial labels highlights the same locations as one trained on full labels, but with lower scores
+(CVPR 2023). The class activation maps of the two models are compared on every test image: by rank correlation on
+positive classes, and by the means of the highest and the lowest scores on positive and negative classes.
+Shapes: B images in a batch, K classes, P pairs of an image and a class, maps of h x w locations.
 """
 
 import re
@@ -13,48 +13,45 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from tenfold.data.catalog import load_multilabel
 from tenfold.data.multilabel import MultiLabelSplit
 from tenfold.engine.predict import check_classes
 from tenfold.engine.run import Run
-from tenfold.figures.overlays import figure_overlays
-from tenfold.methods.large_loss.figures import figure_agreement
+from tenfold.methods.large_loss.figures import figure_agreement, figure_examples
 from tenfold.methods.large_loss.predictor import MultiLabelPredictor, head_maps
 from tenfold.metrics.map_agreement import cam_extreme_means, cam_rank_correlation, centre_gaussian
 from tenfold.models.activation_maps import cam_logits
 
 MAX_NEGATIVES = 20
-"""Of each picture; drawn at random where more classes are not there: OpenImages has thousands."""
+"""Negative classes per image; drawn at random where there are more (OpenImages has thousands)."""
 MAPS_PER_BATCH = 100_000
-"""Bounds the pictures of a batch where classes are many."""
-NUM_EXAMPLES = 6
+"""Upper bound that limits the batch size when there are many classes."""
 
 
 def compare(
     predictor: Any, reference: Any, data: Any, run: Run, names: Sequence[str] = ("model", "reference")
 ) -> dict[str, float]:
-    """Measure a model's maps against another's on the test pictures, and draw what was found.
+    """Compare the maps of two models on the test images, and plot the results.
 
     Args:
-        predictor: The model, of Large Loss or BoostLU; mostly trained on partial labels.
-        reference: The other, with maps of as many places; mostly trained on full labels.
-        data: Settings of a data set with their classes.
-        run: The machine; figures go to its recorder.
-        names: What the two are called in the figures.
+        predictor: A model of Large Loss or BoostLU, usually trained on partial labels.
+        reference: The other model, with maps of the same size; usually trained on full labels.
+        data: Settings of a data set with the same classes.
+        run: Execution context; figures go to its recorder.
+        names: Names of the two models in the figures.
 
     Returns:
-        What ``summarise`` gives.
+        Metrics of ``summarise``.
 
     Raises:
-        ValueError: A model without class activation maps, data with other classes, or maps of another size.
+        ValueError: If a model has no class activation maps, the data set other classes, or the maps differ in size.
     """
     for name, each in zip(names, (predictor, reference), strict=True):
         if not isinstance(each, MultiLabelPredictor):
-            raise ValueError(  # noqa: TRY004 - which models are compared is a choice of the user
-                f"{name} has no class activation maps to compare: take models of large_loss or boostlu"
+            raise ValueError(  # noqa: TRY004 - the user chooses the models
+                f"{name} has no class activation maps to compare; choose models of large_loss or boostlu"
             )
     loaded = run.once_per_node(lambda: load_multilabel(data))
     for each in (predictor, reference):
@@ -70,18 +67,17 @@ def compare(
 def measure(
     predictor: MultiLabelPredictor, reference: MultiLabelPredictor, split: MultiLabelSplit, run: Run
 ) -> pd.DataFrame:
-    """One pass over the pictures, by all workers together; of the maps nothing is kept.
+    """Compare the maps of all images in one pass, distributed over all workers; no map is kept.
 
     Returns:
-        A row for each of P pairs whose truth is known, by ``row`` of the picture and ``label``, the class: whether it
-        is there (``positive``); on positives the Spearman correlation of the model's map with the reference's
-        (``correlation``) and of the reference's with a Gaussian in the middle of the picture (``control``), NaN where a
-        map is constant; and for each model the probability (``prob_model``) and the mean of the highest and lowest 5 %
-        of its scores (``top_model``, ``bottom_model``), likewise ``_reference`` and, where the model's head boosts,
-        ``_unboosted``.
+        One row for each of P pairs with a known label, identified by ``row`` (the image) and ``label`` (the class):
+        ``positive``, the true label; for positives the Spearman correlation of the model's map with the reference's
+        (``correlation``) and of the reference's with a centred Gaussian (``control``), NaN for a constant map; and for
+        each model the probability (``prob_model``) and the mean of its highest and lowest 5 % of scores (``top_model``,
+        ``bottom_model``), likewise ``_reference`` and, for a boosted head, ``_unboosted``.
 
     Raises:
-        ValueError: Maps of different sizes, or with values that are not finite.
+        ValueError: If maps differ in size or are not finite.
     """
     images = split.images
     loader = run.loader(
@@ -97,17 +93,17 @@ def measure(
             maps = _maps(predictor, reference, run.to_device(batch)["images"])
             parts.append(_measure_batch(maps, split, batch["index"].numpy(), run.seed))
     pairs = pd.concat([part for of_worker in run.share_all(parts) for part in of_worker])
-    # A worker's last pictures may be another's first: once is enough.
+    # The last images of a worker may repeat the first of another: keep each pair once.
     return pairs.drop_duplicates(["row", "label"]).sort_values(["row", "label"], ignore_index=True)
 
 
 def summarise(pairs: pd.DataFrame) -> dict[str, float]:
-    """Figures of a table of ``measure``.
+    """Summarise a table of ``measure``.
 
     Returns:
         Quartiles over positives of the correlation and of its control; for each model its median highest and lowest
-        scores on positives and negatives, its mean probability of the positives and the share of them above 0.5
-        (``recall``); and how many pairs there were.
+        scores on positives and negatives, its mean probability of the positives and its recall at 0.5 (``recall``);
+        and the number of pairs.
     """
     positives, negatives = pairs[pairs.positive], pairs[~pairs.positive]
     metrics = {"num_positives": float(len(positives)), "num_negatives": float(len(negatives))}
@@ -125,40 +121,12 @@ def summarise(pairs: pd.DataFrame) -> dict[str, float]:
 
 
 def models_in(pairs: pd.DataFrame) -> list[str]:
-    """Whose scores a table of ``measure`` holds."""
+    """Return the models whose scores a table of ``measure`` has."""
     return [name for name in ("reference", "model", "unboosted") if f"top_{name}" in pairs]
 
 
-def figure_examples(
-    predictor: MultiLabelPredictor,
-    reference: MultiLabelPredictor,
-    split: MultiLabelSplit,
-    pairs: pd.DataFrame,
-    names: Sequence[str],
-) -> Figure:
-    """Both models' maps over test pictures, from where they agree least (above) to where they agree most.
-
-    Args:
-        predictor, reference, split: As in ``measure``.
-        pairs: What ``measure`` gave for them.
-        names: Of the two models.
-    """
-    ranked = pairs[pairs.positive].sort_values(["correlation", "row"], ignore_index=True)
-    places = np.linspace(0.05, 0.95, NUM_EXAMPLES) * (len(ranked) - 1)
-    shown = ranked.iloc[np.unique(places.round().astype(int))] if len(ranked) else pairs.iloc[:1]
-    images = split.images.read(shown["row"].to_numpy())
-    labels = torch.tensor(shown["label"].to_numpy())
-    maps = [each.explain(images, labels)["attributions"].numpy() for each in (reference, predictor)]
-    titles = [
-        f"{predictor.classes[pair.label]}\nrank corr. {pair.correlation:.2f}\n"
-        f"p = {pair.prob_reference:.2f} / {pair.prob_model:.2f}"
-        for pair in shown.itertuples()
-    ]
-    return figure_overlays(images.numpy(), maps, [names[1], names[0]], row_titles=titles)
-
-
 def _maps(predictor: MultiLabelPredictor, reference: MultiLabelPredictor, images: Tensor) -> dict[str, Tensor]:
-    """``(B, K, h, w)`` of each model; one pass through each network."""
+    """Compute the maps ``(B, K, h, w)`` of each model, with one forward pass per network."""
     maps = {"reference": reference.class_maps(images)}
     features = predictor.model.feature_map(images)
     maps["model"] = head_maps(predictor.model, features)
@@ -167,19 +135,19 @@ def _maps(predictor: MultiLabelPredictor, reference: MultiLabelPredictor, images
     wanted, size = maps["reference"].shape[2:], maps["model"].shape[2:]
     if size != wanted:
         raise ValueError(
-            f"the model's maps have {size[0]}x{size[1]} places, the reference's {wanted[0]}x{wanted[1]}: "
-            f"compare networks of one output stride on pictures of one size"
+            f"maps must be {wanted[0]}x{wanted[1]} as the reference's, got {size[0]}x{size[1]}; "
+            f"compare networks with the same output stride and image size"
         )
     return maps
 
 
 def _measure_batch(maps: Mapping[str, Tensor], split: MultiLabelSplit, rows: np.ndarray, seed: int) -> pd.DataFrame:
     truth = split.full[rows]
-    pictures, labels = _known_pairs(truth, np.random.default_rng((seed, int(rows[0]))))
-    positive = truth[pictures, labels] == 1
-    columns: dict[str, np.ndarray] = {"row": rows[pictures], "label": labels, "positive": positive}
+    images, labels = _known_pairs(truth, np.random.default_rng((seed, int(rows[0]))))
+    positive = truth[images, labels] == 1
+    columns: dict[str, np.ndarray] = {"row": rows[images], "label": labels, "positive": positive}
     device = maps["model"].device
-    at = (torch.from_numpy(pictures).to(device), torch.from_numpy(labels).to(device))
+    at = (torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
     chosen = {name: each[at] for name, each in maps.items()}  # (P, h, w) each
     there = torch.from_numpy(positive).to(device)
     gaussian = centre_gaussian(*chosen["reference"].shape[1:]).to(device)
@@ -194,10 +162,10 @@ def _measure_batch(maps: Mapping[str, Tensor], split: MultiLabelSplit, rows: np.
 
 
 def _known_pairs(truth: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and classes: all that are there, and at most ``MAX_NEGATIVES`` of each picture that are not."""
+    """Return images and classes: all positives, and at most ``MAX_NEGATIVES`` negatives per image."""
     negative = truth == 0
     if truth.shape[1] > MAX_NEGATIVES:
         order = np.where(negative, draw.random(truth.shape), np.inf)
         negative &= order <= np.partition(order, MAX_NEGATIVES - 1, axis=1)[:, MAX_NEGATIVES - 1, None]
-    pictures, labels = np.nonzero((truth == 1) | negative)
-    return pictures, labels
+    images, labels = np.nonzero((truth == 1) | negative)
+    return images, labels

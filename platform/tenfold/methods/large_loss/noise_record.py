@@ -1,20 +1,19 @@
-"""The label-noise record on disk: a folder of Parquet files that pandas, DuckDB or Spark open as they are.
+"""On-disk format of the label-noise record: a folder of Parquet files that pandas, DuckDB or Spark can read.
 
-- ``losses/epoch=003/rank=0.parquet``: ``sample`` int32, ``loss`` a list of K float32, the unflipped loss of every entry
-  at the moment of its step;
+- ``losses/epoch=003/rank=0.parquet``: ``sample`` int32, ``loss`` a list of K float32, the uncorrected loss of every
+  entry at its training step;
 - ``treated/epoch=003/rank=0.parquet``: ``sample`` int32, ``class`` int16, ``class_name``, ``loss`` float32, ``action``
   (rejected, corrected, permanently corrected), ``true`` int8 or null;
-- ``labels.parquet``: ``sample``, ``observed`` and, if known, ``true`` (K int8 each; -1 in ``true``: nobody looked);
-- ``manifest.json``: which run, settings and data these are.
+- ``labels.parquet``: ``sample``, ``observed`` and, if known, ``true`` (K int8 each; -1 in ``true``: not annotated);
+- ``manifest.json``: run, settings and data of the record.
 
-Shapes: N samples of the training set, K classes. ``sample`` is a row of the training set. Every file appears whole or
-not at all.
+Shapes: N samples of the training set, K classes. ``sample`` is a row of the training set. Every file is written
+atomically.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,7 @@ _PARTITIONING = ds.partitioning(pa.schema([("epoch", pa.int16())]), flavor="hive
 def write_losses(
     folder: Path, epoch: int, rank: int, classes: Sequence[str], sample: np.ndarray, losses: np.ndarray
 ) -> None:
-    """One worker's losses ``(n, K)`` of an epoch, of the samples ``(n,)``."""
+    """Write one worker's losses ``(n, K)`` of an epoch for the samples ``(n,)``."""
     table = pa.table({"sample": pa.array(sample, pa.int32()), "loss": _lists(losses, pa.float32())})
     _write_table(folder / "losses" / f"epoch={epoch:03d}" / f"rank={rank}.parquet", table, classes)
 
@@ -48,7 +47,7 @@ def write_treated(
     action: str | None,
     true: np.ndarray,
 ) -> None:
-    """The entries that one worker treated in an epoch, each array ``(m,)``; ``true`` is -1 where unknown."""
+    """Write the entries that one worker treated in an epoch, each array ``(m,)``; ``true`` is -1 where unknown."""
     names = pa.DictionaryArray.from_arrays(pa.array(class_index, pa.int16()), pa.array(classes, pa.string()))
     columns = {
         "sample": pa.array(sample, pa.int32()),
@@ -62,7 +61,7 @@ def write_treated(
 
 
 def write_labels(folder: Path, classes: Sequence[str], observed: np.ndarray, true: np.ndarray | None) -> None:
-    """The label matrices ``(N, K)`` that the training began with, once."""
+    """Write the initial label matrices ``(N, K)``, unless they are already there."""
     path = folder / "labels.parquet"
     if path.exists():
         return
@@ -82,13 +81,13 @@ def write_manifest(
     config_digest: str,
     data_fingerprint: str,
 ) -> None:
-    """Say, in ``manifest.json``, which run the record belongs to, so that it can be found and made again.
+    """Write ``manifest.json``, which identifies the run of the record so that it can be found and reproduced.
 
     Args:
-        folder: The record.
-        run_id: Of the tracking server.
-        seed: Of the training.
-        scheme: What was done to large losses.
+        folder: Folder of the record.
+        run_id: Run id on the tracking server.
+        seed: Seed of the training.
+        scheme: Treatment of large losses.
         delta_rel: Increase per epoch, a fraction.
         config_digest: Digest of the composed settings.
         data_fingerprint: Digest of the training data.
@@ -106,14 +105,8 @@ def write_manifest(
     write_atomically(Path(folder) / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """What ``write_manifest`` wrote."""
-    manifest: dict[str, Any] = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
-    return manifest
-
-
 def read_treated(folder: Path | str) -> pd.DataFrame:
-    """Every treated entry: columns epoch, sample, class, class_name, loss, action, true; sorted by the first three.
+    """Read treated entries: columns epoch, sample, class, class_name, loss, action, true; sorted by the first three.
 
     Raises:
         FileNotFoundError: If the folder holds no record.
@@ -122,41 +115,20 @@ def read_treated(folder: Path | str) -> pd.DataFrame:
     frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int8(): pd.Int8Dtype()}.get)
     columns = ["epoch", "sample", "class", "class_name", "loss", "action", "true"]
     keys = columns[:3]
-    # A sample may reach two workers: the sampler pads an epoch to a multiple of their number.
+    # A sample may be seen by two workers: the sampler pads an epoch to a multiple of the number of workers.
     return frame[columns].sort_values(keys, kind="stable").drop_duplicates(keys, ignore_index=True)
 
 
-def read_losses(folder: Path | str, epochs: Sequence[int] | None = None) -> pd.DataFrame:
-    """The loss of every entry: one row for each (epoch, sample), which are the index, and one column for each class.
+def epoch_losses(folder: Path | str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each epoch, its samples ``(n,)`` in ascending order and their losses ``(n, K)``.
 
-    Args:
-        folder: The record.
-        epochs: Which to read; all of them if None (4 N K bytes each).
+    One epoch is in memory at a time.
 
     Raises:
-        FileNotFoundError: If the folder holds no losses (mode ``treated`` keeps none), or not of an epoch asked for.
-    """
-    classes: list[str] = json.loads(_dataset(folder, "losses").schema.metadata[_CLASSES_KEY])
-    frames = []
-    for epoch, sample, losses in epoch_losses(folder, epochs):
-        index = pd.MultiIndex.from_product([[epoch], sample], names=["epoch", "sample"])
-        frames.append(pd.DataFrame(losses, index=index, columns=classes))
-    return pd.concat(frames)
-
-
-def epoch_losses(
-    folder: Path | str, epochs: Sequence[int] | None = None
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Epoch, its samples ``(n,)`` in ascending order and their losses ``(n, K)``; one epoch in memory at a time.
-
-    Arguments and errors as in ``read_losses``.
+        FileNotFoundError: If the folder holds no losses (mode ``treated`` keeps none).
     """
     dataset = _dataset(folder, "losses")
-    found = recorded_epochs(folder, "losses")
-    wanted = found if epochs is None else sorted(set(epochs))
-    if not set(wanted) <= set(found):
-        raise FileNotFoundError(f"no losses of epochs {sorted(set(wanted) - set(found))} at {folder}; it has {found}")
-    for epoch in wanted:
+    for epoch in recorded_epochs(folder, "losses"):
         table = dataset.to_table(filter=ds.field("epoch") == epoch)
         sample = table.column("sample").to_numpy()
         rows = last_of_each(sample)
@@ -164,37 +136,37 @@ def epoch_losses(
 
 
 def read_labels(folder: Path | str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Observed labels ``(N, K)`` that the training began with, and the truth ``(N, K)``, None if unknown.
+    """Read the initial observed labels ``(N, K)`` and the true labels ``(N, K)``, None if unknown.
 
     Raises:
         FileNotFoundError: If the record holds no labels.
     """
     path = Path(folder) / "labels.parquet"
     if not path.is_file():
-        raise FileNotFoundError(f"no labels of the record at {path}: the first worker writes them with its first epoch")
+        raise FileNotFoundError(f"there are no labels at {path}; the first worker writes them with its first epoch")
     table = pq.read_table(path)
     return _matrix(table, "observed"), _matrix(table, "true") if "true" in table.column_names else None
 
 
 def recorded_epochs(folder: Path | str, part: str) -> list[int]:
-    """Epochs of which ``part`` (losses or treated) has files, ascending."""
+    """Return the epochs for which ``part`` (losses or treated) has files, ascending."""
     return sorted({int(path.parent.name.removeprefix("epoch=")) for path in Path(folder).glob(f"{part}/*/*.parquet")})
 
 
 def last_of_each(keys: np.ndarray) -> np.ndarray:
-    """Places of the last occurrence of every key, in ascending order of the keys."""
+    """Return the position of the last occurrence of every key, in ascending order of the keys."""
     _, from_the_end = np.unique(keys[::-1], return_index=True)
     places: np.ndarray = len(keys) - 1 - from_the_end
     return places
 
 
 def _lists(matrix: np.ndarray, dtype: pa.DataType) -> pa.Array:
-    """Rows of ``(n, K)`` as a column of lists of fixed size."""
+    """Convert the rows of ``(n, K)`` to a column of fixed-size lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel(), dtype), matrix.shape[1])
 
 
 def _matrix(table: pa.Table, column: str) -> np.ndarray:
-    """The inverse of ``_lists``."""
+    """Invert ``_lists``."""
     num_classes = table.schema.field(column).type.list_size
     chunks = [chunk.flatten().to_numpy() for chunk in table.column(column).chunks]
     dtype = table.schema.field(column).type.value_type.to_pandas_dtype()
@@ -205,7 +177,7 @@ def _matrix(table: pa.Table, column: str) -> np.ndarray:
 def _dataset(folder: Path | str, part: str) -> ds.Dataset:
     path = Path(folder) / part
     if not recorded_epochs(folder, part):
-        raise FileNotFoundError(f"no label-noise record at {path}: was the observatory on, and an epoch finished?")
+        raise FileNotFoundError(f"there is no label-noise record at {path}; train an epoch with method.observatory on")
     return ds.dataset(str(path), format="parquet", partitioning=_PARTITIONING)
 
 

@@ -1,4 +1,4 @@
-"""Training labels and the loss on them: every scheme of the paper and every baseline, as the training loop wants it."""
+"""Training objective: the label matrix and its loss, for every scheme of the paper and every baseline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ from tenfold.types import Batch
 
 
 class WithLabelEstimator(nn.Module):
-    """ROLE's pair: the classifier, and one free logit for each entry of the training labels."""
+    """ROLE's model: the classifier and a label estimator with one free logit per entry of the training labels."""
 
     def __init__(self, classifier: nn.Module, initial_logits: Tensor) -> None:
         super().__init__()
@@ -36,19 +36,19 @@ class WithLabelEstimator(nn.Module):
         self.label_logits = nn.Parameter(initial_logits)
 
     def forward(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the pictures and of their label estimates, both ``(B, K)``."""
+        """Return the logits of the images and of their label estimates, both ``(B, K)``."""
         return self.classifier(images), self.label_logits[index]
 
 
 class TrainingLabels:
-    """The observed labels of the training set, as they stand now, and the loss that reads them.
+    """Current observed labels of the training set, and the loss computed from them.
 
     Args:
         config: Scheme and its settings.
-        split: Training pictures with observed and true labels.
-        run: The machine.
-        mirror: Whether pictures are mirrored at random.
-        recorder: The label-noise observatory; None records nothing.
+        split: Training images with observed and true labels.
+        run: Execution context.
+        mirror: Whether images may be flipped horizontally at random.
+        recorder: Recorder of the label noise; None records nothing.
     """
 
     def __init__(
@@ -69,22 +69,22 @@ class TrainingLabels:
         self._expected_num_pos = config.expected_num_pos
         if self._expected_num_pos is None and config.scheme in ("epr", "role"):
             self._expected_num_pos = float((split.full == 1).sum(1).mean())
-        self._treated: list[tuple[Tensor, Tensor]] = []  # index and mask of the present step
-        self._flips: list[Tensor] = []  # (F, 2) rows and classes flipped for good in this epoch
+        self._treated: list[tuple[Tensor, Tensor]] = []  # index and mask of the current step
+        self._flips: list[Tensor] = []  # (F, 2) rows and classes corrected permanently in this epoch
 
     def read(self, rows: np.ndarray) -> Batch:
-        """Pictures and what ``read_labels`` gives."""
+        """Read a batch of images with its labels (``read_labels``)."""
         return {"images": self._split.images.read(rows), **self.read_labels(rows)}
 
     def read_labels(self, rows: np.ndarray) -> Batch:
-        """Present labels and, where a scheme may look at it, the truth."""
+        """Read the current labels and, for schemes that may use them, the true labels."""
         batch = {"labels": self.labels[torch.from_numpy(rows)]}
         if self._config.scheme in ("full", "bce", "bce_ls", "iun"):
             batch["true"] = torch.from_numpy(np.ascontiguousarray(self._split.full[rows]))
         return batch
 
     def objective(self) -> Objective:
-        """What the training loop takes."""
+        """Return the objective for the training loop."""
         return Objective(
             loss=self.loss,
             after_step=self.after_step,
@@ -94,7 +94,7 @@ class TrainingLabels:
         )
 
     def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
-        """Scalar loss of a batch (section 2 of the paper; the baselines from their own)."""
+        """Compute the scalar loss of a batch."""
         images = self._augment(batch["images"])
         scheme = self._config.scheme
         if scheme == "role":
@@ -121,7 +121,7 @@ class TrainingLabels:
         return self._baseline_loss(logits, batch)
 
     def after_step(self, batch: Batch, clock: Clock) -> None:
-        """LL-Cp: what was treated in this step is positive from now on."""
+        """Store the permanent corrections of this step (LL-Cp)."""
         for index, mask in self._treated:
             mask = mask.cpu()
             apply_permanent_correction(self.labels, index, mask)
@@ -130,7 +130,7 @@ class TrainingLabels:
         self._treated.clear()
 
     def after_epoch(self, model: nn.Module, clock: Clock) -> Mapping[str, float]:
-        """Bring the workers' label matrices together, pseudo-label, and write the epoch's record."""
+        """Merge the workers' label matrices, pseudo-label, and write the record of the epoch."""
         metrics: dict[str, float] = {}
         if self._config.scheme == "LL-Cp":
             mine = torch.cat(self._flips) if self._flips else torch.zeros(0, 2, dtype=torch.int64)
@@ -166,7 +166,7 @@ class TrainingLabels:
         return torch.where(mirrored, images.flip(2), images)
 
     def _large_loss(self, logits: Tensor, batch: Batch, clock: Clock) -> Tensor:
-        # The label matrix was checked once, before training: checking every batch would make a GPU wait.
+        # The label matrix was checked once, before training; checking every batch would synchronise with the GPU.
         config, labels = self._config, batch["labels"]
         rate = large_loss_rate(clock.epoch, config.delta_rel_percent / 100, config.scheme, config.warmup_epochs)
         losses = assume_negative_losses(logits, labels)
@@ -210,31 +210,31 @@ class TrainingLabels:
 
 
 def check_labels(config: Config, split: MultiLabelSplit) -> None:
-    """Refuse, before training, labels that the scheme can't learn from.
+    """Check before training that the scheme can learn from the labels.
 
     Raises:
-        ValueError: Labels outside the coding, no positive at all, or a scheme that needs negatives or full truth.
+        ValueError: If labels are outside the coding, none is positive, or the scheme needs negatives or full labels.
     """
     scheme = config.scheme
     lowest, highest = int(split.observed.min()), int(split.observed.max())
     if lowest < -1 or highest > 1:
-        raise ValueError(f"observed training labels must be -1, 0 or 1, got values from {lowest} to {highest}")
+        raise ValueError(f"observed labels must be -1, 0 or 1, got values from {lowest} to {highest}")
     if not (split.observed == 1).any():
-        raise ValueError("no training picture has an observed positive label: nothing can be learnt (data.num_pos=1)")
+        raise ValueError("observed labels must have a positive, got none; set data.num_pos=1")
     if scheme == "iu" and not (split.observed == -1).any():
-        raise ValueError("scheme iu ignores unobserved labels and needs observed negatives: set data.num_neg")
+        raise ValueError("observed labels must have negatives for scheme iu, got none; set data.num_neg")
     assumes = ("an_ls", "wan", "pr", "epr", "role", "em", "em_apl")
     if scheme in assumes and (split.observed == -1).any():
-        raise ValueError(f"scheme {scheme} is defined without observed negatives: set data.num_neg=0")
+        raise ValueError(f"scheme {scheme} is not defined for observed negatives; set data.num_neg=0")
     if scheme in ("full", "bce", "bce_ls", "iun") and (split.full < 0).any():
-        raise ValueError(f"scheme {scheme} needs the whole truth, and these data have entries that nobody looked at")
+        raise ValueError(f"scheme {scheme} needs full labels, but some entries are unannotated; choose another scheme")
 
 
 def check_length(config: Config, num_epochs: int) -> None:
-    """Refuse a training that ends before a scheme's last phase begins.
+    """Check that the training is long enough for the scheme.
 
     Raises:
-        ValueError: em_apl would never pseudo-label.
+        ValueError: If em_apl would never pseudo-label.
     """
     if config.scheme == "em_apl" and config.apl_warmup_epochs >= num_epochs:
         raise ValueError(
@@ -243,14 +243,14 @@ def check_length(config: Config, num_epochs: int) -> None:
 
 
 def role_model(classifier: nn.Module, split: MultiLabelSplit, seed: int) -> WithLabelEstimator:
-    """The classifier with ROLE's estimator beside it."""
+    """Combine the classifier with ROLE's label estimator."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(np.array(split.observed))
     return WithLabelEstimator(classifier, role_initial_logits(labels, generator))
 
 
 def _stored_labels(scheme: str, observed: np.ndarray) -> Tensor:
-    """A copy where the scheme writes into it; else the very matrix, which may be a memory map of many gigabytes."""
+    """Copy the labels if the scheme changes them; otherwise share the matrix, which may be a large memory map."""
     if scheme == "em_apl":
         return torch.from_numpy(observed.astype(np.float32))
     return torch.from_numpy(np.array(observed)) if scheme == "LL-Cp" else shared_tensor(observed)

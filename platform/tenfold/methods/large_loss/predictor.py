@@ -1,4 +1,4 @@
-"""A trained multi-label classifier, ready to answer."""
+"""Predictor of a trained multi-label classifier: logits, probabilities and class activation maps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,18 +13,18 @@ from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_
 from tenfold.types import Task
 
 BuildClassifier = Callable[[Mapping[str, Any], ModelConfig, int, int], ImageClassifier]
-"""The method's settings as plain values, the network's settings, number of classes, picture size: to the network."""
+"""Builds a network from the method's settings (plain values), the model's settings, num_classes and image size."""
 
 
 def plain_classifier(
     method: Mapping[str, Any], model: ModelConfig, num_classes: int, image_size: int
 ) -> ImageClassifier:
-    """The network with a linear head on the mean of its feature map, whatever the method."""
+    """Build the network with a linear head on the spatial mean of its feature map, whatever the method."""
     return build_classifier(model, num_classes, image_size)
 
 
 def head_maps(model: ImageClassifier, features: Tensor, *, boosted: bool = True) -> Tensor:
-    """Scores of every class at every place of a feature map; ``MultiLabelPredictor`` says which heads have them.
+    """Compute the class activation maps of all classes; see ``MultiLabelPredictor`` for the heads that have them.
 
     Args:
         model: The network.
@@ -41,14 +41,15 @@ def head_maps(model: ImageClassifier, features: Tensor, *, boosted: bool = True)
 
 
 class MultiLabelPredictor:
-    """Logits and probabilities of every label of a picture, and where in it they come from.
+    """Predicts logits and probabilities of every label of an image, and explains them by class activation maps.
 
     Args:
         model: A network with the plain head, or with a head that reads the feature map. The latter must have
-            ``cam(features)``, the maps ``(B, K, h, w)`` that its logits are means of, ``cam(features, boosted=False)``,
-            those maps before a boost, and ``cam_at(features, labels)``, the former ``(B, h, w)`` of one class each.
+            ``cam(features)``, the maps ``(B, K, h, w)`` whose spatial means are its logits,
+            ``cam(features, boosted=False)``, the maps before the boost, and ``cam_at(features, labels)``, the former
+            ``(B, h, w)`` for one class per image.
         classes: K names.
-        device: Where it computes.
+        device: Device of the network.
     """
 
     task = Task.MULTI_LABEL
@@ -60,24 +61,24 @@ class MultiLabelPredictor:
         self._device = device
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 pictures ``(B, S, S, 3)``."""
+        """Return ``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, of uint8 images ``(B, S, S, 3)``."""
         with torch.inference_mode():
             logits = self.model(images.to(self._device)).float().cpu()
         return {"probs": logits.sigmoid(), "logits": logits}
 
     def explain(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """What a call gives, and the class activation map of one class of each picture, in one forward pass.
+        """Predict, and return the class activation map of one class per image, in one forward pass.
 
         Args:
             images: uint8 ``(B, S, S, 3)``.
-            labels: Class to explain for each picture, int64 ``(B,)``; None: the one with the highest logit.
+            labels: Class to explain for each image, int64 ``(B,)``; None: the class with the highest logit.
 
         Returns:
-            ``logits`` and ``probs`` as of a call; ``attributions`` float32 ``(B, S, S)``, each from 0 at its weakest
-            place to 1 at its strongest (0 throughout where all places are alike); ``explained`` int64 ``(B,)``.
+            ``logits`` and ``probs`` as in ``__call__``; ``attributions`` float32 ``(B, S, S)``, each min-max normalised
+            to [0, 1] (0 throughout for a constant map); ``explained`` int64 ``(B,)``.
 
         Raises:
-            ValueError: A label that is no class.
+            ValueError: If a label is not a class.
         """
         if labels is not None:
             check_class_labels(labels, len(images), len(self.classes))
@@ -85,13 +86,13 @@ class MultiLabelPredictor:
             features, logits = self._features_and_logits(images)
             explained = logits.argmax(1) if labels is None else labels.to(self._device)
             maps = self._class_map_at(features, explained).float().cpu()
-            # Stretched at the end: the strongest place of a coarse map falls between pixels.
+            # Normalised after resizing: the maximum of a coarse map falls between pixels.
             maps = normalize_score_map(resize_score_map(maps, self.preprocessing.image_size), "minmax")
         logits = logits.float().cpu()
         return {"probs": logits.sigmoid(), "logits": logits, "attributions": maps, "explained": explained.cpu()}
 
     def class_maps(self, images: Tensor, *, boosted: bool = True) -> Tensor:
-        """Scores of every class at every place, as the head gives them.
+        """Compute the class activation maps of all classes.
 
         Args:
             images: uint8 ``(B, S, S, 3)``.
@@ -111,14 +112,14 @@ class MultiLabelPredictor:
         head: Any = self.model.head
         if self.model.reads_map:
             return head.cam_at(features, labels)
-        return class_map_at(features, head.weight, None, labels)  # a bias would not outlive the normalisation
+        return class_map_at(features, head.weight, None, labels)  # the normalisation cancels a bias
 
 
 def load(bundle: Bundle, device: str = "cpu", build: BuildClassifier = plain_classifier) -> MultiLabelPredictor:
-    """The network that a bundle describes, with its weights.
+    """Load the predictor of a bundle.
 
     Raises:
-        ValueError: The weights don't fit the network that the bundle's settings name.
+        ValueError: If the weights don't fit the network that the bundle's settings name.
     """
     settings = {**bundle.config["model"], "pretrained": False, "checkpoint": None}
     metadata = bundle.metadata

@@ -1,4 +1,4 @@
-"""From multi-label data with missing labels to a bundle: one training, whatever the loss and the head."""
+"""Training recipe for multi-label data with missing labels, shared by all losses and heads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +21,7 @@ from tenfold.figures.history import figure_history
 from tenfold.figures.labels import figure_predictions
 from tenfold.methods.large_loss import map_evaluation
 from tenfold.methods.large_loss.evaluation import annotation_counts, model_metrics, multilabel_metrics
+from tenfold.methods.large_loss.figures import figure_detection, figure_memorisation
 from tenfold.methods.large_loss.noise_record import write_manifest
 from tenfold.methods.large_loss.objective import (
     TrainingLabels,
@@ -29,13 +30,7 @@ from tenfold.methods.large_loss.objective import (
     check_length,
     role_model,
 )
-from tenfold.methods.large_loss.observatory import (
-    LabelNoiseRecorder,
-    detection_curve,
-    figure_detection,
-    figure_memorisation,
-    memorisation_curve,
-)
+from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection_curve, memorisation_curve
 from tenfold.methods.large_loss.predictor import BuildClassifier, MultiLabelPredictor, load, plain_classifier
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
@@ -44,37 +39,37 @@ from tenfold.types import Batch, Predictor
 
 METRIC = "val/mAP"
 NUM_PROBES = 8
-NUM_PICTURES = 18
+NUM_IMAGES = 18
 
 compare = map_evaluation.compare
 
 
 def train(job: JobConfig, run: Run, build: BuildClassifier = plain_classifier) -> Outcome:
-    """Train, choose by clean validation mAP, test, and leave a bundle, a record of the label noise and pictures.
+    """Train, select the epoch by clean validation mAP, test, and write a bundle, a label-noise record and figures.
 
     Args:
-        job: Settings; ``job.method`` is this room's ``Config`` or one that extends it.
-        run: The machine.
-        build: The network; a method with a head of its own brings it here.
+        job: Settings; ``job.method`` is this method's ``Config`` or a subclass.
+        run: Execution context.
+        build: Builder of the network, for a method with its own head.
     """
     check_length(job.method, job.run.num_epochs)
     data = run.once_per_node(lambda: load_multilabel(job.data))
     check_labels(job.method, data.train)
     trained = train_once(run, job, data.fingerprint, lambda folder: _train(job, data, run, folder, build))
-    _log_pictures(job, data, run, trained, build)
+    _log_figures(job, data, run, trained, build)
     return trained.outcome(METRIC, "max")
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
-    """mAP of a trained model on the validation and test pictures of any data with the same classes.
+    """Compute the mAP of a trained model on the validation and test splits of any data set with the same classes.
 
     Args:
         predictor: The model.
         data: Settings of a data set.
-        run: The machine.
+        run: Execution context.
 
     Raises:
-        ValueError: The data have other classes than the model.
+        ValueError: If the data set has other classes than the model.
     """
     loaded = run.once_per_node(lambda: load_multilabel(data))
     check_classes(predictor.classes, loaded.name, loaded.classes)
@@ -90,7 +85,7 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
 
 
 def _train(job: JobConfig, data: MultiLabelData, run: Run, folder: Path, build: BuildClassifier) -> None:
-    """The stage: everything it writes goes into ``folder``."""
+    """Run the training stage; all its output goes to ``folder``."""
     config: Config = job.method
     classifier = build(job.as_dict()["method"], job.model, len(data.classes), data.image_size)
     load_embedded_pretraining(run, job.model, job.data, classifier)
@@ -149,7 +144,7 @@ def _fit(
 
 
 def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: ImageClassifier) -> None:
-    """LinearInit: the head alone, on the features of the frozen backbone, which are computed once."""
+    """Initialise the head by linear probing on features of the frozen backbone, which are computed once."""
 
     def work(folder: Path) -> None:
         frozen = classifier.to(run.device).eval()
@@ -180,7 +175,7 @@ def _linear_init(job: JobConfig, data: MultiLabelData, run: Run, classifier: Ima
 
     folder = run.stage("linear_init", stage_key(job, data.fingerprint), work)
     trained = load_file(folder / "head.safetensors")
-    with torch.no_grad():  # weight and bias; what else a head keeps, such as a factor, stays as it was made
+    with torch.no_grad():  # weight and bias only: other state of the head, such as the boost factor, is kept
         for name, parameter in classifier.head.named_parameters():
             parameter.copy_(trained[name])
 
@@ -197,7 +192,7 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _classifier(model: nn.Module) -> Any:
-    """The part that is evaluated and kept."""
+    """Return the part that is evaluated and saved."""
     return model.classifier if isinstance(model, WithLabelEstimator) else model
 
 
@@ -209,7 +204,7 @@ def _save(
     metrics: dict[str, float],
     result: FitResult,
 ) -> None:
-    """Bundle with its probe set, and the figures of the training; an attempt that was killed is written over."""
+    """Write the bundle with its probe set, and the results; output of a killed attempt is overwritten."""
     probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
     predictor = MultiLabelPredictor(model, data.classes, "cpu")
     save_results(
@@ -226,19 +221,19 @@ def _save(
     )
 
 
-def _log_pictures(job: JobConfig, data: MultiLabelData, run: Run, trained: Trained, build: BuildClassifier) -> None:
-    """What people look at: curves, pictures with predicted labels, and the observatory's figures."""
+def _log_figures(job: JobConfig, data: MultiLabelData, run: Run, trained: Trained, build: BuildClassifier) -> None:
+    """Log training curves, images with predicted labels, and the figures of the observatory."""
     if not run.is_main or run.recorder is None:
         return
     names = ["train/loss", METRIC, "train/corrected_labels"]
     run.log_figure(
         "curves.png", figure_history(trained.results["history"], names, f"{job.method.scheme} on {data.name}")
     )
-    rows = np.arange(min(NUM_PICTURES, len(data.test.images)))
+    rows = np.arange(min(NUM_IMAGES, len(data.test.images)))
     images = data.test.images.read(rows)
     probs = load(load_bundle(trained.bundle), build=build)(images)["probs"]
-    pictures = figure_predictions(images.numpy(), probs.numpy(), data.test.full[rows], data.classes)
-    run.log_figure("predictions.png", pictures)
+    figure = figure_predictions(images.numpy(), probs.numpy(), data.test.full[rows], data.classes)
+    run.log_figure("predictions.png", figure)
     observatory = trained.folder / "observatory"
     if not observatory.exists():
         return
