@@ -1,4 +1,4 @@
-"""BoostLU's maths: published values, values by hand, laws, gradients, refusals."""
+"""Maths of BoostLU: published values, values by hand, laws, gradients, refusals."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def golden(name):
 
 
 def make_case(seed, sizes=(2, 3, 4, 2, 3), dtype=torch.float64, zeros=False):
-    """Features, weight and bias for B, D, K, H, W; with zeros, many scores are exactly 0."""
+    """Return features, weight and bias for B, D, K, H, W; with zeros, many scores are exactly 0."""
     batch, channels, classes, height, width = sizes
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(batch, channels, height, width, generator=generator, dtype=dtype).relu()
@@ -64,7 +64,7 @@ def logits_and_gradients(function, upstream, *inputs):
 
 
 def by_maps(alpha):
-    """The definition, step by step."""
+    """Compute the definition step by step."""
     return lambda features, weight, bias: cam_logits(class_activation_maps(features, weight, bias, alpha))
 
 
@@ -354,7 +354,7 @@ def test_weights_of_a_plain_head_are_no_boosted_head():
     "state", [torch.tensor([5.0]), torch.tensor([5.0, 4.0]), torch.tensor([5.0, 0.5]), torch.tensor([0.0, 0.0]), "both"]
 )
 def test_a_damaged_factor_or_mode_is_refused(state):
-    with pytest.raises(ValueError, match=r"expected a factor and a mode|alpha must be positive"):
+    with pytest.raises(ValueError, match=r"state must be a tensor|alpha must be positive"):
         BoostedCAMHead(3, 4).set_extra_state(state)
 
 
@@ -388,7 +388,7 @@ def test_a_factor_out_of_range_is_refused(alpha):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_scores_that_are_not_floating_are_refused(dtype):
-    with pytest.raises(ValueError, match="x must have a floating dtype"):
+    with pytest.raises(ValueError, match="x must be floating-point"):
         boostlu(torch.ones(3, dtype=dtype), 5.0)
 
 

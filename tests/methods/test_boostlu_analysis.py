@@ -1,4 +1,4 @@
-"""What BoostLU measures of maps and of treated labels: published values, values by hand, laws, refusals."""
+"""Metrics of BoostLU, of maps and of treated labels: published values, values by hand, laws, refusals."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def golden(name):
 
 
 def make_maps(seed, count=4, size=(3, 5), levels=None):
-    """Random maps; with levels, of few distinct values, so that many places tie."""
+    """Return random maps; with levels, of few distinct values, so that many locations tie."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(count, *size, generator=generator, dtype=torch.float64)
     return maps if levels is None else (maps * levels).round()
@@ -141,7 +141,7 @@ def test_extreme_means_match_golden():
     [(0.05, 19, 0), (0.1, 18.5, 0.5), (0.11, 18, 1), (0.001, 19, 0), (0.15, 18, 1), (1, 9.5, 9.5)],
 )
 def test_extreme_means_by_hand(fraction, top, bottom):
-    """Of 20 places with the scores 0 to 19; products that are whole but for rounding are not rounded up."""
+    """Scores 0 to 19 at 20 locations; a product that is an integer up to rounding is not rounded up."""
     cam = torch.arange(20.0).flip(0).view(1, 4, 5)
     found = cam_extreme_means(cam, fraction)
     assert [each.dtype for each in found] == [torch.float64, torch.float64]
@@ -216,10 +216,10 @@ def changed(tensor, value):
         (LABELS == 0, LABELS, changed(TRUE, -1), "true must be 0 or 1"),
         (LABELS == 0, changed(LABELS, 2), TRUE, "labels must be -1"),
         (LABELS == 0, LABELS.float().where(LABELS != 1, float("nan")), TRUE, "labels must be -1"),
-        (LABELS == 0, LABELS, changed(TRUE, 0), "labels contradict true"),
-        (LABELS == 0, changed(LABELS, -1), TRUE, "labels contradict true"),
-        (LABELS != -1, LABELS, TRUE, "mask has an observed entry"),
-        (LABELS != 1, LABELS, TRUE, "mask has an observed entry"),
+        (LABELS == 0, LABELS, changed(TRUE, 0), "labels must agree with true"),
+        (LABELS == 0, changed(LABELS, -1), TRUE, "labels must agree with true"),
+        (LABELS != -1, LABELS, TRUE, "mask must select unobserved entries"),
+        (LABELS != 1, LABELS, TRUE, "mask must select unobserved entries"),
     ],
 )
 def test_what_can_not_be_counted_is_refused(mask, labels, true, message):

@@ -2,9 +2,9 @@
 
 Youngwook Kim, Jae Myung Kim, Jieun Jeong, Cordelia Schmid, Zeynep Akata, Jungwoo Lee. CVPR 2023, arXiv 2304.01804.
 
-A network that learns from partial labels, with the unobserved ones assumed negative, looks at the same places as one
-that has all labels, but with lower scores. So the positive scores of the class activation maps are multiplied by a
-factor inside the network, before they are averaged to logits. A training step then takes the losses of Large Loss.
+A network trained on partial labels, with unobserved labels assumed negative, highlights the same locations as one
+trained on full labels, but with lower scores. BoostLU multiplies the positive scores of the class activation maps by a
+factor inside the network, before they are averaged to logits; training uses the losses of Large Loss.
 """
 
 from tenfold.methods.boostlu.boost import boostlu, class_activation_maps

@@ -1,13 +1,13 @@
-"""How many wrong negatives a treatment of large losses finds."""
+"""Evaluation of the treatment of large losses: detected false negatives."""
 
 import torch
 from torch import Tensor
 
 
 def false_negative_detection(mask: Tensor, labels: Tensor, true: Tensor) -> dict[str, int | float]:
-    """What was treated, held against the truth.
+    """Compare the treated entries with the true labels.
 
-    A false negative is an entry that is positive but unobserved, hence taken as negative.
+    A false negative is an entry that is positive but unobserved, and therefore assumed negative.
 
     Args:
         mask: Treated entries, bool ``(B, K)``, unobserved ones only.
@@ -15,13 +15,13 @@ def false_negative_detection(mask: Tensor, labels: Tensor, true: Tensor) -> dict
         true: ``(B, K)`` in {0, 1}.
 
     Returns:
-        ``rejected_fn`` and ``rejected_tn``: treated entries that are positive and negative in truth; ``total_fn``:
-        false negatives; ``precision``: rejected_fn of all treated; ``recall``: rejected_fn of all false negatives.
-        Precision and recall are 0 where nothing was treated, or nothing was to be found.
+        ``rejected_fn`` and ``rejected_tn``: treated entries that are truly positive and truly negative; ``total_fn``:
+        all false negatives; ``precision``: rejected_fn over all treated entries; ``recall``: rejected_fn over
+        total_fn. Precision is 0 if nothing was treated, recall if there is no false negative.
 
     Raises:
-        ValueError: Shapes that differ, a mask that is not boolean, values outside the coding, labels that contradict
-            the truth, or a treated entry that is observed.
+        ValueError: If shapes differ, the mask is not boolean, values are outside the coding, labels contradict the true
+            labels, or a treated entry is observed.
     """
     if mask.ndim != 2 or not mask.shape == labels.shape == true.shape:
         raise ValueError(
@@ -36,9 +36,9 @@ def false_negative_detection(mask: Tensor, labels: Tensor, true: Tensor) -> dict
     if not (unobserved | (labels == 1) | (labels == -1)).all():
         raise ValueError("labels must be -1 (observed negative), 0 (unobserved) or 1 (observed positive)")
     if ((labels == 1) & ~positive).any() or ((labels == -1) & positive).any():
-        raise ValueError("labels contradict true: an observed positive is negative there, or the other way round")
+        raise ValueError("labels must agree with true, got an observed label that contradicts it")
     if (mask & ~unobserved).any():
-        raise ValueError("mask has an observed entry: only labels of 0 are treated")
+        raise ValueError("mask must select unobserved entries (labels of 0), got an observed one")
     treated, rejected_fn = int(mask.sum()), int((mask & positive).sum())
     total_fn = int((unobserved & positive).sum())
     return {

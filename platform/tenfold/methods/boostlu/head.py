@@ -1,4 +1,4 @@
-"""The head that replaces pooling and the linear layer of a classifier."""
+"""Boosted CAM head, which replaces global pooling and the linear layer of a classifier."""
 
 import math
 from typing import Literal, get_args
@@ -16,19 +16,19 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class BoostedCAMHead(nn.Module):
-    """Class activation maps by a 1x1 convolution, their positive scores boosted, their mean the logits.
+    """Class activation maps by a 1x1 convolution, with boosted positive scores, averaged over space to logits.
 
-    Parameters are ``weight`` ``(K, D)`` and ``bias`` ``(K,)``, as of ``nn.Linear`` and with its start. Factor and mode
-    are part of the state dict, in one tensor: with another factor the same weights are another model.
+    Parameters are ``weight`` ``(K, D)`` and ``bias`` ``(K,)``, initialised as in ``nn.Linear``. Factor and mode are
+    part of the state dict, as one tensor: with another factor the same weights are a different model.
 
     Args:
         in_channels: Channels D of the feature map.
         num_classes: Classes K.
         alpha: Factor of positive scores, positive and finite.
-        mode: When it applies: ``both`` (the method), in ``train`` or ``inference`` alone, or ``none``: the plain head.
+        mode: Phases in which the boost applies: ``both`` (the method), only ``train`` or ``inference``, or ``none``.
 
     Raises:
-        ValueError: Sizes below 1, an alpha out of range, an unknown mode.
+        ValueError: If a size is below 1, alpha is out of range, or the mode is unknown.
     """
 
     alpha: float
@@ -44,16 +44,16 @@ class BoostedCAMHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights: uniform within 1 / sqrt(D), the bias too."""
+        """Reinitialise weight and bias, uniform within 1 / sqrt(D)."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def set_boost(self, alpha: float, mode: Mode) -> None:
-        """Another factor, or another time for it.
+        """Set factor and mode.
 
         Raises:
-            ValueError: An alpha out of range, or an unknown mode.
+            ValueError: If alpha is out of range or the mode is unknown.
         """
         check_alpha(alpha)
         if mode not in MODES:
@@ -62,20 +62,20 @@ class BoostedCAMHead(nn.Module):
 
     @property
     def effective_alpha(self) -> float:
-        """The factor that ``forward`` would use now, in training or not; 1 where the mode says so."""
+        """Factor used by ``forward`` in the current phase (training or evaluation); 1 if the boost does not apply."""
         applies = self.mode == "both" or self.mode == ("train" if self.training else "inference")
         return self.alpha if applies else 1.0
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(B, K)``, at least float32, of a feature map ``(B, D, H, W)``.
+        """Compute logits ``(B, K)``, at least float32, of a feature map ``(B, D, H, W)``.
 
         Raises:
-            ValueError: Another shape, or a map without places.
+            ValueError: If the shape is wrong or the map has no locations.
         """
         channels = self.weight.shape[1]
         if features.ndim != 4 or features.shape[1] != channels or 0 in features.shape[2:]:
             raise ValueError(
-                f"features must be a map (B, {channels}, H, W) with at least one place, got {tuple(features.shape)}"
+                f"features must be a map (B, {channels}, H, W) with at least one location, got {tuple(features.shape)}"
             )
         alpha = self.effective_alpha
         if alpha == 1:
@@ -85,24 +85,24 @@ class BoostedCAMHead(nn.Module):
         return boosted_logits(features, self.weight, self.bias, alpha)
 
     def cam(self, features: Tensor, boosted: bool = True, include_bias: bool = True) -> Tensor:
-        """Scores of every class at every place.
+        """Compute the class activation maps of all classes.
 
         Args:
             features: ``(B, D, H, W)``.
-            boosted: The maps whose mean ``forward`` would take now; False: the raw ones.
-            include_bias: Whether the bias is added (before the boost). Without it the mean is not the logits.
+            boosted: The maps that ``forward`` would average in the current phase; False: the raw maps.
+            include_bias: Whether the bias is added (before the boost). Without it the mean differs from the logits.
 
         Returns:
             ``(B, K, H, W)``.
 
         Raises:
-            ValueError: Another shape, or a map without places.
+            ValueError: If the shape is wrong or the map has no locations.
         """
         maps = activation_maps.class_activation_maps(features, self.weight, self.bias if include_bias else None)
         return self._boost(maps) if boosted else maps
 
     def cam_at(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Of ``cam(features)`` one class for each picture, without the maps of the others.
+        """Compute ``cam(features)`` for one class per image, without the maps of the others.
 
         Args:
             features: ``(B, D, H, W)``.
@@ -112,22 +112,22 @@ class BoostedCAMHead(nn.Module):
             ``(B, H, W)``.
 
         Raises:
-            ValueError: Another shape, a map without places, or labels that are no class.
+            ValueError: If the shape is wrong, the map has no locations, or a label is not a class.
         """
         return self._boost(activation_maps.class_map_at(features, self.weight, self.bias, labels))
 
     def get_extra_state(self) -> Tensor:
-        """Factor and number of the mode, as one tensor: files of weights hold nothing else."""
+        """Return factor and mode index as one tensor, since weight files hold only tensors."""
         return torch.tensor([self.alpha, MODES.index(self.mode)], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over what ``get_extra_state`` gave.
+        """Restore the state of ``get_extra_state``.
 
         Raises:
-            ValueError: It is no factor and mode.
+            ValueError: If it is not a factor and a mode.
         """
         if not isinstance(state, Tensor) or state.shape != (2,) or state[1] not in range(len(MODES)):
-            raise ValueError(f"expected a factor and a mode 0..{len(MODES) - 1} as a tensor (2,), got {state}")
+            raise ValueError(f"state must be a tensor (2,) of factor and mode 0..{len(MODES) - 1}, got {state}")
         self.set_boost(float(state[0]), MODES[int(state[1])])
 
     def extra_repr(self) -> str:

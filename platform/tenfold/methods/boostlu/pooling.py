@@ -1,4 +1,4 @@
-"""Logits of a boosted head without its maps: what a training step can afford for thousands of classes."""
+"""Memory-efficient boosted pooling: logits without storing the maps, for thousands of classes."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch.autograd import Function
 
 
 def boosted_logits(features: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
-    """Mean over space of ``boostlu(maps, alpha)`` for the class activation maps of a linear head.
+    """Compute the spatial mean of ``boostlu(maps, alpha)`` for the class activation maps of a linear head.
 
-    Equal to ``cam_logits(class_activation_maps(features, weight, bias, alpha))``, which keeps two tensors of the size
-    of the maps for the backward pass; this keeps one bit of truth for each score (a byte): whether it is positive.
-    Means are taken in at least float32: boosted scores reach thousands.
+    Equal to ``cam_logits(class_activation_maps(features, weight, bias, alpha))``, which stores two tensors of the size
+    of the maps for the backward pass; this stores one boolean per score (its sign). Means are computed in at least
+    float32: boosted scores reach thousands.
 
     Args:
         features: ``(B, D, H, W)``.
@@ -25,7 +25,7 @@ def boosted_logits(features: Tensor, weight: Tensor, bias: Tensor, alpha: float)
     """
     device = features.device.type
     if torch.is_autocast_enabled(device):
-        # A function of one's own is not cast: what the backward pass reads is fixed here.
+        # Autocast does not apply inside a custom Function: cast the saved tensors here.
         dtype = torch.get_autocast_dtype(device)
         features, weight, bias = features.to(dtype), weight.to(dtype), bias.to(dtype)
     logits: Tensor = _BoostedMean.apply(features.flatten(2), weight, bias, alpha)
@@ -33,7 +33,7 @@ def boosted_logits(features: Tensor, weight: Tensor, bias: Tensor, alpha: float)
 
 
 class _BoostedMean(Function):
-    """From ``(B, D, P)`` with P places; its own backward pass can be differentiated again."""
+    """Boosted mean over the P locations of ``(B, D, P)`` features; twice differentiable."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
@@ -42,13 +42,13 @@ class _BoostedMean(Function):
         ctx.alpha = alpha
         dtype = torch.promote_types(maps.dtype, torch.float32)
         plain = maps.mean(2, dtype=dtype)
-        # z = z_plain + (alpha - 1) mean(relu(A)): the maps are overwritten, not boosted beside themselves.
+        # z = z_plain + (alpha - 1) mean(relu(A)): the maps are overwritten in place.
         return plain.add(maps.relu_().mean(2, dtype=dtype), alpha=alpha - 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, positive = ctx.saved_tensors
-        share = (grads[0] / features.shape[2]).to(features.dtype).unsqueeze(2)  # of each place, (B, K, 1)
+        share = (grads[0] / features.shape[2]).to(features.dtype).unsqueeze(2)  # per location, (B, K, 1)
         of_maps = torch.where(positive, ctx.alpha * share, share)  # (B, K, P)
         needs_features, needs_weight, needs_bias, _ = ctx.needs_input_grad
         return (
@@ -60,7 +60,7 @@ class _BoostedMean(Function):
 
 
 def _weight_gradient(of_maps: Tensor, features: Tensor) -> Tensor:
-    """Sum over pictures and places, ``(K, D)``, without a ``(K, D)`` for each picture."""
-    if features.is_cuda:  # one product of the copies is cheaper than a launch for each picture
+    """Sum over images and locations, ``(K, D)``, without a ``(K, D)`` matrix per image."""
+    if features.is_cuda:  # one product of copies is cheaper than one kernel launch per image
         return torch.einsum("bkp,bdp->kd", of_maps, features)
     return torch.addbmm(features.new_zeros(()), of_maps, features.transpose(1, 2), beta=0)

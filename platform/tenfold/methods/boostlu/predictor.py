@@ -1,4 +1,4 @@
-"""A trained multi-label classifier with a boosted head, ready to answer."""
+"""Predictor of a trained multi-label classifier with a boosted head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_
 def boosted_classifier(
     method: Mapping[str, Any], model: ModelConfig, num_classes: int, image_size: int
 ) -> ImageClassifier:
-    """The network with a head that boosts the positive scores of its class activation maps before their mean."""
+    """Build the network with a ``BoostedCAMHead`` of the method's factor and mode."""
 
     def head(channels: int, classes: int) -> BoostedCAMHead:
         return BoostedCAMHead(channels, classes, method["boost"], method["boost_mode"])
@@ -22,9 +22,9 @@ def boosted_classifier(
 
 
 def load(bundle: Bundle, device: str = "cpu") -> MultiLabelPredictor:
-    """The network that a bundle describes, with its weights, its factor and its mode.
+    """Load the predictor of a bundle, with its factor and mode.
 
     Raises:
-        ValueError: The weights don't fit the network that the bundle's settings name.
+        ValueError: If the weights don't fit the network that the bundle's settings name.
     """
     return load_multilabel_predictor(bundle, device, boosted_classifier)

@@ -1,4 +1,4 @@
-"""From multi-label data with missing labels to a bundle, with positive map scores boosted."""
+"""Training recipe of BoostLU: that of Large Loss with a boosted head."""
 
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
@@ -10,5 +10,5 @@ compare = large_loss.compare
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Train a boosted classifier with the scheme of ``job.method``; the recipe of Large Loss has the steps."""
+    """Train a boosted classifier with the scheme of ``job.method``, by the recipe of Large Loss."""
     return large_loss.train(job, run, boosted_classifier)

@@ -1,4 +1,4 @@
-"""Settings of BoostLU: those of a training on partial labels, and the boost."""
+"""Settings of BoostLU: those of Large Loss, and the boost."""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from tenfold.methods.large_loss.settings import Config as LargeLossConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LargeLossConfig):
-    """Settings of one training; a Config that exists is a valid one."""
+    """Settings of one training, validated on construction."""
 
     boost: float = 5.0
-    """Factor alpha of the positive scores of a class activation map, positive; 1 is the plain model. (``alpha`` is the
-    weight of another loss's entropy.)"""
+    """Factor alpha (> 0) of the positive scores of a class activation map; 1 is the plain model. (The setting ``alpha``
+    is the entropy weight of em and em_apl.)"""
     boost_mode: Literal["both", "train", "inference", "none"] = "both"
-    """When the factor applies: in training and at inference (the method), in one of them, or never."""
+    """Phases in which the factor applies: training and inference (the method), one of them, or none."""
     stop_after_drop: float | None = None
-    """Points of validation mAP below the best at which training ends; None, as published: never."""
+    """Drop of validation mAP below the best, in points, at which training stops; None, as published: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
