@@ -1,4 +1,4 @@
-"""The maths of CALM's head: published values, values by hand, laws, gradients, refusals."""
+"""Maths of CALM's head: published values, values by hand, laws, gradients, refusals."""
 
 import json
 import math
@@ -335,8 +335,8 @@ def test_nothing_changes_its_inputs():
 
 F, A, LABELS = make_scores(9)
 REFUSALS = [
-    (lambda: calm_distributions(F[0], A), r"f must be floating class scores \(B, C, H, W\)"),
-    (lambda: calm_distributions(F, A[:, 0]), r"a must be floating \(B, 1, H, W\) = \(2, 1, 3, 2\)"),
+    (lambda: calm_distributions(F[0], A), r"f must be non-empty floating-point class scores \(B, C, H, W\)"),
+    (lambda: calm_distributions(F, A[:, 0]), r"a must be floating-point \(B, 1, H, W\) = \(2, 1, 3, 2\)"),
     (lambda: calm_distributions(F, A.expand(2, 4, 3, 2)), r"\(2, 1, 3, 2\), got .* \(2, 4, 3, 2\)"),
     (lambda: calm_distributions(F.log(), A), "f must be finite"),
     (lambda: calm_distributions(F, A / 0), "a must be finite"),
@@ -349,19 +349,19 @@ REFUSALS = [
     (lambda: calm_ml_loss(F, A, LABELS + 4), r"labels must lie in 0\.\.3"),
     (lambda: calm_ml_loss(F, A, LABELS, "none"), "prior must be one of"),
     (lambda: cam_loss(F, LABELS + 4), r"labels must lie in 0\.\.3"),
-    (lambda: cam_loss(F[0], LABELS), "f must be floating class scores"),
+    (lambda: cam_loss(F[0], LABELS), "f must be non-empty floating-point class scores"),
     (lambda: attribution_map(F, A, LABELS, "joint"), "mode must be one of jointll"),
-    (lambda: attribution_map(F, A, LABELS, "jointll-superclass"), "needs superclasses"),
+    (lambda: attribution_map(F, A, LABELS, "jointll-superclass"), "superclasses must be given"),
     (lambda: attribution_map(F, A, LABELS, "gtcond-superclass", {9: [9]}), "class . is missing"),
     (lambda: attribution_map(F, A, LABELS, "gtcond-superclass", {c: [3 - c] for c in range(4)}), "must include it"),
     (lambda: attribution_map(F, A, LABELS, "gtcond-superclass", {c: [c, 4] for c in range(4)}), r"lie in 0\.\.3"),
-    (lambda: attribution_map(F, None, LABELS, "jointll"), "needs the attention scores"),
+    (lambda: attribution_map(F, None, LABELS, "jointll"), "a must be given for mode"),
     (lambda: attribution_map(F, A, LABELS + 4, "vanilla"), r"labels must lie in 0\.\.3"),
     (lambda: attribution_map(F, A, LABELS, "jointll", prior="exp"), "prior must be one of"),
     (lambda: counterfactual_map(F, A, LABELS, LABELS, "gtcond"), "mode must be jointll or vanilla"),
     (lambda: counterfactual_map(F, A, LABELS, LABELS + 4), r"other must lie in 0\.\.3"),
     (lambda: counterfactual_map(F, A, LABELS.int(), LABELS), "label must be int64"),
-    (lambda: counterfactual_map(F, None, LABELS, LABELS), "needs the attention scores"),
+    (lambda: counterfactual_map(F, None, LABELS, LABELS), "a must be given for mode"),
     (lambda: CalmHead(6, 1), "num_classes at least 2"),
     (lambda: CalmHead(6, 4, "vae"), "mode must be one of em, ml, cam, got 'vae'"),
     (lambda: CalmHead(6, 4, "em", "exp"), "prior must be one of"),

@@ -1,4 +1,4 @@
-"""Parts of birds: published values, values by hand, refusals."""
+"""Cues of CUB: published values, values by hand, refusals."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_merged_points_and_mask_match_golden(kind):
 
 
 def test_parts_by_hand():
-    # A picture of 100 x 50, stretched to 10 x 10: x / 10, y / 5. The head is the mean of beak and throat, cut off.
+    # An image of 100 x 50, stretched to 10 x 10: x / 10, y / 5. The head is the mean of beak and throat, cut off.
     points = np.array([[10.0, 10], [99, 49], [30, 5], [50, 25], [35, 5]])
     xy, ids = merge_parts(np.array([2, 8, 9, 12, 15]), points, (100, 50), size=10)
     assert ids.tolist() == [1, 6, 6, 7]

@@ -1,4 +1,4 @@
-"""Gradient baselines: published values, one map at a time against all at once, refusals."""
+"""Gradient baselines: published values, single against batched draws, refusals."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -36,22 +36,22 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return golden("grad/x"), golden("head/labels")
 
 
-def draw_one_by_one(network, pictures, n, seed):
-    """Maps ``(n, B, H, W)`` of noisy pictures, each from its own pass."""
-    x, y = pictures
+def draw_one_by_one(network, images, n, seed):
+    """Compute maps ``(n, B, H, W)`` of noisy images, each in its own pass."""
+    x, y = images
     generator = torch.Generator().manual_seed(seed)
     std = noise_std(x).view(-1, 1, 1, 1)
     noisy = [x + std * torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(n)]
     return torch.stack([input_gradient(network, points, y) for points in noisy])
 
 
-def test_gradients_match_golden(network, pictures):
-    torch.testing.assert_close(input_gradient(network, *pictures), golden("grad/input"), **TOLERANCE)
-    torch.testing.assert_close(integrated_gradient(network, *pictures, steps=8), golden("grad/integrated"), **TOLERANCE)
+def test_gradients_match_golden(network, images):
+    torch.testing.assert_close(input_gradient(network, *images), golden("grad/input"), **TOLERANCE)
+    torch.testing.assert_close(integrated_gradient(network, *images, steps=8), golden("grad/integrated"), **TOLERANCE)
 
 
 def test_noise_scale_matches_golden():
@@ -72,18 +72,18 @@ def test_moments_match_golden_however_they_are_taken(cuts):
 
 
 @pytest.mark.parametrize("pixels_at_once", [1, 600, 1 << 21])
-def test_noise_maps_are_moments_of_single_passes(network, pictures, pixels_at_once, monkeypatch):
+def test_noise_maps_are_moments_of_single_passes(network, images, pixels_at_once, monkeypatch):
     monkeypatch.setattr(gradients, "_PIXELS_AT_ONCE", pixels_at_once)
-    maps = draw_one_by_one(network, pictures, n=5, seed=3)
+    maps = draw_one_by_one(network, images, n=5, seed=3)
 
     def generator():
         return torch.Generator().manual_seed(3)
 
-    smooth = smooth_gradient(network, *pictures, n=5, generator=generator())
+    smooth = smooth_gradient(network, *images, n=5, generator=generator())
     torch.testing.assert_close(smooth, maps.mean(0), **TOLERANCE)
-    square = smooth_gradient(network, *pictures, n=5, generator=generator(), square=True)
+    square = smooth_gradient(network, *images, n=5, generator=generator(), square=True)
     torch.testing.assert_close(square, maps.square().mean(0), **TOLERANCE)
-    variance = variance_gradient(network, *pictures, n=5, generator=generator())
+    variance = variance_gradient(network, *images, n=5, generator=generator())
     torch.testing.assert_close(variance, maps.square().mean(0) - maps.mean(0).square(), **TOLERANCE)
 
 
@@ -100,8 +100,8 @@ def test_a_linear_network_has_the_same_gradient_everywhere():
     torch.testing.assert_close(variance, torch.zeros_like(weight), rtol=0, atol=1e-12)
 
 
-def test_nothing_is_left_behind(network, pictures):
-    x, y = pictures
+def test_nothing_is_left_behind(network, images):
+    x, y = images
     before = x.clone()
     with torch.no_grad():
         variance_gradient(network, x, y, n=2)
@@ -113,16 +113,16 @@ def test_nothing_is_left_behind(network, pictures):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model, x, y: input_gradient(model, x[0], y), r"x must be floating pictures"),
+        (lambda model, x, y: input_gradient(model, x[0], y), r"x must be floating-point images"),
         (lambda model, x, y: input_gradient(model, x, y.int()), r"y must be int64 \(3,\), got torch.int32"),
         (lambda model, x, y: input_gradient(model, x, y + 5), r"y must lie in 0\.\.4"),
-        (lambda model, x, y: input_gradient(model[:3], x, y), r"model must give logits \(B, C\)"),
+        (lambda model, x, y: input_gradient(model[:3], x, y), r"model must return logits \(B, C\)"),
         (lambda model, x, y: integrated_gradient(model, x, y, steps=0), "steps must be at least 1"),
         (lambda model, x, y: smooth_gradient(model, x, y, n=0), "n must be at least 1"),
         (lambda model, x, y: variance_gradient(model, x, y, sigma_scale=0), "sigma_scale must be positive"),
-        (lambda model, x, y: smooth_gradient(model, x[0], y), r"x must be pictures"),
+        (lambda model, x, y: smooth_gradient(model, x[0], y), r"x must be images"),
     ],
 )
-def test_refusals(network, pictures, call, message):
+def test_refusals(network, images, call, message):
     with pytest.raises(ValueError, match=message):
-        call(network, *pictures)
+        call(network, *images)

@@ -1,4 +1,4 @@
-"""CALM from settings to a registered model that explains itself, on a few dozen scenes; and how maps are measured."""
+"""CALM from settings to a registered model with explanations, on a few dozen scenes; and the evaluation of maps."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Trained:
-    """One training, and what it drew."""
+    """One training and its figures."""
 
     job: JobConfig
     outcome: Outcome
@@ -80,7 +80,7 @@ class Trained:
 
 @pytest.fixture(scope="module", autouse=True)
 def scenes() -> Iterator[None]:
-    """A few pictures in memory wherever the recipe reads scenes."""
+    """Replace the scenes that the recipe loads by a few images in memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calm_data, "load_localisation", lambda data, preprocessing, train_size: make_data())
         yield
@@ -117,7 +117,7 @@ def settings(**changes: Any) -> Config:
 
 
 def network(config: Config, seed: int = 0) -> ImageClassifier:
-    """Untrained, with sharper maps than a fresh head has."""
+    """Return an untrained network with sharper maps than those of a new head."""
     torch.manual_seed(seed)
     model = calm_classifier(config, ModelConfig(), len(CLASSES), config.image_size)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_photographs_are_seen_by_the_published_network(data):
         ({"decay_every_epochs": 0}, "decay_every_epochs must be at least 1"),
         ({"summary_pictures": 0}, "summary_pictures must be at least 1, or null"),
         ({"baseline_pictures": -1}, "baseline_pictures must be at least 0"),
-        ({"measures": ("mass", "mass")}, "measures must name each once"),
+        ({"measures": ("mass", "mass")}, "measures must be unique"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -223,7 +223,7 @@ def test_all_offences_of_a_command_line_are_named():
 
 
 def test_attention_that_is_not_trained_explains_nothing():
-    with pytest.raises(ValueError, match="attribution must be a vanilla mode where mode is cam"):
+    with pytest.raises(ValueError, match="attribution must be a vanilla mode for mode cam"):
         Config(mode="cam", attribution="jointll")
 
 
@@ -240,10 +240,10 @@ def test_the_rate_falls_when_the_thirtieth_epoch_begins():
     assert rates[118:] == pytest.approx([0.01] * 2)
 
 
-# -- pictures
+# -- images
 
 
-def test_every_picture_is_cut_and_mirrored_on_its_own():
+def test_every_image_is_cut_and_mirrored_on_its_own():
     numbered = torch.arange(40 * 6 * 6, dtype=torch.int32).view(40, 6, 6)
     images = torch.stack([numbered % 251, numbered // 251, numbered * 0], -1).byte()  # a pixel's name in two channels
     torch.manual_seed(0)
@@ -258,7 +258,7 @@ def test_every_picture_is_cut_and_mirrored_on_its_own():
     assert set(down[:, 0, 0].tolist()) == {0, 1, 2}
 
 
-def test_moved_pictures_go_on_as_if_reflected():
+def test_moved_images_go_on_as_if_reflected():
     row = torch.arange(5, dtype=torch.uint8)
     images = row.view(1, 1, 5, 1).expand(60, 5, 5, 3)
     torch.manual_seed(0)
@@ -266,12 +266,12 @@ def test_moved_pictures_go_on_as_if_reflected():
     assert moved == {(2, 1, 0, 1, 2), (1, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 3), (2, 3, 4, 3, 2)}
 
 
-def test_pictures_without_augmentation_are_left_alone():
+def test_images_without_augmentation_are_left_alone():
     images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     before = torch.get_rng_state()
     assert calm_data.augment(images, 4, mirror=False) is images
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(ValueError, match="training pictures must be at least 5 pixels"):
+    with pytest.raises(ValueError, match="training images must be at least 5 pixels"):
         calm_data.augment(images, 5, mirror=False)
 
 
@@ -280,7 +280,7 @@ def test_a_share_of_every_class_is_held_out():
     kept, held = calm_data.holdout(labels, 0.2)
     assert np.bincount(labels[held], minlength=3).tolist() == [4, 2, 0]
     assert sorted([*kept, *held]) == list(range(31))
-    with pytest.raises(ValueError, match="leaves no picture to validate on"):
+    with pytest.raises(ValueError, match="must leave an image to validate on"):
         calm_data.holdout(labels, 0.01)
 
 
@@ -345,7 +345,7 @@ def test_cam_is_trained_without_its_attention_and_compared(trained, tmp_path):
     run = PlainRun(folder=tmp_path / "run", recorder=drawer, progress=False)
     try:
         found = recipe.compare(calm, cam, of_job.data, run, ("calm/1", "calm/2"))
-        with pytest.raises(ValueError, match=r"calm/2 is no model of calm"):
+        with pytest.raises(ValueError, match=r"calm/2 must be a model of calm, got object"):
             recipe.compare(calm, object(), of_job.data, run, ("calm/1", "calm/2"))
     finally:
         run.close()
@@ -364,20 +364,20 @@ def test_plain_classification_data_train_without_truth(run, tmp_path):
                 noise = draw.integers(0, 256, (20, 20, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(tmp_path / "set" / part / name / f"{number}.png")
     words = [*TINY, "data=folders", f"data.root={tmp_path / 'set'}", "method.crop_from=20"]
-    with pytest.warns(UserWarning, match="no validation part: 2 of its training pictures"):
+    with pytest.warns(UserWarning, match="no validation split: 2 of its training images"):
         outcome = recipe.train(compose_job(words), run)
     assert {"val/accuracy", "test/accuracy"} <= set(outcome.metrics)
     assert not [name for name in outcome.metrics if "pxap" in name or "box" in name]
     with (
-        pytest.warns(UserWarning, match="no validation part"),
-        pytest.raises(ValueError, match="measures asks for boxes, but the val part has no boxes"),
+        pytest.warns(UserWarning, match="no validation split"),
+        pytest.raises(ValueError, match="measures must not have boxes, as the val split has no boxes"),
     ):
         recipe.train(compose_job([*words, "method.measures=[boxes]"]), run)
 
 
 @pytest.mark.parametrize("mode", ["em", "ml", "cam"])
 def test_every_trained_weight_takes_part_in_a_distributed_step(mode, tmp_path):
-    """A weight without a gradient would stop the second step of a job with several workers."""
+    """A weight without a gradient would block the second step under DDP."""
     config = settings(mode=mode)
     batch = calm_data.read_batch(make_split(6), np.arange(6))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -507,7 +507,7 @@ def test_maps_are_measured_as_one_by_one(mode, run):
 
 
 class OneOfTwo(PlainRun):
-    """Half of a job: what it would add up with the other worker is kept."""
+    """One of two workers, which keeps the values that it would reduce with the other."""
 
     world_size = 2
 
@@ -521,7 +521,7 @@ class OneOfTwo(PlainRun):
         return value
 
 
-def test_two_workers_count_every_picture_once(tmp_path):
+def test_two_workers_count_every_image_once(tmp_path):
     config, split = settings(erase_to="zero", fractions=(0.1, 0.2)), make_split(7)
     model = network(config)
     workers = [OneOfTwo(rank, folder=tmp_path / f"{rank}", progress=False) for rank in (0, 1)]
@@ -542,7 +542,7 @@ def test_only_what_there_is_truth_for_is_measured(run):
     assert usable_measures(settings(), make_split(boxes=False, masks=False)) == everything[:1]
     assert usable_measures(settings(measures=("mass", "cues")), make_split()) == ("mass",)
     for name, lack in (("mass", "masks"), ("pixels", "masks"), ("boxes", "boxes")):
-        with pytest.raises(ValueError, match=f"measures asks for {name}, but the test part has no {lack}"):
+        with pytest.raises(ValueError, match=f"measures must not have {name}, as the test split has no {lack}"):
             usable_measures(settings(measures=(name,)), make_split(boxes=False, masks=False))
 
 

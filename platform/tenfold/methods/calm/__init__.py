@@ -2,9 +2,9 @@
 
 Jae Myung Kim, Junsuk Choe, Zeynep Akata, Seong Joon Oh. ICCV 2021, arXiv 2106.07861.
 
-Class activation maps are made after training, by rules that the network knows nothing of. CALM adds a latent variable
-to the last layer, the location of the cue, and trains with it: the map of a class, p(y,z|x), is a probability that is
-part of the network, and the class probabilities are its sums.
+Class activation maps are post-processed only at test time, so their values have no meaning in the trained model. CALM
+adds a latent variable to the last layer, the location of the cue, and trains with it: the attribution map of a class,
+p(y,z|x), is a probability inside the network, and the class probability is its sum over locations.
 """
 
 from tenfold.methods.calm.attribution import attribution_map, counterfactual_map

@@ -1,6 +1,6 @@
-"""Attribution maps: where in the picture is the evidence?
+"""Attribution maps: the evidence for a class at every location.
 
-Shapes: B images, C classes, H x W locations; f are class scores, a attention scores before phi.
+Shapes: B images, C classes, H x W locations; f: class scores, a: attention scores before phi.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,25 +36,25 @@ def attribution_map(
     superclasses: Mapping[int, Sequence[int]] | None = None,
     prior: Prior = "softplus",
 ) -> Tensor:
-    """The map of one class of each image.
+    """Compute the attribution map of one class per image.
 
     Args:
         f: Class scores ``(B, C, H, W)``.
-        a: Attention scores before phi, ``(B, 1, H, W)``; None will do for the vanilla modes.
+        a: Attention scores before phi, ``(B, 1, H, W)``; may be None for the vanilla modes.
         labels: int64 ``(B,)`` in 0..C - 1.
-        mode: ``jointll`` p(y,z|x), the CALM map; ``gtcond`` p(z|x,y), sums to 1; ``saliency`` p(z|x), free of class;
-            ``jointll-superclass`` and ``gtcond-superclass`` summed over the classes of y's superclass (with ``-mean``
-            their mean); ``vanilla`` f at the label (CAM); ``vanilla-superclass`` and ``vanilla-saliency`` the sum over
-            the superclass or over all classes of class maps that were each stretched to [0, 1].
-        superclasses: Each class to all classes of its superclass, itself included.
+        mode: ``jointll`` p(y,z|x), the CALM map; ``gtcond`` p(z|x,y), sums to 1; ``saliency`` p(z|x), class-free;
+            ``jointll-superclass`` and ``gtcond-superclass`` the sum over the classes of y's superclass (``-mean``: the
+            mean); ``vanilla`` f at the label (CAM); ``vanilla-superclass`` and ``vanilla-saliency`` the sum of min-max
+            normalised class maps over the superclass or over all classes.
+        superclasses: Maps each class to the classes of its superclass, itself included.
         prior: phi, ``softplus`` or ``relu``.
 
     Returns:
         ``(B, H, W)`` in the dtype of f: probabilities, or raw scores for the vanilla modes.
 
     Raises:
-        ValueError: Shapes or labels that don't fit, unknown mode or prior, no ``a`` where it is needed, a superclass
-            mode without ``superclasses`` or with a label's class missing from it.
+        ValueError: If shapes or labels don't match, mode or prior is unknown, ``a`` is missing, or a superclass mode
+            has no ``superclasses`` or lacks the class of a label.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -71,13 +71,13 @@ def counterfactual_map(
     mode: Literal["jointll", "vanilla"] = "jointll",
     prior: Prior = "softplus",
 ) -> Tensor:
-    """Why A and not B: p(A,z|x) - p(B,z|x), or f_A - f_B for CAM.
+    """Compute the counterfactual map "why A and not B": p(A,z|x) - p(B,z|x), or f_A - f_B for CAM.
 
     Args:
         f: Class scores ``(B, C, H, W)``.
-        a: Attention scores before phi, ``(B, 1, H, W)``; None will do for ``vanilla``.
-        label: A, int64 ``(B,)``.
-        other: B, int64 ``(B,)``.
+        a: Attention scores before phi, ``(B, 1, H, W)``; may be None for ``vanilla``.
+        label: Class A, int64 ``(B,)``.
+        other: Class B, int64 ``(B,)``.
         mode: ``jointll`` or ``vanilla``.
         prior: phi, ``softplus`` or ``relu``.
 
@@ -85,7 +85,7 @@ def counterfactual_map(
         Signed ``(B, H, W)`` in the dtype of f.
 
     Raises:
-        ValueError: As in ``attribution_map``; another mode.
+        ValueError: As in ``attribution_map``, or for another mode.
     """
     if mode not in ("jointll", "vanilla"):
         raise ValueError(f"mode must be jointll or vanilla, got {mode!r}")
@@ -100,11 +100,11 @@ def _check(f: Tensor, a: Tensor | None, labels: Tensor, mode: str, prior: str, n
     check_prior(prior)
     check_labels(labels, f.shape[0], f.shape[1], name)
     if a is None and not mode.startswith("vanilla"):
-        raise ValueError(f"mode {mode} needs the attention scores a; without them choose a vanilla mode")
+        raise ValueError(f"a must be given for mode {mode}, got None; choose a vanilla mode")
 
 
 def _map(f: Tensor, a: Tensor | None, labels: Tensor, mode: str, members: Tensor | None, prior: Prior) -> Tensor:
-    """``members``: 0/1 ``(B, C)``, the classes to add up in the superclass modes."""
+    """Compute the maps; ``members`` 0/1 ``(B, C)`` are the classes to sum over in the superclass modes."""
     f = at_least_float32(f)
     if mode == "vanilla":
         return class_map(f, labels)
@@ -131,7 +131,7 @@ def _sum_over(members: Tensor, maps: Tensor) -> Tensor:
 
 
 def _stretched(f: Tensor) -> Tensor:
-    """Every class map from its least to its greatest value, as 0 to 1; a constant map becomes 0."""
+    """Min-max normalise every class map to [0, 1]; a constant map becomes 0."""
     low, high = f.amin((2, 3), keepdim=True), f.amax((2, 3), keepdim=True)
     span = high - low
     return torch.where(span > 0, (f - low) / torch.where(span > 0, span, 1), 0.0)
@@ -139,16 +139,16 @@ def _stretched(f: Tensor) -> Tensor:
 
 def _members(superclasses: Mapping[int, Sequence[int]] | None, labels: Tensor, num_classes: int, mode: str) -> Tensor:
     if superclasses is None:
-        raise ValueError(f"mode {mode} needs superclasses: each class to the classes of its superclass")
+        raise ValueError(f"superclasses must be given for mode {mode}, got None; choose another mode")
     of_label: dict[int, list[int]] = {}
     for label in labels.unique().tolist():
         if label not in superclasses:
-            raise ValueError(f"superclasses must name every class, itself included; class {label} is missing")
+            raise ValueError(f"superclasses must have every class, but class {label} is missing")
         of_label[label] = sorted({int(member) for member in superclasses[label]})
         if label not in of_label[label]:
-            raise ValueError(f"the superclass of class {label} must include it, got {of_label[label]}")
+            raise ValueError(f"superclass of class {label} must include it, got {of_label[label]}")
         if of_label[label][0] < 0 or of_label[label][-1] >= num_classes:
-            raise ValueError(f"the superclass of {label} must lie in 0..{num_classes - 1}, got {of_label[label]}")
+            raise ValueError(f"superclass of class {label} must lie in 0..{num_classes - 1}, got {of_label[label]}")
     members = torch.zeros(len(labels), num_classes, device=labels.device)
     for row, label in enumerate(labels.tolist()):
         members[row, of_label[label]] = 1

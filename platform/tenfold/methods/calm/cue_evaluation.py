@@ -1,8 +1,8 @@
-"""What tells two kinds of birds apart, and does the map of the difference lie there? Cue localisation on CUB.
+"""Cue localisation on CUB: evaluation of counterfactual maps against the parts that distinguish two classes.
 
-For two classes A and B the map |p(A,z|x) - p(B,z|x)| of every test picture of either is compared with the foreground
-pixels nearest to the parts in which A and B differ. A picture goes through the network once, whatever the number of
-pairs that its class is in.
+For two classes A and B, the map |p(A,z|x) - p(B,z|x)| of every test image of either class is compared with the
+foreground pixels nearest to the parts in which A and B differ. Each image passes through the network once, however
+many pairs its class is in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,22 @@ from tenfold.metrics.localisation.pixel_ap import PixelAveragePrecision
 from tenfold.models.image_classifier import ImageClassifier
 
 COUNTS = (1, 2, 3)
-"""Pairs of classes that differ in so many parts are localised."""
+"""Numbers of differing parts for which pairs of classes are evaluated."""
 BATCH_SIZE = 32
 Pair = tuple[int, int]
 
 
 def differing_pairs(percent: np.ndarray, names: Sequence[str]) -> dict[Pair, frozenset[int]]:
-    """Pairs of classes A < B that differ in one, two or three of the seven parts, and in which.
+    """Return the pairs of classes A < B that differ in one, two or three of the seven parts, with these parts.
 
     Args:
-        percent: How often annotators saw every attribute, ``(C, A)`` in percent.
+        percent: Share of annotators who saw each attribute, ``(C, A)`` in percent.
         names: A attribute names.
     """
     present = (np.asarray(percent) >= PRESENT_PERCENT).astype(np.float64)
     of_part = attribute_parts(names).numpy().astype(np.float64)  # (A, 7)
     pairs: dict[Pair, frozenset[int]] = {}
-    # Attributes that one of two classes has: those of each, less twice the shared ones. Whole numbers, so exact.
+    # Attributes in which two classes differ: those of each, minus twice the shared ones; integers, hence exact.
     weighted = [present * column for column in of_part.T]
     differ = np.stack([each.sum(1)[:, None] + each.sum(1) - 2 * each @ present.T for each in weighted], axis=-1) > 0
     for first, second in np.argwhere(np.triu(np.isin(differ.sum(-1), COUNTS), k=1)):
@@ -52,19 +52,19 @@ def differing_pairs(percent: np.ndarray, names: Sequence[str]) -> dict[Pair, fro
 def measure_cues(
     run: Run, model: ImageClassifier, split: LocalisationSplit, cues: CueTruth, config: Config
 ) -> dict[str, float]:
-    """Pixel average precision of the pairs' difference maps, by all workers together.
+    """Compute the pixel average precision of the difference maps of all pairs, distributed over all workers.
 
     Args:
-        run: The machine.
+        run: Execution context.
         model: A network of ``calm_classifier``.
-        split: The test part.
+        split: Test split.
         cues: Its annotations.
         config: Thresholds and normalisation.
 
     Returns:
-        ``cues/pxap_1_minmax_even`` ... ``_3_``, percent, means over the pairs that differ in so many parts, by
-        normalisation and thresholds; ``cues/pxap_minmax_even``, the mean over all pairs; ``cues/pairs_1`` ..., how many
-        there are. Pairs of whose parts no picture shows any are left out.
+        ``cues/pxap_1_minmax_even`` ... ``_3_``, percent, the mean over the pairs that differ in this many parts, per
+        normalisation and thresholds; ``cues/pxap_minmax_even``, the mean over all pairs; ``cues/pairs_1`` ..., their
+        number. Pairs without a visible differing part in any image are skipped.
     """
     pairs = differing_pairs(cues.class_attribute_percent, cues.attribute_names)
     of_class: dict[int, list[Pair]] = {}
@@ -101,7 +101,7 @@ def measure_cues(
 
 
 class _Truth:
-    """Nearest part of every pixel of some pictures, computed once for all pairs."""
+    """Nearest part of every pixel of a batch of images, computed once for all pairs."""
 
     def __init__(self, cues: CueTruth, rows: np.ndarray, size: int) -> None:
         self._foreground = cues.foregrounds.read(rows) == 1
@@ -113,7 +113,7 @@ class _Truth:
             self._nearest.append(nearest_parts(xy, ids, (size, size)) if len(ids) else None)
 
     def mask(self, place: int, parts: frozenset[int]) -> Tensor | None:
-        """uint8 0/1 ``(S, S)``; None where the picture shows none of the parts."""
+        """Return uint8 0/1 ``(S, S)``, or None if none of the parts is visible."""
         nearest, wanted = self._nearest[place], list(parts)
         if nearest is None or not np.isin(self._parts[place], wanted).any():
             return None

@@ -1,7 +1,7 @@
-"""Cue localisation on CUB: which parts of two birds differ, and which pixels belong to these parts.
+"""Cues of CUB: the parts in which two classes differ, and the pixels of these parts.
 
-Parts are numbered 1 head, 2 back, 3 belly, 4 breast, 5 tail, 6 leg, 7 wing. Shapes: A
-attributes, C classes, V visible annotated parts of a picture, P merged points.
+Parts are numbered 1 head, 2 back, 3 belly, 4 breast, 5 tail, 6 leg, 7 wing. Shapes: A attributes, C classes, V visible
+annotated parts of an image, P merged points.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ TRIGGERS: tuple[tuple[str, ...], ...] = (
     ("leg",),
     ("wing",),
 )
-"""An attribute belongs to every part that has a trigger inside the attribute's name."""
+"""Substrings that assign an attribute to a part, by part."""
 CUB_PARTS: tuple[frozenset[int], ...] = (
     frozenset({2, 5, 6, 7, 10, 11, 15}),
     frozenset({1}),
@@ -31,36 +31,36 @@ CUB_PARTS: tuple[frozenset[int], ...] = (
     frozenset({8, 12}),
     frozenset({9, 13}),
 )
-"""CUB's numbers of the annotated points of every part."""
+"""CUB's ids of the annotated points, by part."""
 NUM_CUB_POINTS = 15
 HEAD = 1
 PRESENT_PERCENT = 50.0
 
 
 def attribute_parts(names: Sequence[str]) -> Tensor:
-    """Which parts every attribute speaks of: int64 0/1 ``(A, 7)``.
+    """Return the parts of every attribute, int64 0/1 ``(A, 7)``.
 
-    By substring, as published: "has_shape::long-legged-like" counts as leg, and an attribute without trigger (size)
-    has no part.
+    Matched by substring, as published: "has_shape::long-legged-like" counts as leg, and an attribute without a trigger
+    (size) has no part.
     """
     rows = [[int(any(trigger in name for trigger in triggers)) for triggers in TRIGGERS] for name in names]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(names), len(TRIGGERS))
 
 
 def differing_parts(percent: Array, names: Sequence[str], i: int, j: int) -> set[int]:
-    """Parts in which two classes differ: those of all attributes that one has and the other lacks.
+    """Return the parts in which two classes differ: those of all attributes that only one of them has.
 
     Args:
-        percent: How often annotators saw every attribute, ``(C, A)`` in percent; 50 and more counts as present.
+        percent: Share of annotators who saw each attribute, ``(C, A)`` in percent; present from 50 on.
         names: A attribute names.
-        i: One class, 0..C - 1.
-        j: The other.
+        i: First class, 0..C - 1.
+        j: Second class.
 
     Returns:
-        Numbers 1 to 7.
+        Part numbers, 1 to 7.
 
     Raises:
-        ValueError: Names and percentages that don't fit together, or a class out of range.
+        ValueError: If names and percentages don't match, or a class is out of range.
     """
     table = _numpy(percent)
     if table.ndim != 2 or table.shape[1] != len(names):
@@ -73,23 +73,23 @@ def differing_parts(percent: Array, names: Sequence[str], i: int, j: int) -> set
 
 
 def merge_parts(part_ids: Array, part_xy: Array, image_wh: Array | Sequence[float], size: int = 224) -> tuple[Any, Any]:
-    """Points of the seven parts, in a picture that was stretched to a square.
+    """Merge annotated points to those of the seven parts, in an image resized to a square.
 
     The head is the mean of its visible points; legs and wings stay separate points with the same number. Order: head,
     back, belly, breast, tail, legs, wings.
 
     Args:
-        part_ids: CUB's numbers of the visible points, ascending, ``(V,)`` in 1..15.
-        part_xy: Where they are in the original picture, ``(V, 2)`` in pixels.
-        image_wh: Its width and height.
+        part_ids: CUB's ids of the visible points, ascending, ``(V,)`` in 1..15.
+        part_xy: Coordinates in the original image, ``(V, 2)`` in pixels.
+        image_wh: Width and height of the original image.
         size: Side of the square.
 
     Returns:
-        Coordinates int64 ``(P, 2)`` (x, y), cut off after averaging, and numbers 1..7 ``(P,)``; tensors if ``part_xy``
-        is one.
+        Coordinates int64 ``(P, 2)`` (x, y), truncated after averaging, and part numbers 1..7 ``(P,)``; tensors if
+        ``part_xy`` is one.
 
     Raises:
-        ValueError: Shapes that don't fit, numbers outside 1..15 or not ascending, no width or height.
+        ValueError: If shapes don't match, ids are outside 1..15 or not ascending, or a size is not positive.
     """
     ids, points = _numpy(part_ids), _numpy(part_xy).astype(np.float64)
     width, height = (float(side) for side in image_wh)
@@ -113,9 +113,9 @@ def merge_parts(part_ids: Array, part_xy: Array, image_wh: Array | Sequence[floa
 
 
 def nearest_parts(xy: Array, ids: Array, shape: tuple[int, int]) -> np.ndarray:
-    """The part whose point is nearest to every pixel, ``(H, W)`` numbers; the first point wins a tie.
+    """Return the part with the nearest point for every pixel, ``(H, W)``; the first point wins a tie.
 
-    It belongs to the picture alone: keep it where one picture serves in several pairs of classes.
+    It depends only on the image: cache it for an image that is in several pairs of classes.
 
     Args:
         xy: Points ``(P, 2)``, P at least 1.
@@ -123,7 +123,7 @@ def nearest_parts(xy: Array, ids: Array, shape: tuple[int, int]) -> np.ndarray:
         shape: H and W.
 
     Raises:
-        ValueError: No point, or shapes that don't fit.
+        ValueError: If there is no point or shapes don't match.
     """
     points, numbers = _numpy(xy), _numpy(ids)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or numbers.shape != (len(points),):
@@ -134,19 +134,19 @@ def nearest_parts(xy: Array, ids: Array, shape: tuple[int, int]) -> np.ndarray:
 
 
 def cue_mask(xy: Array, ids: Array, parts: Collection[int] | Array, foreground: Array) -> Any | None:
-    """Foreground pixels whose nearest point belongs to a differing part.
+    """Return the foreground pixels whose nearest point belongs to a differing part.
 
     Args:
         xy: Points ``(P, 2)`` of ``merge_parts``.
         ids: Their parts ``(P,)``.
         parts: The differing parts, 1..7.
-        foreground: Bool or 0/1 ``(H, W)``, in the frame of the points.
+        foreground: Bool or 0/1 ``(H, W)``, in the coordinates of the points.
 
     Returns:
-        uint8 0/1 ``(H, W)``, a tensor if ``foreground`` is one; None where the picture shows none of these parts.
+        uint8 0/1 ``(H, W)``, a tensor if ``foreground`` is one; None if none of these parts is visible.
 
     Raises:
-        ValueError: Shapes that don't fit.
+        ValueError: If shapes don't match.
     """
     inside = _numpy(foreground)
     if inside.ndim != 2:

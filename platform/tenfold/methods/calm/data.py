@@ -1,7 +1,6 @@
-"""Pictures with one class each for training, and with the truth about places where there is any.
+"""Data of CALM: single-label images, with ground-truth object locations where available, and their augmentation.
 
-Sets that know where their objects are and plain sets of labelled pictures become the same ``Pictures``. What happens
-to a training picture is drawn on the device for a whole batch at once.
+Localisation and classification data sets are both loaded as ``ImageData``. Augmentation is drawn for a whole batch.
 """
 
 import dataclasses
@@ -23,13 +22,13 @@ from tenfold.types import Batch, ImageSource, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """A data set as this method takes it."""
+class ImageData:
+    """Splits of a data set, with its classes and annotations."""
 
     name: str
     classes: tuple[str, ...]
     train: LocalisationSplit
-    """Pictures of the size asked for, for cutting out."""
+    """Training images of the requested size, before random cropping."""
     val: LocalisationSplit | None
     test: LocalisationSplit
     image_size: int
@@ -37,91 +36,90 @@ class Pictures:
     mirrorable: bool
     superclasses: Mapping[int, tuple[int, ...]] | None
     cues: CueTruth | None
-    """Of the test part."""
+    """Cue annotations of the test split."""
 
-    def parts(self) -> dict[str, LocalisationSplit]:
-        """Parts that are measured, by name."""
+    def splits(self) -> dict[str, LocalisationSplit]:
+        """Return the splits to evaluate, by name."""
         return {"test": self.test} if self.val is None else {"val": self.val, "test": self.test}
 
 
-def load_pictures(
+def load_image_data(
     data: Any, preprocessing: Preprocessing, *, train_size: int | None = None, holdout_fraction: float | None = None
-) -> Pictures:
-    """Read a data set: with the truth about places if it has any, else its classes alone.
+) -> ImageData:
+    """Load a data set, with ground-truth locations if it has them.
 
     Args:
         data: Settings of the data set.
-        preprocessing: Of the network.
-        train_size: Side of the training pictures; None: that of the network.
-        holdout_fraction: Share of each class's training pictures that validates where the data have no validation
-            part; None: there is then none.
+        preprocessing: Preprocessing of the network.
+        train_size: Side of the training images; None: that of the network.
+        holdout_fraction: Share of each class's training images held out for validation if the data set has no
+            validation split; None: no validation split then.
 
     Raises:
-        ValueError: The data have neither places nor single labels, no training part, or their files are missing or
-            malformed.
+        ValueError: If the data set has neither locations nor single labels, no training split, or missing or malformed
+            files.
     """
     if DATA[data.name].localisation is None:
-        return _without_places(data, preprocessing, train_size, holdout_fraction)
+        return _from_classification(data, preprocessing, train_size, holdout_fraction)
     loaded = load_localisation(data, preprocessing, train_size)
-    shared = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Pictures)}
-    return Pictures(**shared)
+    shared = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(ImageData)}
+    return ImageData(**shared)
 
 
 def augment(images: Tensor, size: int, *, mirror: bool, shift: int = 0) -> Tensor:
-    """Cut a random square out of every picture, move it, and mirror every second one.
+    """Crop, shift and flip every image at random.
 
-    Draws come from torch's global stream on the CPU, which every checkpoint holds.
+    Random numbers come from torch's global CPU generator, whose state is part of every checkpoint.
 
     Args:
         images: uint8 ``(B, T, T, 3)``.
-        size: Side S of the square, at most T.
-        mirror: Whether pictures may be mirrored.
-        shift: Most pixels, less than T, by which the square may reach beyond the picture, which goes on there as if
-            reflected.
+        size: Side S of the crop, at most T.
+        mirror: Whether images are flipped horizontally with probability 0.5.
+        shift: Maximum number of pixels, less than T, by which the crop may exceed the image (reflection padding).
 
     Returns:
         uint8 ``(B, S, S, 3)``.
 
     Raises:
-        ValueError: Pictures smaller than the square.
+        ValueError: If images are smaller than the crop.
     """
     batch, height, width, _ = images.shape
     if min(height, width) < size:
-        raise ValueError(f"training pictures must be at least {size} pixels wide and high, got {width} x {height}")
+        raise ValueError(f"training images must be at least {size} pixels wide and high, got {width} x {height}")
     if (height, width) == (size, size) and not mirror and not shift:
         return images
     down = _reflected(torch.randint(-shift, height - size + shift + 1, (batch, 1)) + torch.arange(size), height)
     across = _reflected(torch.randint(-shift, width - size + shift + 1, (batch, 1)) + torch.arange(size), width)
     if mirror:
         across = torch.where(torch.rand(batch, 1) < 0.5, across.flip(1), across)
-    picture = torch.arange(batch, device=images.device)[:, None, None]
-    return images[picture, down.to(images.device)[:, :, None], across.to(images.device)[:, None, :]]
+    image = torch.arange(batch, device=images.device)[:, None, None]
+    return images[image, down.to(images.device)[:, :, None], across.to(images.device)[:, None, :]]
 
 
 def _reflected(places: Tensor, length: int) -> Tensor:
-    """Places outside 0..length - 1 as far inside; the border itself comes once."""
+    """Reflect indices outside 0..length - 1, without repeating the border."""
     inside = places.abs()
     return torch.where(inside < length, inside, 2 * (length - 1) - inside)
 
 
 def read_batch(split: LocalisationSplit, rows: np.ndarray) -> Batch:
-    """``images`` uint8 ``(B, T, T, 3)`` and ``labels`` int64 ``(B,)``."""
+    """Read ``images`` uint8 ``(B, T, T, 3)`` and ``labels`` int64 ``(B,)``."""
     return {"images": split.images.read(rows), "labels": shared_tensor(split.labels)[torch.from_numpy(rows)]}
 
 
 def spread_rows(num_rows: int, limit: int | None) -> np.ndarray:
-    """At most ``limit`` rows, evenly spread over all."""
+    """Return at most ``limit`` evenly spaced rows."""
     if limit is None or limit >= num_rows:
         return np.arange(num_rows)
     return (np.arange(limit) * num_rows) // limit
 
 
-def _without_places(
+def _from_classification(
     data: Any, preprocessing: Preprocessing, train_size: int | None, holdout_fraction: float | None
-) -> Pictures:
+) -> ImageData:
     loaded = load_classification(data, preprocessing)
     if loaded.train is None:
-        raise ValueError(f"data {data.name!r} has no training part: choose data to train on")
+        raise ValueError(f"data {data.name!r} must have a training split to train on; choose another data set")
     train, fingerprint = loaded.train, loaded.fingerprint
     val = None if loaded.val is None else _split(loaded.val.images, loaded.val.labels)
     larger = train
@@ -132,11 +130,11 @@ def _without_places(
     if val is None and holdout_fraction is not None:
         kept, held = holdout(train.labels, holdout_fraction)
         warnings.warn(
-            f"{loaded.name} has no validation part: {len(held)} of its training pictures validate", stacklevel=2
+            f"{loaded.name} has no validation split: {len(held)} of its training images are held out", stacklevel=2
         )
         val = _split(SubsetImages(train.images, held), train.labels[held])
         fingerprint = content_hash({"data": fingerprint, "holdout_fraction": holdout_fraction})
-    return Pictures(
+    return ImageData(
         name=loaded.name,
         classes=loaded.classes,
         train=_rows_of(larger, kept),
@@ -151,9 +149,9 @@ def _without_places(
 
 
 def holdout(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows to validate on, ascending; always the same for the same labels.
+    """Split rows into training and validation rows, ascending and deterministic for the same labels.
 
-    Of every class its share, rounded to whole pictures; one picture of it is always trained on.
+    Stratified by class, rounded to whole images; at least one image per class stays in training.
     """
     draw = np.random.default_rng(0)
     held: list[np.ndarray] = []
@@ -162,7 +160,7 @@ def holdout(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray
         held.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
     chosen = np.sort(np.concatenate(held))
     if not len(chosen):
-        raise ValueError(f"holdout_fraction {fraction} leaves no picture to validate on: set a greater one")
+        raise ValueError(f"holdout_fraction must leave an image to validate on, got {fraction}; set a larger one")
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 

@@ -1,7 +1,7 @@
-"""The probabilistic head: where the cue is (Z), and what is seen there (Y).
+"""Distributions of the probabilistic head over classes y and cue locations z.
 
-All is computed from logarithms: products of float32 probabilities underflow for a thousand classes. Shapes: B images, C
-classes, H x W locations z; f are class scores, a attention scores before phi.
+Computed in log space: products of float32 probabilities underflow for a thousand classes. Shapes: B images, C classes,
+H x W locations z; f: class scores, a: attention scores before phi.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -32,20 +32,21 @@ class CalmDistributions(NamedTuple):
 
 
 def calm_distributions(f: Tensor, a: Tensor, prior: Prior = "softplus", eps: float = 1e-10) -> CalmDistributions:
-    """All distributions of the head.
+    """Compute all distributions of the head.
 
     Args:
         f: Class scores ``(B, C, H, W)``, C at least 2.
         a: Attention scores before phi, ``(B, 1, H, W)``.
-        prior: phi, which makes them positive: ``softplus`` (the paper) or ``relu`` (the released code; a map without
-            any positive score gives the uniform prior).
-        eps: Added to p(y|x) where the posterior divides by it, as published; 0 for a posterior that sums to 1.
+        prior: phi, which maps scores to positive potentials: ``softplus`` (the paper) or ``relu`` (the released code; a
+            map without any positive score gives the uniform prior).
+        eps: Added to p(y|x) in the denominator of the posterior, as published; 0 for a posterior that sums to 1.
 
     Returns:
         Five tensors in the dtype of f.
 
     Raises:
-        ValueError: Shapes that don't fit, NaN or infinity, unknown prior, fewer than two classes, negative ``eps``.
+        ValueError: If shapes don't match, scores are not finite, the prior is unknown, there are fewer than two
+            classes, or ``eps`` is negative.
     """
     check_scores(f, a)
     check_prior(prior)
@@ -55,7 +56,7 @@ def calm_distributions(f: Tensor, a: Tensor, prior: Prior = "softplus", eps: flo
         raise ValueError(f"eps must be at least 0, got {eps}")
     for name, scores in (("f", f), ("a", a)):
         if not torch.isfinite(scores).all():
-            raise ValueError(f"{name} must be finite: the network gave NaN or infinity")
+            raise ValueError(f"{name} must be finite, got NaN or infinity from the network")
     log_prior = log_location_prior(a, prior)
     log_conditional = functional.log_softmax(at_least_float32(f), dim=1)
     log_joint = log_conditional + log_prior
@@ -69,18 +70,18 @@ def calm_distributions(f: Tensor, a: Tensor, prior: Prior = "softplus", eps: flo
 
 
 def log_class_likelihood(f: Tensor, a: Tensor, prior: Prior = "softplus") -> Tensor:
-    """log p(y|x) ``(B, C)``, at least float32: what to call the logits of a CALM network (their softmax is p(y|x))."""
+    """Compute log p(y|x) ``(B, C)``, at least float32: the logits of a CALM network, whose softmax is p(y|x)."""
     f = at_least_float32(f)
-    # What is the same for all classes first: one tensor of the size of f less.
+    # Class-independent terms first: saves one tensor of the size of f.
     return (f + (log_location_prior(a, prior) - f.logsumexp(1, keepdim=True))).logsumexp((2, 3))
 
 
 def log_joint_at(
     f: Tensor, a: Tensor, labels: Tensor, prior: Prior = "softplus", detach_normalizer: bool = False
 ) -> Tensor:
-    """log p(y,z|x) of one class of each image, ``(B, H, W)``, at least float32; C times less memory than all classes.
+    """Compute log p(y,z|x) of one class per image, ``(B, H, W)``, at least float32, with 1/C of the memory of all.
 
-    -inf where the prior is 0. Arguments as in ``calm_em_loss``; they are not checked.
+    -inf where the prior is 0. Arguments as in ``calm_em_loss``, unchecked.
     """
     f = at_least_float32(f)
     log_conditional = class_map(f, labels) - f.logsumexp(1)
@@ -88,18 +89,18 @@ def log_joint_at(
 
 
 def class_map(f: Tensor, labels: Tensor) -> Tensor:
-    """The scores of one class of each image, ``(B, H, W)`` out of ``(B, C, H, W)``."""
+    """Select the scores of one class per image, ``(B, H, W)`` out of ``(B, C, H, W)``."""
     return f[torch.arange(len(f), device=f.device), labels]
 
 
 def log_location_prior(a: Tensor, prior: Prior = "softplus", detach_normalizer: bool = False) -> Tensor:
-    """log p(z|x) = log phi(a) - log sum over z of phi(a), at least float32, ``(B, 1, H, W)``.
+    """Compute log p(z|x) = log phi(a) - log sum over z of phi(a), at least float32, ``(B, 1, H, W)``.
 
     Args:
         a: Attention scores before phi, ``(B, 1, H, W)``.
         prior: phi.
-        detach_normalizer: Hold the sum constant in the gradient, as the released code does: then locations don't
-            compete, the prior flattens and localisation is lost. For comparison only.
+        detach_normalizer: Exclude the sum from the gradient, as the released code does: locations then don't compete,
+            the prior flattens and localisation is lost. For comparison only.
     """
     a = at_least_float32(a)
     log_potential = _log_softplus(a) if prior == "softplus" else _log_relu(a)
@@ -108,7 +109,7 @@ def log_location_prior(a: Tensor, prior: Prior = "softplus", detach_normalizer: 
 
 
 def check_prior(prior: str) -> None:
-    """Raises ValueError for an unknown phi."""
+    """Raise ValueError for an unknown phi."""
     if prior not in get_args(Prior):
         raise ValueError(f"prior must be one of {', '.join(get_args(Prior))}, got {prior!r}")
 

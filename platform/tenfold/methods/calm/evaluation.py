@@ -1,6 +1,6 @@
-"""Do the maps say where the cue is? Remove-and-classify, pixels, boxes: one pass over the pictures of a split.
+"""Evaluation of attribution maps on a split: remove-and-classify, pixel average precision, boxes, in one pass.
 
-A picture goes through the network once for all maps of its head; of its erased copies all fractions go together.
+An image passes through the network once for all maps of its head; its erased copies pass together, for all fractions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,20 @@ from tenfold.models.image_classifier import ImageClassifier
 from tenfold.types import Batch, check_label_range
 
 PIXELS_AT_ONCE = 1 << 20
-"""Bounds the pictures of a batch: 256 of 64 pixels' side, 20 of 224."""
+"""Upper bound on the pixels of a batch: 256 images of 64x64, 20 of 224x224."""
 NEEDS: dict[Measure, str] = {"pixels": "masks", "mass": "masks", "boxes": "boxes"}
 
 
 def usable_measures(config: Config, split: LocalisationSplit, part: str = "test") -> tuple[Measure, ...]:
-    """What is measured on a split, beside accuracy.
+    """Return the measures to evaluate on a split, besides accuracy.
 
     Args:
-        config: Its ``measures``; None: all that there is truth for.
-        split: The pictures.
-        part: What to call them in an error.
+        config: Settings; ``measures`` None selects all that the split has annotations for.
+        split: The images.
+        part: Name of the split in error messages.
 
     Raises:
-        ValueError: A measure is asked for that the data have no truth for.
+        ValueError: If a measure is requested that the split has no annotations for.
     """
     there = {"masks": split.masks is not None, "boxes": split.boxes is not None}
     if config.measures is None:
@@ -44,20 +44,20 @@ def usable_measures(config: Config, split: LocalisationSplit, part: str = "test"
     for name in config.measures:
         if name in NEEDS and not there[NEEDS[name]]:
             raise ValueError(
-                f"measures asks for {name}, but the {part} part has no {NEEDS[name]}: "
+                f"measures must not have {name}, as the {part} split has no {NEEDS[name]}; "
                 f"leave it out, or choose data that have them"
             )
     return tuple(name for name in config.measures if name != "cues")
 
 
 def check_cues(config: Config, there: bool) -> None:
-    """Refuse cue localisation where nobody marked what tells classes apart.
+    """Check that the data have cue annotations if cue localisation is requested.
 
     Raises:
-        ValueError: It is asked for, and the data don't have it.
+        ValueError: If they have none.
     """
     if "cues" in (config.measures or ()) and not there:
-        raise ValueError("measures asks for cues, but the data have no annotated parts: leave it out, or choose CUB")
+        raise ValueError("measures must not have cues, as the data have no annotated parts; choose CUB for it")
 
 
 def measure_maps(
@@ -70,22 +70,22 @@ def measure_maps(
     rows: np.ndarray | None = None,
     measures: Sequence[Measure] | None = None,
 ) -> dict[str, Measured]:
-    """Measure maps of the ground-truth class, by all workers together.
+    """Evaluate maps of the ground-truth class, distributed over all workers.
 
     Args:
-        run: The machine; its seed is that of random erasing.
+        run: Execution context; its seed is that of random erasing.
         model: A network of ``calm_classifier``.
-        split: Pictures, labels and truth.
-        sources: What makes the maps, by name.
+        split: Images, labels and annotations.
+        sources: Sources of maps, by name.
         config: Fractions, thresholds, normalisation.
-        rows: Which pictures; None: all.
-        measures: What is measured; None: ``usable_measures``.
+        rows: Rows of the images to use; None: all.
+        measures: Measures to evaluate; None: ``usable_measures``.
 
     Returns:
-        What each source comes to, the same on every worker.
+        Results of each source, the same on every worker.
 
     Raises:
-        ValueError: A measure without truth for it, labels that are no class of the model, no pictures.
+        ValueError: If a measure lacks its annotations, a label is not a class of the model, or there are no images.
     """
     chosen = np.arange(len(split)) if rows is None else np.asarray(rows)
     wanted = usable_measures(config, split) if measures is None else tuple(measures)
@@ -114,7 +114,7 @@ def measure_maps(
     with torch.no_grad():
         for batch in loader.epoch(0):
             at = batch.pop("index").numpy()
-            # The last pictures of some workers are repeated ones, which count once.
+            # The last images of some workers are repeated as padding: count each once.
             fresh = int((run.rank + run.world_size * (before + np.arange(len(at))) < len(chosen)).sum())
             before += len(at)
             if not fresh:
@@ -132,14 +132,14 @@ def measure_maps(
 
 
 class _Erasing:
-    """Which pictures of a batch are recognised without some of their pixels; the random ones serve every source."""
+    """Predictions on erased copies of a batch; those with random erasing are shared by all sources."""
 
     def __init__(self, model: ImageClassifier, config: Config, seen: View, seed: int, numbers: np.ndarray) -> None:
         self._model, self._seen = model, seen
         self._fractions = config.fractions
         pixels = seen.pixels
         self._colour = pixels.mean((2, 3), keepdim=True) if config.erase_to == "picture_mean" else pixels.new_zeros(())
-        # A stream of its own for every picture: what is drawn does not depend on how pictures are spread on workers.
+        # One random stream per image, so that draws do not depend on how images are distributed over workers.
         masks = [
             random_erase_masks(
                 (1, 1, *pixels.shape[2:]), self._fractions, torch.Generator().manual_seed(_seed(seed, int(number)))
@@ -149,11 +149,11 @@ class _Erasing:
         self._random = self._right(torch.cat(masks, dim=1).to(pixels.device))
 
     def still_right(self, maps: Tensor) -> Tensor:
-        """Bool ``(2, K, B)`` of maps ``(B, S, S)``: after erasing the highest pixels, and random ones."""
+        """Return correctness, bool ``(2, K, B)``: top pixels of maps ``(B, S, S)`` erased, and random pixels erased."""
         return torch.stack([self._right(topk_erase_masks(maps[:, None], self._fractions)), self._random])
 
     def _right(self, masks: Tensor) -> Tensor:
-        """``(K, B)`` of masks ``(K, B, 1, S, S)``, in one forward pass."""
+        """Return correctness ``(K, B)`` under masks ``(K, B, 1, S, S)``, in one forward pass."""
         erased = torch.where(masks > 0, self._seen.pixels, self._colour)
         logits = self._model.head(self._model.backbone(erased.flatten(0, 1)))
         return logits.argmax(1).view(masks.shape[:2]) == self._seen.labels
@@ -162,7 +162,7 @@ class _Erasing:
 def _check_classes(labels: np.ndarray, model: ImageClassifier) -> None:
     num_classes = calm_head(model).conv_last.out_channels
     if not len(labels):
-        raise ValueError("there is no picture to measure maps on")
+        raise ValueError("rows must have at least one image to evaluate maps on, got none")
     check_label_range(labels, num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that people judge maps by."""
+"""Figures of attribution maps and of their evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,14 +27,14 @@ def log_figures(
     split: LocalisationSplit,
     stem: str = "",
 ) -> None:
-    """What was measured, drawn, and pictures under the maps; nothing where no records are kept.
+    """Log figures of the results, and map overlays; nothing without a recorder.
 
     Args:
-        run: Takes the figures.
-        predictors: Models by what they are called.
-        measured: What was measured, by what to call each source.
-        split: Where pictures to show come from.
-        stem: What the figures' names begin with.
+        run: Execution context, whose recorder takes the figures.
+        predictors: Models, by display name.
+        measured: Results, by display name of the source.
+        split: Images to show.
+        stem: Prefix of the figures' names.
     """
     if not run.is_main or run.recorder is None:
         return
@@ -49,7 +49,7 @@ def log_figures(
 
 
 def figure_remove_and_classify(measured: Mapping[str, Measured]) -> Figure:
-    """R_k over the share of erased pixels; by definition 1 where nothing or everything is erased."""
+    """Plot R_k over the share of erased pixels; 1 by definition where nothing or everything is erased."""
     figure, panel = _panel(5.4, 3.8)
     for name, each in measured.items():
         points = {0.0: 1.0, **{float(percent): ratio for percent, ratio in each.ratios.items()}, 100.0: 1.0}
@@ -61,7 +61,7 @@ def figure_remove_and_classify(measured: Mapping[str, Measured]) -> Figure:
 
 
 def figure_pixel_precision(measured: Mapping[str, Measured]) -> Figure:
-    """Bars of the pixel average precision; those of one colour can be compared with each other, others can't."""
+    """Plot bars of the pixel average precision; only bars of one colour are comparable."""
     kinds = list(dict.fromkeys(kind for each in measured.values() for kind in each.pixel_precision))
     figure, panel = _panel(1.8 + 1.3 * len(measured), 3.8)
     _bars(panel, measured, {kind.replace("_", ", "): [each.pixel_precision.get(kind) for each in measured.values()]
@@ -75,7 +75,7 @@ def figure_pixel_precision(measured: Mapping[str, Measured]) -> Figure:
 
 
 def figure_precision_recall(measured: Mapping[str, Measured]) -> Figure:
-    """Precision of the pixels over their recall, a panel for each kind of thresholds."""
+    """Plot pixel precision over recall, one panel per normalisation and thresholds."""
     kinds = list(dict.fromkeys(kind for each in measured.values() for kind in each.curves))
     figure = Figure(figsize=(4.2 * len(kinds), 3.6), layout="constrained")
     panels: Any = figure.subplots(1, len(kinds), squeeze=False)[0]
@@ -91,13 +91,13 @@ def figure_precision_recall(measured: Mapping[str, Measured]) -> Figure:
 
 
 def figure_boxes(measured: Mapping[str, Measured]) -> Figure:
-    """Bars of MaxBoxAcc by IoU and of MaxBoxAccV2."""
+    """Plot bars of MaxBoxAcc by IoU and of MaxBoxAccV2."""
     kinds = list(dict.fromkeys(kind for each in measured.values() for kind in each.boxes))
     shown = [kind for kind in kinds if not kind.startswith("v2_")]
     figure, panel = _panel(1.8 + 1.5 * len(measured), 3.8)
     names = {kind: "V2, mean" if kind == "v2" else f"IoU {float(kind) / 100:g}" for kind in shown}
     _bars(panel, measured, {names[kind]: [each.boxes.get(kind) for each in measured.values()] for kind in shown})
-    panel.set_ylabel("pictures with a box that fits, %")
+    panel.set_ylabel("images with a correct box, %")
     panel.legend(fontsize=8)
     return figure
 
@@ -106,10 +106,10 @@ def figure_boxes(measured: Mapping[str, Measured]) -> Figure:
 def figure_maps(
     predictors: Mapping[str, CalmPredictor], split: LocalisationSplit, num_examples: int = NUM_EXAMPLES
 ) -> Figure:
-    """Pictures, with the outline of their object, under every model's map of the true class.
+    """Show images with the object's outline, overlaid by every model's map of the true class.
 
-    Probabilities are divided by the greatest of the picture, raw class scores stretched from their least to it. One
-    model alone also shows the other maps of its head.
+    Probabilities are divided by the maximum of the image, raw class scores are min-max normalised. A single model also
+    shows the other maps of its head.
     """
     rows = spread_rows(len(split), num_examples)
     images, labels = split.images.read(rows), torch.from_numpy(split.labels[rows])
@@ -117,7 +117,7 @@ def figure_maps(
     for name, each in predictors.items():
         size = each.preprocessing.image_size
         if images.shape[1] != size:
-            raise ValueError(f"{name} sees pictures of {size} pixels, not of {images.shape[1]}: they cannot be shown")
+            raise ValueError(f"image size of {name} must be {images.shape[1]} as that of the data, got {size}")
         device = next(each.model.parameters()).device
         each.model.eval()
         seen = view(each.model, images.to(device), labels.to(device))
@@ -135,7 +135,7 @@ def figure_maps(
 
 
 def _inside_boxes(split: LocalisationSplit, rows: np.ndarray, size: int) -> np.ndarray | None:
-    """Masks of the boxes, to draw their outlines."""
+    """Return masks of the boxes, to draw their outlines."""
     if split.boxes is None:
         return None
     masks = np.zeros((len(rows), size, size), dtype=np.uint8)
@@ -151,7 +151,7 @@ def _panel(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _bars(panel: Any, measured: Mapping[str, Measured], groups: Mapping[str, list[float | None]]) -> None:
-    """A group of bars for each source, a colour for each measure."""
+    """Draw a group of bars per source, a colour per measure."""
     wide = 0.8 / max(len(groups), 1)
     for number, (label, values) in enumerate(groups.items()):
         drawn = [(at + wide * (number - (len(groups) - 1) / 2), value) for at, value in enumerate(values)

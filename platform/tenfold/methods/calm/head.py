@@ -1,4 +1,4 @@
-"""The head that replaces pooling and the linear layer of a classifier."""
+"""Probabilistic head of CALM, which replaces global pooling and the linear layer of a classifier."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
@@ -18,18 +18,18 @@ Objective = Literal["em", "ml", "cam"]
 class CalmHead(nn.Module):
     """Class scores and attention scores of every location, each by a 1x1 convolution.
 
-    Weights start Xavier-uniform, biases 0.
+    Weights are initialised Xavier-uniform, biases 0.
 
     Args:
         in_channels: Channels D of the feature map.
         num_classes: Classes C, at least 2.
-        mode: How it is trained: ``em``, ``ml``, or ``cam``, the baseline, which has no use for the attention (its
+        mode: Training objective: ``em``, ``ml``, or ``cam``, the baseline, which does not use the attention (its
             weights are frozen).
         prior: phi, ``softplus`` or ``relu``.
-        detach_normalizer: Hold the prior's sum constant in the gradient, as the released code does.
+        detach_normalizer: Exclude the prior's normaliser from the gradient, as the released code does.
 
     Raises:
-        ValueError: Unknown mode or prior, sizes too small.
+        ValueError: If mode or prior is unknown, or a size is too small.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class CalmHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        # Weights that never get a gradient would make a distributed step wait for them.
+        # DDP would wait for weights that never receive a gradient.
         self.attention.requires_grad_(mode != "cam")
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores f ``(B, C, H, W)`` and attention scores a ``(B, 1, H, W)`` of a feature map ``(B, D, H, W)``."""
-        # One convolution reads the features, and writes their gradient, once for both.
+        """Return class scores ``(B, C, H, W)`` and attention scores ``(B, 1, H, W)`` of features ``(B, D, H, W)``."""
+        # One convolution for both reads the features, and writes their gradient, once.
         weight = torch.cat([self.conv_last.weight, self.attention.weight])
         assert self.conv_last.bias is not None
         assert self.attention.bias is not None
@@ -70,14 +70,14 @@ class CalmHead(nn.Module):
         return f, a
 
     def loss(self, h: Tensor, y: Tensor) -> Tensor:
-        """The loss of this head's mode, a scalar in nats.
+        """Compute the loss of this head's mode, a scalar in nats.
 
         Args:
             h: Feature map ``(B, D, H, W)``.
-            y: int64 ``(B,)``; values are not looked at, so that a device need not wait.
+            y: int64 ``(B,)``; values are not checked, to avoid synchronising with the device.
 
         Raises:
-            ValueError: Labels that are not int64 ``(B,)``.
+            ValueError: If labels are not int64 ``(B,)``.
         """
         check_label_shape(y, len(h), "y")
         if self.mode == "cam":
@@ -87,23 +87,23 @@ class CalmHead(nn.Module):
         return em_loss(log_joint) if self.mode == "em" else ml_loss(log_joint)
 
     def logits(self, h: Tensor) -> Tensor:
-        """``(B, C)``, at least float32, whose softmax is p(y|x): log p(y|x), or for ``cam`` the mean of f."""
+        """Compute logits ``(B, C)`` of p(y|x), at least float32: log p(y|x), or for ``cam`` the mean of f."""
         if self.mode == "cam":
             return self._pooled_scores(h)
         f, a = self(h)
         return log_class_likelihood(f, a, self.prior)
 
     def probabilities(self, h: Tensor) -> Tensor:
-        """p(y|x) ``(B, C)`` in the dtype of h; for ``cam`` the softmax of the mean of f."""
+        """Compute p(y|x) ``(B, C)`` in the dtype of h; for ``cam`` the softmax of the mean of f."""
         return self.logits(h).softmax(1).to(h.dtype)
 
     @torch.no_grad()
     def maps(self, h: Tensor, y: Tensor, mode: Mode, superclasses: Mapping[int, Sequence[int]] | None = None) -> Tensor:
-        """``attribution_map`` of a feature map ``(B, D, H, W)`` and classes int64 ``(B,)``, without gradient."""
+        """Compute ``attribution_map`` of features ``(B, D, H, W)`` and classes int64 ``(B,)``, without gradient."""
         f, a = self(h)
         return attribution_map(f, a, y, mode, superclasses, self.prior)
 
     def _pooled_scores(self, h: Tensor) -> Tensor:
-        """Mean of f over the locations; f is linear in the features, so their mean will do, H W times cheaper."""
+        """Compute the spatial mean of f from the mean features: f is linear, and this is H W times cheaper."""
         pooled = at_least_float32(h).mean((2, 3), keepdim=True)
         return at_least_float32(self.conv_last(pooled.to(h.dtype))).flatten(1)

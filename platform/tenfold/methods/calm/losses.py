@@ -1,6 +1,6 @@
-"""The two ways to train the latent location, and the CAM baseline.
+"""Objectives of CALM, EM and ML, and of the CAM baseline.
 
-Because the E step is taken anew at every step, the gradient of the EM loss is exactly that of the ML loss (Fisher's
+As the E step is recomputed at every step, the gradient of the EM loss is exactly that of the ML loss (Fisher's
 identity); the values differ by the entropy of the posterior.
 """
 
@@ -15,7 +15,7 @@ from tenfold.methods.calm.distributions import Prior, check_prior, log_joint_at
 def calm_em_loss(
     f: Tensor, a: Tensor, labels: Tensor, prior: Prior = "softplus", detach_normalizer: bool = False
 ) -> Tensor:
-    """Expected negative log joint under the current posterior, which has no gradient.
+    """Compute the expected negative log joint under the current posterior, which has no gradient.
 
     -(1/B) sum over b and z of q(z) [log p(y_b|x_b,z) + log p(z|x_b)], q(z) = p(z|x_b,y_b).
 
@@ -24,13 +24,13 @@ def calm_em_loss(
         a: Attention scores before phi, ``(B, 1, H, W)``.
         labels: int64 ``(B,)`` in 0..C - 1.
         prior: phi, ``softplus`` or ``relu``.
-        detach_normalizer: Hold the prior's sum constant in the gradient, as in the released code.
+        detach_normalizer: Exclude the prior's normaliser from the gradient, as in the released code.
 
     Returns:
         Scalar in nats, in the dtype of f (float32 for half precision, whose range is too small to scale a loss).
 
     Raises:
-        ValueError: Shapes that don't fit, labels not int64 or out of range, unknown prior.
+        ValueError: If shapes don't match, labels are not int64 or out of range, or the prior is unknown.
     """
     _check(f, a, labels, prior)
     return em_loss(log_joint_at(f, a, labels, prior, detach_normalizer))
@@ -39,7 +39,7 @@ def calm_em_loss(
 def calm_ml_loss(
     f: Tensor, a: Tensor, labels: Tensor, prior: Prior = "softplus", detach_normalizer: bool = False
 ) -> Tensor:
-    """Negative log-likelihood with the location summed out: -(1/B) sum over b of log p(y_b|x_b).
+    """Compute the negative log-likelihood with the location marginalised: -(1/B) sum over b of log p(y_b|x_b).
 
     Arguments, result and errors as in ``calm_em_loss``.
     """
@@ -48,7 +48,7 @@ def calm_ml_loss(
 
 
 def cam_loss(f: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the scores' mean over the locations: the baseline whose class maps are f itself.
+    """Compute the cross-entropy of the spatial mean of the scores: the CAM baseline, whose class maps are f.
 
     Args:
         f: Class scores ``(B, C, H, W)``.
@@ -58,7 +58,7 @@ def cam_loss(f: Tensor, labels: Tensor) -> Tensor:
         Scalar in nats; dtype as in ``calm_em_loss``.
 
     Raises:
-        ValueError: f not 4-D, labels not int64 or out of range.
+        ValueError: If f is not 4-D, or labels are not int64 or out of range.
     """
     check_scores(f)
     check_labels(labels, f.shape[0], f.shape[1])
@@ -66,7 +66,7 @@ def cam_loss(f: Tensor, labels: Tensor) -> Tensor:
 
 
 def em_loss(log_joint: Tensor) -> Tensor:
-    """``calm_em_loss`` of log p(y_b,z|x_b) ``(B, H, W)``."""
+    """Compute ``calm_em_loss`` from log p(y_b,z|x_b) ``(B, H, W)``."""
     with torch.no_grad():
         posterior = log_joint.flatten(1).softmax(1).view_as(log_joint)
     # Where the prior is 0 the logarithm is -inf, and the limit of q log q is 0.
@@ -74,7 +74,7 @@ def em_loss(log_joint: Tensor) -> Tensor:
 
 
 def ml_loss(log_joint: Tensor) -> Tensor:
-    """``calm_ml_loss`` of log p(y_b,z|x_b) ``(B, H, W)``."""
+    """Compute ``calm_ml_loss`` from log p(y_b,z|x_b) ``(B, H, W)``."""
     return -log_joint.logsumexp((1, 2)).mean()
 
 

@@ -1,6 +1,6 @@
-"""How good are the maps of many pictures: sums that workers add up, and what they come to.
+"""Metrics of attribution maps, accumulated over images and workers.
 
-Every measure is a sum over pictures, so a picture is looked at once and no map is kept.
+Every metric is a sum over images, so each image is processed once and no map is kept.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,30 @@ from tenfold.metrics.localisation.pixel_ap import IGNORE, PixelAveragePrecision
 
 Kind = tuple[Normalization, Spacing]
 SHARED_PRECISION: Kind = ("minmax", "even")
-"""Normalisation and thresholds that the pixel precision of every kind of map can be compared by."""
+"""Normalisation and thresholds under which the pixel precision of all kinds of maps is comparable."""
 CURVE_POINTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the maps of one source come to; plain values, as JSON takes them."""
+    """Results of the maps of one source, as plain JSON values."""
 
     num_pictures: int
     ratios: dict[str, float] = field(default_factory=dict)
-    """Remove-and-classify ratio by percent erased; without those where nothing is recognised after random erasing."""
+    """Remove-and-classify ratio by percent erased; left out where nothing is recognised after random erasing."""
     pixel_precision: dict[str, float] = field(default_factory=dict)
     """Percent, by normalisation and thresholds ("minmax_even")."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Recall and precision of the pixels, some points of the curve each, by normalisation and thresholds."""
+    """Sampled precision-recall curve of the pixels, by normalisation and thresholds."""
     chance: float | None = None
-    """Percent of the pixels that are object: what a constant map would reach."""
+    """Percentage of object pixels, which is the pixel precision of a constant map."""
     mass: float | None = None
-    """Share of a map's positive part that is in the cue, mean over pictures."""
+    """Share of a map's positive mass inside the cue, mean over images."""
     boxes: dict[str, float] = field(default_factory=dict)
     """MaxBoxAcc by IoU in percent ("30"), MaxBoxAccV2 by IoU ("v2_30") and its mean ("v2"), in percent."""
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Flat, for the record; ``prefix`` is the split."""
+        """Return flat metrics for logging; ``prefix`` is the split."""
         named = {f"R_{percent}": value for percent, value in self.ratios.items()}
         named |= {f"pxap_{kind}": value for kind, value in self.pixel_precision.items()}
         named |= {f"max_box_acc_{level}": value for level, value in self.boxes.items()}
@@ -52,11 +52,11 @@ class Measured:
 
 
 class Tally:
-    """Sums over the pictures that one worker sees, for one source of maps.
+    """Sums over the images of one worker, for one source of maps.
 
     Args:
         config: Fractions, thresholds, normalisation.
-        measures: What is measured; ``cues`` is another pass.
+        measures: Measures to accumulate; ``cues`` is evaluated elsewhere.
     """
 
     def __init__(self, config: Config, measures: Sequence[Measure]) -> None:
@@ -67,10 +67,10 @@ class Tally:
         shape = (len(self._levels), len(self._box_thresholds))
         self.num_pictures = torch.zeros((), dtype=torch.int64)
         self.still_right = torch.zeros(2, len(config.fractions), dtype=torch.int64)
-        """Pictures recognised without their highest pixels, and without random ones, by fraction."""
+        """Number of images recognised after erasing the highest pixels, and random pixels, by fraction."""
         self.mass = torch.zeros((), dtype=torch.float64)
         self.fits = torch.zeros(2, *shape, dtype=torch.int64)
-        """Pictures whose box fits, by IoU and threshold: the largest contour alone, and any."""
+        """Number of images with a correct box, by IoU and threshold: of the largest contour, and of any."""
         self._precision = {
             kind: PixelAveragePrecision(score_thresholds(config.interval, kind[1])) for kind in precision_kinds(config)
         }
@@ -82,13 +82,13 @@ class Tally:
         masks: Tensor | None,
         boxes: Sequence[np.ndarray] | None,
     ) -> None:
-        """Some pictures.
+        """Add a batch of images.
 
         Args:
             maps: Raw maps ``(B, S, S)``.
             still_right: Bool ``(2, K, B)``: recognised after erasing the highest, and after erasing random pixels.
             masks: uint8 ``(B, S, S)``.
-            boxes: ``(n, 4)`` of every picture.
+            boxes: Boxes ``(n, 4)`` of every image.
         """
         self.num_pictures += len(maps)
         if still_right is not None:
@@ -101,7 +101,7 @@ class Tally:
             if "mass" in self._measures:
                 self.mass += mass_in_cue(maps, masks).double().sum().cpu()
         if boxes is not None and "boxes" in self._measures:
-            # 255 levels say nothing about probabilities of single places, so every map is stretched.
+            # 255 levels cannot resolve probabilities of single locations, so every map is min-max normalised.
             stretched = normalize_score_map(maps, "minmax")
             for sums, multi in zip(self.fits, (False, True), strict=True):
                 fits = torch.from_numpy(box_fits(stretched, boxes, self._box_thresholds, multi))
@@ -109,10 +109,10 @@ class Tally:
                     row += (fits >= level).sum(0)
 
     def result(self, run: Run, *, with_truth: tuple[bool, bool]) -> Measured:
-        """All workers' sums, as percentages and ratios.
+        """Reduce the sums of all workers to percentages and ratios.
 
         Args:
-            run: The machine.
+            run: Execution context.
             with_truth: Whether there were masks, and boxes.
         """
         count = int(run.all_reduce(self.num_pictures))
@@ -152,16 +152,16 @@ class Tally:
 
 
 def precision_kinds(config: Config) -> tuple[Kind, ...]:
-    """How the pixel precision is read: as the settings say, and as every kind of map can be compared."""
+    """Return the normalisations and thresholds of the pixel precision: that of the settings, and the shared one."""
     return tuple(dict.fromkeys((config.pixel_precision, SHARED_PRECISION)))
 
 
 def mass_in_cue(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of each map's positive part that lies on the object, ``(B,)``; 0 for a map without a positive part.
+    """Compute the share of each map's positive mass on the object, ``(B,)``; 0 for a map without positive mass.
 
     Args:
         maps: ``(B, H, W)``.
-        masks: 1 object, 0 background, 255 left out; the same shape.
+        masks: 1 object, 0 background, 255 ignored; the same shape.
     """
     positive = maps.clamp(min=0) * (masks != IGNORE)
     inside, total = (positive * (masks == 1)).sum((1, 2)), positive.sum((1, 2))
@@ -169,7 +169,7 @@ def mass_in_cue(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def precision_recall(metric: PixelAveragePrecision, points: int = CURVE_POINTS) -> list[list[float]]:
-    """Recall and precision, from the highest threshold down, where anything was found; at most ``points`` of each."""
+    """Return recall and precision from the highest threshold down, at most ``points`` of each."""
     false, true = metric.counts.flip(1).cumsum(1).double()
     there = (true + false > 0).nonzero().flatten()
     chosen = there[torch.linspace(0, len(there) - 1, min(points, len(there))).round().long()]

@@ -1,4 +1,4 @@
-"""The head inside a classifier, and what is trained."""
+"""Classifier with the CALM head, and its training wrapper."""
 
 from typing import cast
 
@@ -10,10 +10,10 @@ from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_
 
 
 class LogitsHead(nn.Module):
-    """``CalmHead`` as the head of a classifier: a feature map to logits, whose softmax is p(y|x).
+    """Adapter of ``CalmHead`` as the head of a classifier: feature map to logits, whose softmax is p(y|x).
 
     Args:
-        calm: Where the loss and the maps are.
+        calm: Head with the loss and the maps.
     """
 
     def __init__(self, calm: CalmHead) -> None:
@@ -21,15 +21,15 @@ class LogitsHead(nn.Module):
         self.calm = calm
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, D, h, w)`` to ``(B, C)``."""
+        """Map features ``(B, D, h, w)`` to logits ``(B, C)``."""
         return self.calm.logits(h)
 
 
 class TrainedClassifier(nn.Module):
-    """Pictures and labels to the loss in one forward pass, which is what several workers synchronise.
+    """Wrapper that maps images and labels to the loss in one forward pass, as DDP requires.
 
     Args:
-        classifier: The network that is kept.
+        classifier: The network that is saved.
     """
 
     def __init__(self, classifier: ImageClassifier) -> None:
@@ -37,15 +37,15 @@ class TrainedClassifier(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss in nats of uint8 ``(B, S, S, 3)`` and int64 ``(B,)``."""
+        """Compute the scalar loss in nats of images uint8 ``(B, S, S, 3)`` and labels int64 ``(B,)``."""
         return calm_head(self.classifier).loss(self.classifier.feature_map(images), labels)
 
 
 def calm_classifier(config: Config, model: ModelConfig, num_classes: int, image_size: int) -> ImageClassifier:
-    """The network with a fresh head.
+    """Build the network with a new head.
 
     Raises:
-        ValueError: As in ``build_classifier``; fewer than two classes.
+        ValueError: As in ``build_classifier``, or for fewer than two classes.
     """
 
     def head(channels: int, classes: int) -> LogitsHead:
@@ -56,5 +56,5 @@ def calm_classifier(config: Config, model: ModelConfig, num_classes: int, image_
 
 
 def calm_head(classifier: ImageClassifier) -> CalmHead:
-    """Where a classifier of ``calm_classifier`` has its loss and its maps."""
+    """Return the ``CalmHead`` of a classifier of ``calm_classifier``."""
     return cast(LogitsHead, classifier.head).calm

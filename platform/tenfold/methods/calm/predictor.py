@@ -1,4 +1,4 @@
-"""A trained classifier that says where it saw what it answers."""
+"""Predictor of a trained CALM or CAM classifier: logits, probabilities and attribution maps."""
 
 import json
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from tenfold.models.image_classifier import ImageClassifier, ModelConfig
 from tenfold.types import Task
 
 SUPERCLASSES_FILE = "superclasses.json"
-"""For every class, by its number, the classes of its superclass; where the training data knew them."""
+"""Maps each class index to the classes of its superclass; present if the training data had superclasses."""
 
 
 class CalmPredictor:
-    """Logits and probabilities of every class, and where in a picture the evidence for one is.
+    """Predicts logits and probabilities of every class, and explains them by attribution maps.
 
     Args:
         model: A network of ``calm_classifier``.
-        config: With which settings it was trained.
+        config: Settings of its training.
         classes: C names.
-        device: Where it computes.
-        superclasses: Each class to the classes of its superclass, itself included; None where nobody grouped them.
+        device: Device of the network.
+        superclasses: Maps each class to the classes of its superclass, itself included; None if unknown.
 
     Raises:
-        ValueError: The settings ask for a superclass map and there are no superclasses.
+        ValueError: If the settings need superclasses and there are none.
     """
 
     task = Task.CLASSIFICATION
@@ -54,25 +54,25 @@ class CalmPredictor:
         self._device = device
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, C)`` on the CPU, for uint8 pictures ``(B, S, S, 3)``."""
+        """Return ``logits`` and ``probs``, float32 ``(B, C)`` on the CPU, of uint8 images ``(B, S, S, 3)``."""
         with torch.inference_mode():
             logits = self.model(images.to(self._device)).float().cpu()
         return {"probs": logits.softmax(dim=1), "logits": logits}
 
     def explain(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """What a call gives, and the map of one class of each picture, in one forward pass.
+        """Predict, and return the attribution map of one class per image, in one forward pass.
 
         Args:
             images: uint8 ``(B, S, S, 3)``.
-            labels: Class to explain for each picture, int64 ``(B,)``; None: the most probable one.
+            labels: Class to explain for each image, int64 ``(B,)``; None: the most probable class.
 
         Returns:
-            ``logits`` and ``probs`` as of a call; ``attributions`` float32 ``(B, S, S)``: probabilities divided by
-            their greatest, so that 1 is a picture's strongest place (raw class scores of ``cam`` from 0 at the weakest
-            place to 1), 0 throughout where all places are alike; ``explained`` int64 ``(B,)``.
+            ``logits`` and ``probs`` as in ``__call__``; ``attributions`` float32 ``(B, S, S)``: probabilities divided
+            by the maximum of the image (raw class scores of ``cam`` are min-max normalised), 0 throughout for a
+            constant map; ``explained`` int64 ``(B,)``.
 
         Raises:
-            ValueError: A label that is no class.
+            ValueError: If a label is not a class.
         """
         if labels is not None:
             check_class_labels(labels, len(images), len(self.classes))
@@ -90,13 +90,13 @@ class CalmPredictor:
 
     @property
     def stretching(self) -> Normalization:
-        """How a map is brought to [0, 1] for people: only probabilities have a zero that means something."""
+        """Normalisation of maps for display: only probabilities have a meaningful zero."""
         return "minmax" if self.config.map_mode.startswith("vanilla") else "max"
 
     def _explain(self, features: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, maps ``(B, h, w)`` and explained classes."""
+        """Return logits, maps ``(B, h, w)`` and explained classes."""
         head, mode = calm_head(self.model), self.config.map_mode
-        if head.mode == "cam" and mode == "vanilla":  # one class's scores instead of all
+        if head.mode == "cam" and mode == "vanilla":  # the scores of one class instead of all
             logits = head.logits(features)
             explained = logits.argmax(1) if labels is None else labels.to(self._device)
             return logits, class_map_at(features, head.conv_last.weight, head.conv_last.bias, explained), explained
@@ -107,22 +107,22 @@ class CalmPredictor:
 
 
 def check_superclasses_known(config: Config, superclasses: Mapping[int, tuple[int, ...]] | None) -> None:
-    """Refuse a map of a superclass where there are none.
+    """Check that there are superclasses if the attribution needs them.
 
     Raises:
-        ValueError: ``attribution`` is a superclass mode, and the data have no superclasses.
+        ValueError: If ``attribution`` is a superclass mode and the data have no superclasses.
     """
     if "superclass" in config.map_mode and superclasses is None:
         raise ValueError(
-            f"attribution {config.map_mode} needs data with superclasses; choose another one, such as jointll"
+            f"attribution {config.map_mode} needs data with superclasses; choose another mode, such as jointll"
         )
 
 
 def load(bundle: Bundle, device: str = "cpu") -> CalmPredictor:
-    """The network that a bundle describes, with its weights.
+    """Load the predictor of a bundle.
 
     Raises:
-        ValueError: The weights don't fit the network that the bundle's settings name.
+        ValueError: If the weights don't fit the network that the bundle's settings name.
     """
     settings = {**bundle.config["model"], "pretrained": False, "checkpoint": None}
     config = config_of(bundle.config["method"])
@@ -140,7 +140,7 @@ def load(bundle: Bundle, device: str = "cpu") -> CalmPredictor:
 
 
 def config_of(settings: Mapping[str, object]) -> Config:
-    """Settings of a bundle, where YAML made lists of tuples."""
+    """Parse the settings of a bundle, in which tuples are stored as lists."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     values.pop("name", None)
     return Config(**cast(dict, values))

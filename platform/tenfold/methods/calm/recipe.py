@@ -1,4 +1,4 @@
-"""From pictures with one class each to a classifier that shows where it looks."""
+"""Training recipe of CALM and of the CAM baseline, and their evaluation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
 from tenfold.figures.history import figure_history
 from tenfold.methods.calm.cue_evaluation import measure_cues
-from tenfold.methods.calm.data import Pictures, augment, load_pictures, read_batch, spread_rows
+from tenfold.methods.calm.data import ImageData, augment, load_image_data, read_batch, spread_rows
 from tenfold.methods.calm.evaluation import check_cues, measure_maps, usable_measures
 from tenfold.methods.calm.figures import log_figures
 from tenfold.methods.calm.map_metrics import Measured
@@ -39,10 +39,10 @@ NUM_PROBES = 8
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Train, test once, measure the maps, and leave a bundle and figures."""
+    """Train, test once, evaluate the maps, and write a bundle and figures."""
     config: Config = job.method
     data = run.once_per_node(
-        lambda: load_pictures(
+        lambda: load_image_data(
             job.data,
             Preprocessing(image_size=config.image_size),
             train_size=config.crop_from,
@@ -60,14 +60,14 @@ def train(job: JobConfig, run: Run) -> Outcome:
 
 
 def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
-    """Accuracies of a trained model on the validation and test pictures of any data with its classes, and its maps.
+    """Evaluate accuracy and maps of a trained model on the validation and test splits of a data set with its classes.
 
-    The model's own map is measured on all pictures. On ``baseline_pictures`` of each part it is measured again beside
-    the other maps of its head and gradient maps of the same network; these figures carry the map's name. Where parts
-    are annotated (CUB), the differences of pairs of classes are localised too.
+    The model's own map is evaluated on all images. On ``baseline_pictures`` images of each split it is also compared
+    with the other maps of its head and with gradient maps of the same network; these metrics carry the map's name. If
+    parts are annotated (CUB), cue localisation is evaluated too.
 
     Raises:
-        ValueError: The data have other classes than the model.
+        ValueError: If the data set has other classes than the model.
     """
     own = _own(predictor, "the model")
     config, model, loaded = own.config, own.model.to(run.device), _load(own, data, run)
@@ -77,7 +77,7 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
     beside |= {name: gradient_source(model, name) for name in config.baselines}
     metrics: dict[str, float] = {}
     drawn: dict[str, Measured] = {}
-    for part, split in loaded.parts().items():
+    for part, split in loaded.splits().items():
         metrics |= _accuracies(run, model, split, part)
         drawn = measure_maps(run, model, split, mine, config)
         metrics |= drawn[config.map_mode].metrics(part)
@@ -95,25 +95,25 @@ def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
 def compare(
     predictor: Any, reference: Any, data: Any, run: Run, names: Sequence[str] = ("model", "reference")
 ) -> dict[str, float]:
-    """Measure two models' maps on the same test pictures, each with its own network, and draw them beside each other.
+    """Evaluate the maps of two models on the same test images, and show them side by side.
 
     Args:
-        predictor: The model, of this method in any of its modes.
-        reference: The other; mostly one of mode ``cam``.
-        data: Settings of a data set with their classes.
-        run: The machine; figures go to its recorder.
-        names: What the two are called in the figures.
+        predictor: A model of this method, in any mode.
+        reference: The other model, usually of mode ``cam``.
+        data: Settings of a data set with the same classes.
+        run: Execution context; figures go to its recorder.
+        names: Names of the two models in the figures.
 
     Returns:
-        Accuracy and measures of each, under ``model/`` and ``reference/``.
+        Accuracy and map metrics of each, under ``model/`` and ``reference/``.
 
     Raises:
-        ValueError: A model of another method, models that see pictures of different sizes, or data with other classes.
+        ValueError: If a model is of another method, image sizes differ, or the data set has other classes.
     """
     models = [_own(predictor, names[0]), _own(reference, names[1])]
     sizes = [own.preprocessing.image_size for own in models]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"models are compared on the same pictures, but these see {sizes[0]} and {sizes[1]} pixels")
+        raise ValueError(f"both models must have one image size to be compared, got {sizes[0]} and {sizes[1]} pixels")
     loaded = _load(models[0], data, run)
     check_classes(models[1].classes, loaded.name, loaded.classes)
     metrics: dict[str, float] = {}
@@ -128,16 +128,16 @@ def compare(
     return metrics
 
 
-def _check(config: Config, data: Pictures) -> None:
-    """Refuse, before any work, what the data can't give."""
+def _check(config: Config, data: ImageData) -> None:
+    """Check before training that the data have what the settings need."""
     check_superclasses_known(config, data.superclasses)
     check_cues(config, data.cues is not None)
-    for part, split in data.parts().items():
+    for part, split in data.splits().items():
         usable_measures(config, split, part)
 
 
-def _train(job: JobConfig, data: Pictures, run: Run, folder: Path) -> None:
-    """The stage: everything it writes goes into ``folder``."""
+def _train(job: JobConfig, data: ImageData, run: Run, folder: Path) -> None:
+    """Run the training stage; all its output goes to ``folder``."""
     config: Config = job.method
     classifier = calm_classifier(config, job.model, len(data.classes), data.image_size)
     load_embedded_pretraining(run, job.model, job.data, classifier)
@@ -146,7 +146,7 @@ def _train(job: JobConfig, data: Pictures, run: Run, folder: Path) -> None:
     best: ImageClassifier = model.classifier
     metrics: dict[str, float] = {}
     maps: dict[str, Measured] = {}
-    for part, split in data.parts().items():
+    for part, split in data.splits().items():
         metrics |= _accuracies(run, best, split, part)
         rows = spread_rows(len(split), config.summary_pictures)
         sources = own_source(best, config, data.superclasses)
@@ -156,7 +156,7 @@ def _train(job: JobConfig, data: Pictures, run: Run, folder: Path) -> None:
         _save(job, data, folder, best, metrics, result, maps["test"])
 
 
-def _fit(job: JobConfig, data: Pictures, run: Run, classifier: ImageClassifier) -> FitResult:
+def _fit(job: JobConfig, data: ImageData, run: Run, classifier: ImageClassifier) -> FitResult:
     config: Config = job.method
 
     def validate(bare: nn.Module) -> Mapping[str, float]:
@@ -184,7 +184,7 @@ def _fit(job: JobConfig, data: Pictures, run: Run, classifier: ImageClassifier) 
 
 
 def training_loss(config: Config, *, mirrorable: bool) -> Loss:
-    """The loss of a ``TrainedClassifier`` on pictures that are cut, moved and mirrored as the settings say."""
+    """Return the loss of a ``TrainedClassifier`` on augmented images."""
     mirror = config.horizontal_flip and mirrorable
 
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
@@ -220,7 +220,7 @@ def _accuracies(run: Run, model: ImageClassifier, split: LocalisationSplit, part
 
 def _save(
     job: JobConfig,
-    data: Pictures,
+    data: ImageData,
     folder: Path,
     model: ImageClassifier,
     metrics: dict[str, float],
@@ -248,13 +248,13 @@ def _save(
     )
 
 
-def _load(own: CalmPredictor, data: Any, run: Run) -> Pictures:
-    loaded = run.once_per_node(lambda: load_pictures(data, own.preprocessing))
+def _load(own: CalmPredictor, data: Any, run: Run) -> ImageData:
+    loaded = run.once_per_node(lambda: load_image_data(data, own.preprocessing))
     check_classes(own.classes, loaded.name, loaded.classes)
     return loaded
 
 
 def _own(predictor: Any, name: str) -> CalmPredictor:
     if not isinstance(predictor, CalmPredictor):
-        raise ValueError(f"{name} is no model of calm, whose maps are measured here")  # noqa: TRY004 - a user's choice
+        raise ValueError(f"{name} must be a model of calm, got {type(predictor).__name__}")  # noqa: TRY004 - the user chooses the model
     return predictor

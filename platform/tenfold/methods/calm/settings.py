@@ -1,4 +1,4 @@
-"""Settings of CALM, and of the class activation maps that it is compared with."""
+"""Settings of CALM and of the CAM baseline."""
 
 import math
 from dataclasses import dataclass
@@ -16,72 +16,71 @@ GradientBaseline = Literal["input_gradient", "integrated_gradient", "smooth_grad
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of one training; a Config that exists is a valid one. The defaults are those of the released code."""
+    """Settings of one training, validated on construction. The defaults are those of the released code."""
 
     mode: Objective = "em"
-    """``em`` and ``ml`` train the location of the cue with the network; ``cam`` is the baseline: pooling, softmax."""
+    """``em`` and ``ml`` train CALM with the latent location; ``cam`` is the baseline: global pooling and softmax."""
     prior: Prior = "softplus"
-    """What makes attention scores positive: ``softplus`` (the paper) or ``relu`` (the released code). Unused by cam."""
+    """Activation phi of attention scores: ``softplus`` (the paper) or ``relu`` (the released code); unused by cam."""
     detach_normalizer: bool = False
-    """Hold the prior's sum constant in the gradient, as the released code does; for comparison, it ruins the maps."""
+    """Exclude the prior's normaliser from the gradient, as in the released code; for comparison, it ruins the maps."""
     attribution: Mode | None = None
-    """Which map explains a picture; None: ``jointll`` for em and ml, ``vanilla`` for cam."""
+    """Map that explains an image; None: ``jointll`` for em and ml, ``vanilla`` for cam."""
     normalization: Normalization | None = None
-    """How maps become values in [0, 1] for the pixel precision; None: ``clipping`` for em and ml, whose maps are
+    """Normalisation of maps to [0, 1] for the pixel precision; None: ``clipping`` for em and ml, whose maps are
     probabilities, ``minmax`` for cam."""
     thresholds: Spacing | None = None
-    """Where the pixel precision is read; None: ``log`` for em and ml, ``even`` for cam. Precisions of different
-    thresholds are not comparable, so that of minmax and even is always measured beside."""
+    """Spacing of the thresholds of the pixel precision; None: ``log`` for em and ml, ``even`` for cam. Precisions under
+    different thresholds are not comparable, so the one with minmax and even is always reported too."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """``sgd`` has Nesterov momentum 0.9."""
+    """Optimiser; ``sgd`` has Nesterov momentum 0.9."""
     learning_rate: float = 0.01
-    """Of the backbone, positive; the peak where the schedule has one."""
+    """Learning rate of the backbone, positive; the peak rate of a one-cycle schedule."""
     head_multiplier: float = 10.0
     """Learning rate of the head, as a multiple of the backbone's."""
     weight_decay: float = 1e-4
-    """At least 0."""
+    """L2 penalty, at least 0."""
     schedule: Literal["step", "one_cycle", "constant"] = "step"
-    """``step``: times ``decay_factor`` from every ``decay_every_epochs``-th epoch on; ``one_cycle``: up to the rate
-    within the first third of the steps, then down to nothing."""
+    """``step``: multiplied by ``decay_factor`` at every ``decay_every_epochs``-th epoch; ``one_cycle``: rising to the
+    rate within the first third of the steps, then annealed to 0."""
     decay_every_epochs: int = 30
-    """The first decay is at the begin of this epoch, counted from 1."""
+    """Period of the step decay; the first is at the beginning of this epoch, counted from 1."""
     decay_factor: float = 0.1
-    """In (0, 1]."""
+    """Factor of the step decay, in (0, 1]."""
     image_size: int = 224
-    """Side of the pictures that the network sees, in pixels."""
+    """Side of the network's input images, in pixels."""
     crop_from: int | None = 256
-    """Training pictures are stretched to this side and a random square of ``image_size`` is cut out; None: they are
-    seen whole."""
+    """Training images are resized to this side before a random crop of ``image_size``; None: no crop."""
     horizontal_flip: bool = True
-    """Mirror every second training picture, where the data allow it."""
+    """Flip training images horizontally with probability 0.5, if the data set allows it."""
     max_shift: int = 0
-    """Pixels, less than ``image_size``, by which a training picture may be moved; it goes on as if reflected."""
+    """Maximum random shift of training images in pixels, less than ``image_size``, with reflection padding."""
     holdout_fraction: float = 0.1
-    """Share of each class's training pictures, in (0, 1), that validates where the data have no validation part."""
+    """Share of each class's training images, in (0, 1), held out for validation if there is no validation split."""
     keep: Literal["last", "best"] = "last"
-    """Which epoch's weights: the last, as published, or those with the best validation accuracy."""
+    """Epoch whose weights are saved: the last, as published, or the one with the best validation accuracy."""
     measures: tuple[Measure, ...] | None = None
-    """What is measured beside accuracy: remove-and-classify, average precision of ``pixels`` and share of the map in
-    the cue (``mass``) where there are masks, ``boxes`` where there are boxes, ``cues`` (in ``jobs/evaluate.py`` alone)
-    where parts are annotated; None: all that the data have the truth for."""
+    """Measures besides accuracy: remove-and-classify, average precision of ``pixels`` and share of the map in the cue
+    (``mass``), which need masks, ``boxes``, which needs boxes, and ``cues`` (only in ``jobs/evaluate.py``), which needs
+    annotated parts; None: all that the data have annotations for."""
     fractions: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """Shares of the pixels that remove-and-classify erases, ascending, each in (0, 1)."""
+    """Fractions of pixels erased by remove-and-classify, ascending, each in (0, 1)."""
     erase_to: Literal["zero", "picture_mean"] = "zero"
-    """Erased pixels become 0 after normalisation, the mean colour of ImageNet; ``picture_mean``: the mean colour of
-    the picture itself, for networks that don't normalise."""
+    """Value of erased pixels: ``zero`` after normalisation, the mean colour of ImageNet; ``picture_mean``, the mean
+    colour of the image, for networks without normalisation."""
     iou_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """What counts as a box that fits, ascending, each in (0, 1]."""
+    """IoU from which a box is correct, ascending, each in (0, 1]."""
     interval: float = 0.001
-    """Distance of thresholds on maps, in (0, 1)."""
+    """Spacing of the thresholds on maps, in (0, 1)."""
     summary_pictures: int | None = 1000
-    """Most pictures of a split whose maps are measured at the end of a training, spread over the split; None: all, as
-    ``jobs/evaluate.py`` does. Accuracy is always of all."""
+    """Maximum number of images per split, evenly spaced, whose maps are evaluated at the end of training; None: all, as
+    in ``jobs/evaluate.py``. Accuracy always uses all images."""
     baselines: tuple[GradientBaseline, ...] = (
         "input_gradient", "integrated_gradient", "smooth_gradient", "variance_gradient",
     )  # fmt: skip
-    """Gradient maps of the same network that ``jobs/evaluate.py`` measures beside the network's own."""
+    """Gradient maps of the same network that ``jobs/evaluate.py`` compares with the network's own map."""
     baseline_pictures: int = 100
-    """Most pictures of a split whose gradient maps are measured (some take fifty passes); 0: none."""
+    """Maximum number of images per split whose gradient maps are evaluated (some take fifty passes); 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "head_multiplier"):
@@ -97,16 +96,15 @@ class Config:
         for name in ("holdout_fraction", "interval"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
-        self._check_pictures()
+        self._check_images()
         self._check_maps()
 
-    def _check_pictures(self) -> None:
+    def _check_images(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.crop_from is not None and self.crop_from < self.image_size:
             raise ValueError(
-                f"crop_from must be at least image_size = {self.image_size}, or null to see pictures whole, "
-                f"got {self.crop_from}"
+                f"crop_from must be at least image_size = {self.image_size}, or null for no crop, got {self.crop_from}"
             )
         if not 0 <= self.max_shift < self.image_size:
             raise ValueError(f"max_shift must lie in [0, image_size = {self.image_size}), got {self.max_shift}")
@@ -121,16 +119,15 @@ class Config:
         for name in ("measures", "baselines"):
             given = getattr(self, name) or ()
             if len(set(given)) < len(given):
-                raise ValueError(f"{name} must name each once, got {', '.join(given)}")
+                raise ValueError(f"{name} must be unique, got {', '.join(given)}")
         if self.mode == "cam" and not self.map_mode.startswith("vanilla"):
             raise ValueError(
-                f"attribution must be a vanilla mode where mode is cam, which trains no attention, "
-                f"got {self.attribution!r}"
+                f"attribution must be a vanilla mode for mode cam, which trains no attention, got {self.attribution!r}"
             )
 
     @property
     def map_mode(self) -> Mode:
-        """The map that explains a picture."""
+        """Mode of the map that explains an image."""
         return self.attribution or ("vanilla" if self.mode == "cam" else "jointll")
 
     @property

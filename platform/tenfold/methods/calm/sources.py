@@ -1,4 +1,4 @@
-"""Where attribution maps come from: named functions of what one forward pass gives."""
+"""Sources of attribution maps: functions of the output of one forward pass, by name."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,26 +14,26 @@ from tenfold.models.image_classifier import ImageClassifier
 
 
 class View(NamedTuple):
-    """A batch as the network sees it; one forward pass serves every source."""
+    """Output of the forward pass of a batch, shared by all sources."""
 
     pixels: Tensor
-    """Normalised pictures ``(B, 3, S, S)``."""
+    """Normalised images ``(B, 3, S, S)``."""
     f: Tensor
     """Class scores ``(B, C, h, w)``."""
     a: Tensor
     """Attention scores ``(B, 1, h, w)``."""
     labels: Tensor
-    """The class to explain, int64 ``(B,)``."""
+    """Class to explain, int64 ``(B,)``."""
     seed: int
-    """Of a source that draws."""
+    """Seed of sources with random draws."""
 
 
 Source = Callable[[View], Tensor]
-"""Maps ``(B, h, w)`` of any size; higher is more important."""
+"""Function to maps ``(B, h, w)`` of any size; higher is more important."""
 
 
 def view(model: ImageClassifier, images: Tensor, labels: Tensor, seed: int = 0) -> View:
-    """The forward pass, without gradient; uint8 pictures ``(B, S, S, 3)``."""
+    """Run the forward pass on uint8 images ``(B, S, S, 3)``, without gradient."""
     with torch.no_grad():
         pixels = model.normalise(images)
         f, a = calm_head(model)(model.backbone(pixels))
@@ -43,13 +43,13 @@ def view(model: ImageClassifier, images: Tensor, labels: Tensor, seed: int = 0) 
 def head_source(
     model: ImageClassifier, mode: Mode, superclasses: Mapping[int, tuple[int, ...]] | None = None
 ) -> Source:
-    """A map of the network's own head: the modes of ``attribution_map``."""
+    """Return a source of maps of the network's own head, by the modes of ``attribution_map``."""
     prior = calm_head(model).prior
     return lambda seen: attribution_map(seen.f, seen.a, seen.labels, mode, superclasses, prior)
 
 
 def gradient_source(model: ImageClassifier, name: GradientBaseline) -> Source:
-    """A gradient map of the same network, which is in evaluation mode; noise depends on the view's seed alone."""
+    """Return a source of gradient maps of the network in evaluation mode; noise depends only on the view's seed."""
 
     def logits(pixels: Tensor) -> Tensor:
         return model.head(model.backbone(pixels))
@@ -69,14 +69,14 @@ def gradient_source(model: ImageClassifier, name: GradientBaseline) -> Source:
 def own_source(
     model: ImageClassifier, config: Config, superclasses: Mapping[int, tuple[int, ...]] | None
 ) -> dict[str, Source]:
-    """The map that explains a picture, by the name of its mode."""
+    """Return the source of the map that explains an image, by the name of its mode."""
     return {config.map_mode: head_source(model, config.map_mode, superclasses)}
 
 
 def further_sources(
     model: ImageClassifier, config: Config, superclasses: Mapping[int, tuple[int, ...]] | None
 ) -> dict[str, Source]:
-    """Maps of the same head that show the object rather than what tells its class apart."""
+    """Return sources of other maps of the same head, which show the whole object rather than its class evidence."""
     modes: list[Mode] = [] if config.mode == "cam" else ["saliency"]
     if superclasses is not None:
         modes.append("vanilla-superclass" if config.mode == "cam" else "jointll-superclass")
