@@ -1,12 +1,11 @@
-"""Where a real ImageNet network looks: heatmaps on the photographs that scikit-image ships.
+"""Attribution maps of an ImageNet network on the photographs that scikit-image ships.
 
     python -m tests.replicas.attribution_photographs --out outputs/attribution_photographs
 
-EfficientNet-Lite0 with its packaged weights names each photograph; every method then explains that answer. CALM's maps
-are those of p(y|x,z) under a uniform prior over places: the network was not trained as CALM, so nobody has told it
-which places count. Leaves ``overlays.png``, ``counterfactual.png`` (why the first guess and not the second) and
-``erased.json``: the probability of the answer that is left after the strongest places, or as many random ones, are
-erased, mean over the photographs. Half a minute on one core.
+EfficientNet-Lite0 with its packaged weights classifies each photograph; every method then explains the prediction.
+CALM's maps are those of p(y|x,z) under a uniform prior over locations, as the network was not trained with CALM. Writes
+``overlays.png``, ``counterfactual.png`` (why the first class and not the second) and ``erased.json``: the mean
+probability of the prediction after erasing the highest pixels, or as many random ones. Half a minute on one core.
 """
 
 import argparse
@@ -40,16 +39,16 @@ SIZE, NUM_CLASSES = 224, 1000
 
 @dataclass(frozen=True)
 class Explained:
-    """Photographs, what the network says of them, and where each method sees it."""
+    """Photographs, their predictions, and the maps of each method."""
 
     images: Tensor
     """uint8 ``(N, S, S, 3)``."""
     probs: Tensor
     """``(N, 1000)``."""
     maps: dict[str, Tensor]
-    """Method to ``(N, S, S)`` in [0, 1]."""
+    """Maps ``(N, S, S)`` in [0, 1], by method."""
     counterfactual: Tensor
-    """``(N, S, S)``: evidence for the first guess against the second, in [0, 1], 0.5 where neither wins."""
+    """``(N, S, S)``: evidence for the first class against the second, in [0, 1], 0.5 where neutral."""
 
     @property
     def guesses(self) -> Tensor:
@@ -58,7 +57,7 @@ class Explained:
 
 
 def load_network() -> ImageClassifier:
-    """The packaged network with its ImageNet head, in evaluation mode."""
+    """Load the packaged network with its ImageNet head, in evaluation mode."""
     model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), NUM_CLASSES, SIZE)
     weights = imagenet_weights()
     model.head.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
@@ -72,12 +71,12 @@ def class_names() -> tuple[str, ...]:
 
 
 def load_photographs() -> Tensor:
-    """The middle square of each, uint8 ``(N, S, S, 3)``."""
+    """Load the centre crop of each photograph, uint8 ``(N, S, S, 3)``."""
     return torch.stack([_square(_photograph(name)) for name in NAMES])
 
 
 def explain(model: ImageClassifier, images: Tensor) -> Explained:
-    """Every method's map of the class that the network answers with."""
+    """Compute every method's map of the predicted class."""
     pixels = model.normalise(images)
     with torch.no_grad():
         features = model.backbone(pixels)
@@ -115,7 +114,7 @@ def explain(model: ImageClassifier, images: Tensor) -> Explained:
 
 
 def probability_left(model: ImageClassifier, explained: Explained) -> dict[str, dict[str, float]]:
-    """Mean probability of the answer with a share of the places set to the mean colour, by method and share."""
+    """Compute the mean probability of the prediction with pixels erased to the mean colour, by method and share."""
     pixels = model.normalise(explained.images)
     first = explained.guesses[:, :1]
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +135,7 @@ def probability_left(model: ImageClassifier, explained: Explained) -> dict[str, 
 
 
 def draw(explained: Explained, out: Path) -> None:
-    """The images that a person looks at."""
+    """Write the figures."""
     names = class_names()
     guesses, probs = explained.guesses, explained.probs
     said = [
@@ -144,7 +143,7 @@ def draw(explained: Explained, out: Path) -> None:
         for row, (a, b) in enumerate(guesses)
     ]
     images = explained.images.numpy()
-    # A few pixels outshine the rest in a map of gradients: the brightest hundredth is shown alike.
+    # A few pixels dominate a gradient map: clip at the 99th percentile.
     maps = [
         (each / each.flatten(1).quantile(0.99, 1)[:, None, None]).clamp(0, 1).numpy()
         for each in explained.maps.values()

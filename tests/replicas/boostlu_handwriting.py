@@ -1,12 +1,11 @@
-"""BoostLU on handwriting scenes, through the jobs themselves: every loss with and without the boost.
+"""Replica of BoostLU on handwriting scenes, by the training jobs: every loss with and without the boost.
 
     python -m tests.replicas.boostlu_handwriting --seeds 0 1 2 --out outputs/replica_boostlu
 
-About a minute of one core for each of nine trainings a seed. Prints Markdown tables (test mAP; a plain model that is
-boosted only when it answers; how its maps differ from those of a model with full labels; false negatives found by
-LL-R) and leaves every training, ``results.json`` and the figures of the explanations in the folder; what is there is
-not trained again. ``--select`` prints the validation mAP, and nothing of the test pictures, of the settings that
-``SETTINGS`` were chosen from.
+Nine trainings per seed, each about a minute on one core. Prints Markdown tables (test mAP; a plain model boosted only
+at inference; agreement of maps with those of a model with full labels; false negatives found by LL-R) and writes every
+training, ``results.json`` and figures of the maps; existing trainings are not repeated. ``--select`` prints the
+validation mAP, and no test result, of the candidates for ``SETTINGS``.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from tenfold.models.image_classifier import ModelConfig
 from tenfold.training import train
 
 SELECTION_SEED = 100
-"""No seed of the results."""
+"""Seed of the model selection, not among those of the results."""
 METHODS = ("large_loss", "boostlu")
 SCHEMES = ("an", "LL-R", "LL-Ct", "LL-Cp")
 NAMES = {"full": "full labels", "an": "AN"}
@@ -47,7 +46,8 @@ SHARES: tuple[Settings, ...] = tuple(
 CANDIDATES: dict[tuple[str, str], tuple[Settings, ...]] = {
     **{(method, "an"): RATES for method in METHODS},
     **{("boostlu", scheme): SHARES[:2] for scheme in SCHEMES[1:]},
-    **{("large_loss", scheme): SHARES for scheme in SCHEMES[1:]},  # one more: the rival is not to lose by its rate
+    # One candidate more, so that the baseline does not lose by its learning rate.
+    **{("large_loss", scheme): SHARES for scheme in SCHEMES[1:]},
 }
 SETTINGS: dict[tuple[str, str], Settings] = {
     ("large_loss", "full"): {"learning_rate": 1e-3},  # the default of the job
@@ -57,13 +57,13 @@ SETTINGS: dict[tuple[str, str], Settings] = {
     ("large_loss", "LL-Ct"): SHARES[2],
     ("large_loss", "LL-Cp"): SHARES[2],
 }
-"""By method and scheme: what of the candidates was best on the validation pictures of the selection seed."""
+"""Best candidate on the validation images of the selection seed, by method and scheme."""
 FACTORS = (1, 2, 5, 20)
 EPOCHS_SHOWN = (3, 6, 9, 12)
 
 
 def job_of(method: str, scheme: str, seed: int, folder: Path, **settings: float) -> JobConfig:
-    """The training of ``python jobs/train.py method=... method.scheme=...``, with a folder of its own."""
+    """Compose the job of ``python jobs/train.py method=... method.scheme=...`` in a given folder."""
     words = [f"method.{key}={value}" for key, value in settings.items()]
     return compose_job(
         [
@@ -74,7 +74,7 @@ def job_of(method: str, scheme: str, seed: int, folder: Path, **settings: float)
 
 
 def select(folder: Path) -> None:
-    """Best validation mAP of every candidate; the test pictures stay out of sight."""
+    """Print the best validation mAP of every candidate, without evaluating test images."""
     for (method, scheme), candidates in CANDIDATES.items():
         for settings in candidates:
             result = train(job_of(method, scheme, SELECTION_SEED, folder, **settings), progress=False)
@@ -82,7 +82,7 @@ def select(folder: Path) -> None:
 
 
 def replicate(seed: int, folder: Path) -> dict[str, Any]:
-    """All trainings of a seed and what is measured on them."""
+    """Run all trainings of a seed and their evaluation."""
     found: dict[str, Any] = {"test_mAP": {}, "best_epoch": {}, "last_mAP": {}, "rejected_fn": {}}
     bundles: dict[str, Path] = {}
     for (method, scheme), settings in SETTINGS.items():
@@ -107,7 +107,7 @@ def replicate(seed: int, folder: Path) -> dict[str, Any]:
 
 
 class _Shelf:
-    """A recorder that writes figures into a folder and drops the rest."""
+    """A recorder that writes figures to a folder and ignores everything else."""
 
     run_id = ""
 
@@ -124,7 +124,7 @@ class _Shelf:
 
 
 def _boosted_answers(bundle: Path, job: JobConfig, folder: Path) -> dict[int, dict[str, float]]:
-    """Test mAP and recall at 0.5 of a plain model whose maps are boosted when it answers, by factor."""
+    """Compute test mAP and recall at 0.5 of a plain model whose maps are boosted at inference, by factor."""
     data = load_multilabel(job.data)
     answers = {}
     run = PlainRun(folder=folder / "scratch", progress=False)
@@ -155,7 +155,7 @@ def _explanations(
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; mean and standard deviation over seeds."""
+    """Format Markdown tables with mean and standard deviation over seeds."""
 
     def spread(*keys: Any, places: int = 1) -> str:
         values = []
@@ -180,11 +180,11 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     shown = {
         "correlation_median": "rank correlation, median",
         "control_median": "control, median",
-        "top_positives_reference": "highest 5 %, class there, full labels",
-        "top_positives_model": "highest 5 %, class there, model",
-        "top_negatives_model": "highest 5 %, class not there, model",
-        "bottom_positives_model": "lowest 5 %, class there, model",
-        "bottom_negatives_model": "lowest 5 %, class not there, model",
+        "top_positives_reference": "highest 5 %, positive class, full labels",
+        "top_positives_model": "highest 5 %, positive class, model",
+        "top_negatives_model": "highest 5 %, negative class, model",
+        "bottom_positives_model": "lowest 5 %, positive class, model",
+        "bottom_negatives_model": "lowest 5 %, negative class, model",
         "recall_model": "recall at 0.5, model",
     }
     names = list(results[0]["explanations"])
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("outputs/replica_boostlu"))
-    parser.add_argument("--select", action="store_true", help="validation mAP of the settings to choose from")
+    parser.add_argument("--select", action="store_true", help="print the validation mAP of the candidates")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.select:

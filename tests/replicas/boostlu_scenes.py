@@ -1,12 +1,11 @@
-"""BoostLU on small digit scenes: the paper's claims with scikit-learn's digits, in minutes on one core.
+"""Replica of BoostLU on small scenes of scikit-learn's digits, in minutes on one core.
 
     python -m tests.replicas.boostlu_scenes --seeds 0 1 2 --out outputs/replica_boostlu_scenes
 
 Scenes, network, optimiser and losses are those of ``large_loss_scenes``; here every loss is trained with the plain head
-and with the boosted one, from the same pre-trained backbone and the same fresh head of its seed. Prints Markdown tables
-beside the figures that the method's specification gives for the same protocol. The folder gets one JSON file and two
-files of weights (best epoch, last epoch) for each training (what is there is not trained again), ``results.json`` and
-figures.
+and with the boosted one, from the same pretrained backbone and the same initial head per seed. Prints Markdown tables
+with the specification's values for the same protocol alongside. Writes one JSON file and two weight files (best epoch,
+last epoch) per training (existing ones are not trained again), ``results.json`` and figures.
 """
 
 import argparse
@@ -93,12 +92,12 @@ class BoostSetting(Setting):
 
 
 def setting(scheme: Any, seed: int, boost: float = 1.0) -> BoostSetting:
-    """The scheme at its specified delta."""
+    """Return the scheme at its specified delta."""
     return BoostSetting(scheme=scheme, seed=seed, boost=boost, delta_rel_percent=LARGE_LOSS_DELTAS.get(scheme, 0.0))
 
 
 def train(chosen: BoostSetting, folder: Path) -> dict[str, Any]:
-    """Train once and return plain values, or read them where this setting was trained before.
+    """Train once and return plain values, or read the results of an earlier training with this setting.
 
     Returns:
         ``setting``; ``history`` (for each epoch ``val/mAP`` ...); ``best_epoch`` by validation and the ``test_mAP``
@@ -125,7 +124,7 @@ def train(chosen: BoostSetting, folder: Path) -> dict[str, Any]:
 
 
 def fresh_classifier(chosen: BoostSetting, folder: Path, scenes: Scenes, run: Run) -> SceneClassifier:
-    """The pre-trained backbone of the seed, with a head that is the same for every scheme and factor."""
+    """Load the pretrained backbone of the seed, with the same initial head for every scheme and factor."""
     path = folder / f"backbone-seed{chosen.seed}.safetensors"
     classifier = SceneClassifier()
     if not path.exists():
@@ -200,11 +199,11 @@ def _set_head(classifier: SceneClassifier, boost: float) -> BoostedCAMHead:
     return head
 
 
-# -- what the trained models say
+# -- evaluation of the trained models
 
 
 def trained(chosen: BoostSetting, folder: Path, epoch: Epoch = "best", boost: float | None = None) -> Any:
-    """A model that ``train`` left, as a predictor; with a factor, boosted with it when it answers."""
+    """Load a model of ``train`` as a predictor; a factor boosts it at inference."""
     classifier = SceneClassifier()
     head = _set_head(classifier, chosen.boost)
     classifier.load_state_dict(load_file(folder / f"{chosen.name}-{epoch}.safetensors"))
@@ -214,7 +213,7 @@ def trained(chosen: BoostSetting, folder: Path, epoch: Epoch = "best", boost: fl
 
 
 def boosted_at_inference(seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """The plain assume-negative model of the last epoch, by the factor it answers with: test mAP, recall at p > 0.5."""
+    """Compute test mAP and recall at 0.5 of the last epoch's plain AN model, by its factor at inference."""
     test = make_scenes(seed).test
     results = {}
     for factor in INFERENCE_FACTORS:
@@ -230,10 +229,10 @@ def boosted_at_inference(seed: int, folder: Path) -> dict[str, dict[str, float]]
 
 
 def compare_maps(seed: int, folder: Path, epoch: Epoch = "best", figures: Path | None = None) -> dict[str, float]:
-    """Maps of the assume-negative model against those of the model with full labels (the reference), test scenes.
+    """Compare maps of the assume-negative model with those of the full-label model (the reference) on test scenes.
 
-    The former is boosted at inference (``model`` in the result); ``unboosted`` is the plain model that was trained.
-    Both have the same ranks.
+    The former is boosted at inference (``model`` in the result); ``unboosted`` is the plain model as trained. Both have
+    the same ranks.
     """
     test = make_scenes(seed).test
     model = trained(setting("an", seed), folder, epoch, BOOST)
@@ -247,10 +246,10 @@ def compare_maps(seed: int, folder: Path, epoch: Epoch = "best", figures: Path |
 
 
 def figure_heatmaps(seed: int, folder: Path, test: MultiLabelSplit, num_scenes: int = 6) -> Figure:
-    """Maps of four models over test scenes, one scale in each row: the strongest place of the full-label model is 1.
+    """Show maps of four models over test scenes, scaled per row to the maximum of the full-label model.
 
-    Shown are the first scenes with two digits or more, each with the positive class of which the plain assume-negative
-    model is least sure.
+    Shown are the first scenes with two or more digits, each with its positive class of the lowest probability under the
+    plain assume-negative model.
     """
     models = {
         "full labels": trained(setting("full", seed), folder),
@@ -271,15 +270,15 @@ def figure_heatmaps(seed: int, folder: Path, test: MultiLabelSplit, num_scenes: 
         probs = " / ".join(f"{logits[name][row, label].sigmoid():.2f}" for name in models)
         titles.append(f"digit {label}\n{probs}")
     grey = scenes.clamp(0, 1).mul(255).byte().repeat_interleave(8, 2).repeat_interleave(8, 3)
-    pictures = grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
-    figure = figure_overlays(pictures, shown, list(models), row_titles=titles)
+    images = grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    figure = figure_overlays(images, shown, list(models), row_titles=titles)
     figure.suptitle("Class activation maps, and probabilities from left to right", fontsize=10)
     return figure
 
 
 @contextmanager
 def _one_run(seed: int) -> Iterator[Run]:
-    """A run on one thread."""
+    """Open a run on one thread."""
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         run = PlainRun(folder=Path(folder) / "run", seed=seed, progress=False)
         try:
@@ -353,7 +352,7 @@ def figure_results(
     runs: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]],
     detection: Mapping[float, Sequence[Mapping[str, Any]]],
 ) -> Figure:
-    """Two panels: test mAP of every scheme with and without the boost; false negatives rejected in each epoch."""
+    """Plot test mAP of every scheme with and without the boost, and false negatives rejected per epoch."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for boost, offset, colour, name in ((1.0, -0.2, "tab:grey", "plain"), (BOOST, 0.2, "tab:red", "+ BoostLU")):

@@ -1,8 +1,8 @@
-"""Small pictures with one cue, or objects that differ in known places, of scikit-learn's digits.
+"""Synthetic images of scikit-learn's digits, with one cue or with objects that differ in known parts.
 
-A picture is 32x32 grey, unquantised. ``single``: the class is that of one digit in a cell of a 4x4 grid, beside two
-digits with permuted pixels; its cell is the truth. ``pairs``: an object of 2x2 digits at a random place, each slot one
-of two digits, so 16 classes; the truth of a pair of classes is the slots in which they differ.
+An image is 32x32 grey, unquantised. ``single``: the class is that of one digit in a cell of a 4x4 grid, next to two
+digits with permuted pixels; its cell is the ground truth. ``pairs``: an object of 2x2 digits at a random position, each
+slot one of two digits, hence 16 classes; the ground truth of a pair of classes is the slots in which they differ.
 """
 
 from typing import Literal, NamedTuple
@@ -14,20 +14,20 @@ from torch import Tensor
 
 SIZE, CELL, GRID = 32, 8, 4
 BACKGROUND = 0.1
-"""Mean of the noise, and what erased pixels become."""
+"""Mean of the noise, and value of erased pixels."""
 NUM_TRAIN_DIGITS = 1300
-"""The other 497 are for test pictures."""
+"""Digits for training images; the other 497 are for test images."""
 NUM_TRAIN, NUM_TEST = 4000, 600
 SLOTS = ((0, 1), (2, 7), (3, 4), (6, 9))
-"""Digits that may stand in each slot of the object; bit s of a class says which."""
+"""Digits of each slot of the object, selected by bit s of the class."""
 
 Task = Literal["single", "pairs"]
 
 
 class Scenes(NamedTuple):
-    """Pictures of one split."""
+    """Images of one split."""
 
-    pictures: Tensor
+    images: Tensor
     """float32 ``(N, 1, 32, 32)`` in [0, 1]."""
     labels: Tensor
     """int64 ``(N,)``."""
@@ -40,7 +40,7 @@ def num_classes(task: Task) -> int:
 
 
 def make_scenes(task: Task, seed: int) -> tuple[Scenes, Scenes]:
-    """Training and test pictures; which digits belong to which, places and noise depend on the seed."""
+    """Draw training and test images; the split of the digits, positions and noise depend on the seed."""
     rng = np.random.default_rng(seed)
     digits, names = load_digits(return_X_y=True)
     digits = (digits / 16).reshape(-1, CELL, CELL)
@@ -54,7 +54,7 @@ def make_scenes(task: Task, seed: int) -> tuple[Scenes, Scenes]:
 
 
 def differing_cue(cues: Tensor, differing: int) -> Tensor:
-    """The slots of ``(N, 4, H, W)`` whose bit is set, together ``(N, H, W)``."""
+    """Merge the slots of ``(N, 4, H, W)`` whose bit is set to ``(N, H, W)``."""
     return cues[:, [slot for slot in range(len(SLOTS)) if differing >> slot & 1]].amax(1)
 
 
@@ -87,7 +87,7 @@ def _canvases(num_scenes: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _place(canvas: np.ndarray, patch: np.ndarray, top: int, left: int, cue: np.ndarray | None) -> None:
-    """The brighter of noise and patch, so that a cell is no island without noise."""
+    """Insert the maximum of noise and patch, so that a cell keeps its noise."""
     cell = (slice(top, top + CELL), slice(left, left + CELL))
     canvas[cell] = np.maximum(canvas[cell], patch)
     if cue is not None:
@@ -95,5 +95,5 @@ def _place(canvas: np.ndarray, patch: np.ndarray, top: int, left: int, cue: np.n
 
 
 def _scenes(canvases: np.ndarray, labels: np.ndarray, cues: np.ndarray) -> Scenes:
-    pictures = torch.from_numpy(canvases[:, None].astype(np.float32))
-    return Scenes(pictures, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(cues))
+    images = torch.from_numpy(canvases[:, None].astype(np.float32))
+    return Scenes(images, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(cues))

@@ -1,9 +1,9 @@
-"""CALM on small digit scenes: where is the cue, and what is different? Ten seconds of one core for each training.
+"""Replica of CALM on small digit scenes: cue localisation and cue differences, ten seconds per training on one core.
 
     python -m tests.replicas.calm_cues --seeds 0 1 2 --out outputs/replica_calm
 
-Prints Markdown tables beside the figures that the method's specification gives for the same protocol, and leaves one
-JSON file for each training (what is there is not trained again), ``results.json`` and figures in the folder.
+Prints Markdown tables with the specification's values for the same protocol alongside, and writes one JSON file per
+training (existing ones are not trained again), ``results.json`` and figures.
 """
 
 import argparse
@@ -55,7 +55,7 @@ NUM_EPOCHS, BATCH_SIZE, PEAK_LEARNING_RATE, WEIGHT_DECAY = 6, 64, 6e-3, 1e-5
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NUM_EXAMPLES = 6
 EXAMPLE_DIFFERENCES = (1, 2, 4, 3, 12, 7)
-"""Slots, as bits, in which the other class of the pictures that are shown differs."""
+"""Slots, as bits, in which the other class of each example differs."""
 
 TITLES: dict[Objective, str] = {"cam": "CAM", "em": "CALM_EM", "ml": "CALM_ML"}
 SPECIFIED = {  # three seeds: accuracy, PxAP minmax, PxAP clipping + log, mass, R_10, R_30
@@ -77,7 +77,7 @@ class Setting:
     mode: Objective
     seed: int
     receptive_field: Literal[21, 65] = 65
-    """Pixels that a place of the 8x8 map sees; the digits' cells are 8 wide, the canvas 32."""
+    """Receptive field of a location of the 8x8 map, in pixels; digit cells are 8 wide, the canvas 32."""
     prior: Prior = "softplus"
     detach_normalizer: bool = False
 
@@ -88,7 +88,7 @@ class Setting:
 
 
 class CueNetwork(nn.Module):
-    """Six or five 3x3 convolutions to an 8x8 map of 32 channels, and the head."""
+    """Six or five 3x3 convolutions to an 8x8 map of 32 channels, and the CALM head."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -109,19 +109,19 @@ class CueNetwork(nn.Module):
             detach_normalizer=setting.detach_normalizer,
         )
 
-    def predict(self, pictures: Tensor) -> Tensor:
-        """Most probable class ``(B,)`` of pictures ``(B, 1, 32, 32)``."""
-        return self.head.probabilities(self.backbone(pictures)).argmax(1)
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the most probable class ``(B,)`` of images ``(B, 1, 32, 32)``."""
+        return self.head.probabilities(self.backbone(images)).argmax(1)
 
 
 def train(setting: Setting, folder: Path) -> dict[str, Any]:
-    """Train once and return plain values, or read them where this setting was trained before.
+    """Train once and return plain values, or read the results of an earlier training with this setting.
 
     Returns:
-        ``setting``, ``train_loss`` of every epoch, ``accuracy`` on the test pictures, ``seconds``, ``examples`` (raw
-        maps of the first test pictures), and the measures of the task: ``pxap_minmax``, ``pxap_log`` (CALM only),
+        ``setting``, ``train_loss`` of every epoch, ``accuracy`` on the test images, ``seconds``, ``examples`` (raw
+        maps of the first test images), and the measures of the task: ``pxap_minmax``, ``pxap_log`` (CALM only),
         ``mass`` and ``R`` of a single cue; ``pxap_pairs`` by the number of differing slots, and ``pxap_attention``,
-        that of p(z|x), which knows of no class: what the differences add to it is knowledge of the parts.
+        that of the class-free p(z|x), for comparison: only a gain over it shows that the parts are told apart.
     """
     storage = Storage(folder)
     if (done := storage.read_json(f"{setting.name}.json")) is not None:
@@ -148,7 +148,7 @@ def _train(setting: Setting, run: Run) -> dict[str, Any]:
 
     def read(rows: np.ndarray) -> Batch:
         chosen = torch.from_numpy(rows)
-        return {"images": train_set.pictures[chosen], "labels": train_set.labels[chosen]}
+        return {"images": train_set.images[chosen], "labels": train_set.labels[chosen]}
 
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
         assert isinstance(model, CueNetwork), "one worker trains the bare network"
@@ -176,24 +176,24 @@ def _train(setting: Setting, run: Run) -> dict[str, Any]:
 
 
 def _measure_single(setting: Setting, model: CueNetwork, scenes: Scenes) -> dict[str, Any]:
-    f, a = model.head(model.backbone(scenes.pictures))
+    f, a = model.head(model.backbone(scenes.images))
     is_cam = setting.mode == "cam"
     coarse = attribution_map(f, a, scenes.labels, "vanilla" if is_cam else "jointll", prior=setting.prior)
     maps, cue = resize_score_map(coarse, SIZE), scenes.cues[:, 0]
     measures: dict[str, Any] = {
-        "accuracy": _share(model.predict(scenes.pictures) == scenes.labels),
+        "accuracy": _share(model.predict(scenes.images) == scenes.labels),
         "pxap_minmax": _pixel_ap(maps, cue, "minmax", "even"),
         "mass": _mass_inside(maps, cue),
         "R": _remove_and_classify(setting, model, scenes, maps),
         "examples": coarse[:NUM_EXAMPLES].tolist(),
     }
-    if not is_cam:  # the scores of CAM are no probabilities
+    if not is_cam:  # scores of CAM are not probabilities
         measures["pxap_log"] = _pixel_ap(maps, cue, "clipping", "log")
     return measures
 
 
 def _measure_pairs(setting: Setting, model: CueNetwork, scenes: Scenes) -> dict[str, Any]:
-    f, a = model.head(model.backbone(scenes.pictures))
+    f, a = model.head(model.backbone(scenes.images))
     mode: Literal["vanilla", "jointll"] = "vanilla" if setting.mode == "cam" else "jointll"
 
     def differences(rows: Tensor, label: Tensor, other: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def _measure_pairs(setting: Setting, model: CueNetwork, scenes: Scenes) -> dict[
     shown = torch.arange(NUM_EXAMPLES)
     counterparts = scenes.labels[shown] ^ torch.tensor(EXAMPLE_DIFFERENCES)
     return {
-        "accuracy": _share(model.predict(scenes.pictures) == scenes.labels),
+        "accuracy": _share(model.predict(scenes.images) == scenes.labels),
         "pxap_pairs": {str(count): float(np.mean(values)) for count, values in by_count.items()},
         "pxap_attention": {str(count): float(np.mean(values)) for count, values in by_attention.items() if values},
         "examples": differences(shown, scenes.labels[shown], counterparts).tolist(),
@@ -229,7 +229,7 @@ def _pixel_ap(maps: Tensor, truth: Tensor, kind: Normalization, spacing: Spacing
 
 
 def _mass_inside(maps: Tensor, cue: Tensor) -> float:
-    """Share of a map's positive part that lies in the cue, mean over pictures; a map without one counts as 0."""
+    """Compute the share of positive mass inside the cue, mean over images; 0 for a map without positive mass."""
     positive = maps.clamp(min=0)
     inside, total = (positive * cue).sum((1, 2)), positive.sum((1, 2))
     return float((inside / total.clamp(min=torch.finfo(total.dtype).tiny)).mean())
@@ -241,7 +241,7 @@ def _remove_and_classify(setting: Setting, model: CueNetwork, scenes: Scenes, ma
     random = random_erase_masks((len(maps), 1, SIZE, SIZE), FRACTIONS, generator)
     ratios = {}
     for fraction, *masks in zip(FRACTIONS, top, random, strict=True):
-        correct = (model.predict(torch.where(mask > 0, scenes.pictures, BACKGROUND)) == scenes.labels for mask in masks)
+        correct = (model.predict(torch.where(mask > 0, scenes.images, BACKGROUND)) == scenes.labels for mask in masks)
         ratios[f"{fraction:g}"] = remove_and_classify_ratio(*correct)
     return ratios
 
@@ -281,7 +281,7 @@ def pairs_table(results: Mapping[Objective, Sequence[Mapping[str, Any]]]) -> str
 
 
 def counter_table(rows: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> str:
-    """``rows``: what was changed, what the specification has, and its trainings."""
+    """Format counter-experiments; ``rows`` are the change, the specification's value and the trainings."""
     lines = _header(["counter-experiment", "accuracy", "PxAP (pairs: 1, 2, 3 slots)", "specification"])
     for what, specified, runs in rows:
         if "pxap_pairs" in runs[0]:
@@ -303,7 +303,7 @@ COUNTER_EXPERIMENTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def figure_remove_and_classify(results: Mapping[Objective, Sequence[Mapping[str, Any]]]) -> Figure:
-    """R_k over k: a line for each network, the mean of its seeds, and the seeds as dots."""
+    """Plot R_k over k: a line per network, the mean of its seeds, and the seeds as dots."""
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.subplots()
     percents = [0, *(100 * fraction for fraction in FRACTIONS), 100]
@@ -318,7 +318,7 @@ def figure_remove_and_classify(results: Mapping[Objective, Sequence[Mapping[str,
 
 
 def figure_pixel_ap(bars: Mapping[str, Mapping[Objective, Sequence[float]]], chance: Sequence[float]) -> Figure:
-    """PxAP of each group of bars: the mean of the seeds, the seeds as dots, chance as a line."""
+    """Plot PxAP in groups of bars: the mean of the seeds, the seeds as dots, chance as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     modes: tuple[Objective, ...] = ("cam", "em", "ml")
@@ -339,10 +339,10 @@ def figure_pixel_ap(bars: Mapping[str, Mapping[Objective, Sequence[float]]], cha
 
 
 def figure_examples(task: Task, results: Mapping[Objective, Mapping[str, Any]]) -> Figure:
-    """The first test pictures of one seed under every network's map, the cue outlined."""
+    """Show the first test images of one seed under every network's map, the cue outlined."""
     seed = next(iter(results.values()))["setting"]["seed"]
     scenes = make_scenes(task, seed)[1]
-    grey = (255 * scenes.pictures[:NUM_EXAMPLES, 0]).round().byte()
+    grey = (255 * scenes.images[:NUM_EXAMPLES, 0]).round().byte()
     maps = [normalize_score_map(resize_score_map(torch.tensor(result["examples"]), SIZE), "minmax")
             for result in results.values()]  # fmt: skip
     if task == "single":
@@ -354,8 +354,8 @@ def figure_examples(task: Task, results: Mapping[Objective, Mapping[str, Any]]) 
                              zip(cues, EXAMPLE_DIFFERENCES, strict=True)])  # fmt: skip
         labels = scenes.labels[:NUM_EXAMPLES].tolist()
         rows = [f"{label} or {label ^ bits}?" for label, bits in zip(labels, EXAMPLE_DIFFERENCES, strict=True)]
-    pictures = grey[..., None].expand(-1, -1, -1, 3).contiguous()
-    return figure_overlays(pictures, maps, [TITLES[mode] for mode in results], rows, truth, alpha=0.45)
+    images = grey[..., None].expand(-1, -1, -1, 3).contiguous()
+    return figure_overlays(images, maps, [TITLES[mode] for mode in results], rows, truth, alpha=0.45)
 
 
 def _header(names: Sequence[str]) -> list[str]:
@@ -371,7 +371,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("outputs/replica_calm"))
-    parser.add_argument("--counter-seeds", type=int, nargs="*", default=[0], help="of the counter-experiments")
+    parser.add_argument("--counter-seeds", type=int, nargs="*", default=[0], help="seeds of the counter-experiments")
     options = parser.parse_args()
     folder: Path = options.out
 

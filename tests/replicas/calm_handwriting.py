@@ -1,11 +1,11 @@
-"""CALM_EM, CALM_ML and CAM on handwriting: which says where the one digit is, among letters and shuffled digits?
+"""Replica of CALM_EM, CALM_ML and CAM on handwriting: localising one digit among letters and shuffled digits.
 
     python -m tests.replicas.calm_handwriting --seeds 0 1 2 --out outputs/replica_calm_handwriting [--mlflow URI]
 
-Every training is the platform's own recipe, in this process; the three networks of a seed start from one backbone
-that named single digits before, as the paper's start from ImageNet. Gradient maps are of the CAM network. Prints
-Markdown tables (test pictures; mean and standard deviation over seeds), and leaves a JSON file for each training (what
-is there is not done again), ``results.json`` and figures in the folder, and in MLflow where a URI is given.
+Every training uses the platform's own recipe, in this process; the three networks of a seed start from one backbone
+pretrained to classify single digits, as the paper's start from ImageNet. Gradient maps are those of the CAM network.
+Prints Markdown tables (test images; mean and standard deviation over seeds), and writes one JSON file per training
+(existing ones are not repeated), ``results.json`` and figures, also to MLflow if a URI is given.
 """
 
 import argparse
@@ -63,10 +63,10 @@ METHOD: dict[str, Any] = {
     "name": "calm", "optimizer": "adam", "learning_rate": 3e-3, "head_multiplier": 1.0, "weight_decay": 1e-5,
     "schedule": "one_cycle", "image_size": SIZE, "crop_from": None, "max_shift": 8, "erase_to": "picture_mean",
 }  # fmt: skip
-"""Chosen on the validation pictures of seed 0."""
+"""Chosen on the validation images of seed 0."""
 NUM_EPOCHS, NUM_EPOCHS_BEFORE, BATCH_SIZE = 20, 8, 64
-NUM_GRADIENT_PICTURES = 100
-"""Test pictures whose gradient maps are measured: two of the four take fifty passes each."""
+NUM_GRADIENT_IMAGES = 100
+"""Number of test images whose gradient maps are evaluated: three of the four take some fifty passes each."""
 NUM_EXAMPLES = 6
 COLUMNS = (  # title, metric, digits
     ("accuracy, %", "accuracy", 1),
@@ -105,7 +105,7 @@ class Setting:
 
 
 def name_single_digits(seed: int, folder: Path) -> Path:
-    """Weights of a backbone that learnt to name the digit of scenes without anything else in them."""
+    """Pretrain a backbone to classify the digit of scenes with nothing else in them; return its weight file."""
     path = folder / f"backbone-seed{seed}.safetensors"
     if path.is_file():
         return path
@@ -139,10 +139,10 @@ def name_single_digits(seed: int, folder: Path) -> Path:
 
 
 def train(setting: Setting, folder: Path) -> dict[str, Any]:
-    """The record of a training, read where it is there, else made.
+    """Train once and return the record, or read that of an earlier training.
 
     Returns:
-        ``setting``; ``metrics`` as the recipe gives them; for CAM ``gradients``, the figures of each gradient map;
+        ``setting``; ``metrics`` as the recipe gives them; for CAM ``gradients``, the metrics of each gradient map;
         ``bundle``, its folder; ``seconds`` of processor time.
     """
     storage = Storage(folder)
@@ -169,14 +169,14 @@ def train(setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def load_test() -> LocalisationSplit:
-    """The test pictures, which are the same for every seed of a training."""
+    """Load the test images, which are the same for every training seed."""
     return load_localisation(HandwritingConfig(**DATA), Preprocessing(image_size=SIZE)).test
 
 
 def _measure_gradients(run: PlainRun, bundle: Path) -> dict[str, Measured]:
     predictor, test = load(load_bundle(bundle)), load_test()
     sources: dict[str, Source] = {name: gradient_source(predictor.model, name) for name in GRADIENTS}
-    rows = spread_rows(len(test), NUM_GRADIENT_PICTURES)
+    rows = spread_rows(len(test), NUM_GRADIENT_IMAGES)
     return measure_maps(run, predictor.model, test, sources, predictor.config, rows=rows)
 
 
@@ -184,7 +184,7 @@ def _measure_gradients(run: PlainRun, bundle: Path) -> dict[str, Measured]:
 
 
 def table(results: Mapping[Objective, Sequence[Mapping[str, Any]]]) -> str:
-    """Rows: networks, then gradient maps of the CAM networks."""
+    """Format the table: rows for networks, then for gradient maps of the CAM networks."""
     lines = [f"| test | {' | '.join(title for title, _, _ in COLUMNS)} |", "|" + " --- |" * (1 + len(COLUMNS))]
     for mode, records in results.items():
         lines.append(_row(MODES[mode], [record["metrics"] for record in records]))
@@ -208,7 +208,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def figure_examples(records: Mapping[Objective, Mapping[str, Any]]) -> Figure:
-    """Test pictures under the maps of one seed's networks and gradients, the digit's outline in white."""
+    """Show test images under the maps of one seed's networks and gradients, the digit's outline in white."""
     test = load_test()
     rows = spread_rows(len(test), NUM_EXAMPLES)
     images, labels = test.images.read(rows), torch.from_numpy(test.labels[rows])
@@ -227,7 +227,7 @@ def figure_examples(records: Mapping[Objective, Mapping[str, Any]]) -> Figure:
 
 
 def figure_erasing(records: Mapping[Objective, Mapping[str, Any]]) -> Figure:
-    """R_k over k of one seed's networks and gradients."""
+    """Plot R_k over k of one seed's networks and gradients."""
     shown = {MODES[mode]: record["metrics"] for mode, record in records.items()}
     shown |= {GRADIENTS[name]: records["cam"]["gradients"][name] for name in GRADIENTS}
     measured = {}
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("outputs/replica_calm_handwriting"))
-    parser.add_argument("--mlflow", help="tracking URI that takes table and figures too")
+    parser.add_argument("--mlflow", help="tracking URI to which table and figures are logged too")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,14 +1,13 @@
-"""Large Loss on small digit scenes: the paper's claims with scikit-learn's digits, in minutes on one core.
+"""Replica of Large Loss on small scenes of scikit-learn's digits, in minutes on one core.
 
     python tests/replicas/large_loss_scenes.py --seeds 0 1 2 --out outputs/replica_large_loss
 
-Prints Markdown tables beside the figures that the method's specification gives for the same protocol, and leaves one
-JSON file for each training (what is there is not trained again), ``results.json`` and two figures in the folder.
+Prints Markdown tables with the specification's values for the same protocol alongside, and writes one JSON file per
+training (existing ones are not trained again), ``results.json`` and two figures.
 
 A scene is 24x24: 1 to 4 distinct digits in random cells of a 3x3 grid, under Gaussian noise; one random positive of
-each training scene is observed. All goes through the platform's own objects but for two: pictures stay unquantised
-grey floats (rounding to uint8 would clip half of the noise of the empty cells), so they have a source and a network
-of their own here.
+each training scene is observed. Everything uses the platform's own objects except the image source and the network:
+images stay unquantised grey floats, as rounding to uint8 would clip half of the noise of the empty cells.
 """
 
 import argparse
@@ -34,14 +33,9 @@ from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.run import PlainRun, Run
 from tenfold.engine.storage import Storage
 from tenfold.methods.large_loss.evaluation import model_metrics
+from tenfold.methods.large_loss.figures import figure_detection, figure_memorisation
 from tenfold.methods.large_loss.objective import TrainingLabels, WithLabelEstimator, check_labels, role_model
-from tenfold.methods.large_loss.observatory import (
-    LabelNoiseRecorder,
-    detection_curve,
-    figure_detection,
-    figure_memorisation,
-    memorisation_curve,
-)
+from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection_curve, memorisation_curve
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config, Scheme
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.types import Batch, Preprocessing
@@ -50,12 +44,12 @@ NUM_CLASSES, CELL, GRID = 10, 8, 3
 SIZE = CELL * GRID
 NOISE_STD = 0.1
 NUM_SOURCE_DIGITS = 900
-"""For pretraining, training and validation scenes; test scenes are made of the other 897."""
+"""Digits of the pretraining, training and validation scenes; test scenes use the other 897."""
 NUM_SCENES = {"train": 1500, "val": 500, "test": 1000}
 NUM_EPOCHS, NUM_EPOCHS_LONG = 12, 40
 BATCH_SIZE, LEARNING_RATE = 32, 1e-3
 LARGE_LOSS_DELTAS: dict[Scheme, float] = {"LL-R": 1.5, "LL-Ct": 1.0, "LL-Cp": 1.0}
-"""Percent."""
+"""``delta_rel_percent`` of each scheme."""
 SWEEP = (0.5, 1.0, 1.5, 2.0, 3.0)
 BASELINES: tuple[Scheme, ...] = ("an_ls", "wan", "epr", "role", "em", "em_apl", "asl")
 SPECIFIED = {"full": "97.4 / 97.2", "an": "83.5 / 83.3", "LL-R": "92.1 / 92.3", "LL-Ct": "92.7 / 92.3",
@@ -79,10 +73,10 @@ class Setting:
     delta_rel_percent: float = 0.0
     num_epochs: int = NUM_EPOCHS
     pretraining: Pretraining = "canvas"
-    """Single digits as the backbone sees them first: in a random cell of a noisy 24x24 canvas, or bare, 8x8.
+    """Single digits of the pretraining: in a random cell of a noisy 24x24 canvas, or 8x8 crops.
 
-    Over three seeds LL-Cp reaches 92.0 after canvases and 90.2 after bare digits, full labels 97.2 and 97.0; the
-    specification, which leaves it open, has 91.9 and 97.3. The other schemes differ by 1 point at most.
+    Over three seeds LL-Cp reaches 92.0 with canvases and 90.2 with crops, full labels 97.2 and 97.0; the specification,
+    which does not state it, has 91.9 and 97.3. The other schemes differ by at most 1 point.
     """
 
     @property
@@ -90,23 +84,23 @@ class Setting:
         return f"{self.scheme}-{self.delta_rel_percent:g}-{self.num_epochs}-{self.pretraining}-seed{self.seed}"
 
 
-class FloatPictures:
-    """Pictures in memory: grey floats ``(N, 1, H, W)``."""
+class FloatImages:
+    """Images in memory: grey floats ``(N, 1, H, W)``."""
 
     in_memory = True
 
-    def __init__(self, pictures: np.ndarray) -> None:
-        self._pictures = torch.from_numpy(pictures.astype(np.float32))
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = torch.from_numpy(images.astype(np.float32))
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        return self._pictures[torch.from_numpy(np.asarray(indices))]
+        return self._images[torch.from_numpy(np.asarray(indices))]
 
 
 class SceneClassifier(ImageClassifier):
-    """The replica's network, 24x24 to 6x6 maps; a linear head on the mean is a 1x1 convolution, then the mean."""
+    """Network of the replica, 24x24 to 6x6 maps; a linear head on the mean equals a 1x1 convolution and the mean."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -120,7 +114,7 @@ class SceneClassifier(ImageClassifier):
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """The data of one seed."""
+    """Data of one seed."""
 
     train: MultiLabelSplit
     val: MultiLabelSplit
@@ -131,35 +125,35 @@ class Scenes:
 
 
 def make_scenes(seed: int) -> Scenes:
-    """Scenes whose digits, places, noise and observed labels all depend on the seed."""
+    """Draw scenes; digits, positions, noise and observed labels all depend on the seed."""
     rng = np.random.default_rng(seed)
-    pictures, names = load_digits(return_X_y=True)
-    pictures = (pictures / 16).reshape(-1, CELL, CELL)
-    order = rng.permutation(len(pictures))
+    images, names = load_digits(return_X_y=True)
+    images = (images / 16).reshape(-1, CELL, CELL)
+    order = rng.permutation(len(images))
     source, held_out = order[:NUM_SOURCE_DIGITS], order[NUM_SOURCE_DIGITS:]
 
     def split(name: str) -> MultiLabelSplit:
         pool = held_out if name == "test" else source
-        canvases, full = _draw(pictures[pool], names[pool], NUM_SCENES[name], rng)
+        canvases, full = _draw(images[pool], names[pool], NUM_SCENES[name], rng)
         observed = observe_labels(full, num_pos=1, num_neg=0, seed=1200 + seed) if name == "train" else full
-        return MultiLabelSplit(images=FloatPictures(canvases), full=full, observed=observed)
+        return MultiLabelSplit(images=FloatImages(canvases), full=full, observed=observed)
 
     return Scenes(
         train=split("train"),
         val=split("val"),
         test=split("test"),
-        digits=pictures[source],
+        digits=images[source],
         digit_labels=names[source],
     )
 
 
 def train(setting: Setting, folder: Path) -> dict[str, Any]:
-    """Train once and return plain values, or read them where this setting was trained before.
+    """Train once and return plain values, or read the results of an earlier training with this setting.
 
     Returns:
         ``setting``; ``history`` (for each epoch ``val/mAP``, ``test/mAP`` ...); ``best_epoch`` by validation and the
         ``test_mAP`` there; ``last_test_mAP``; ``memorisation`` and ``detection``, the curves of the observatory as
-        records, for the schemes that it records; ``seconds``.
+        records, for the schemes that are recorded; ``seconds``.
     """
     storage = Storage(folder)
     if (done := storage.read_json(f"{setting.name}.json")) is not None:
@@ -170,7 +164,7 @@ def train(setting: Setting, folder: Path) -> dict[str, Any]:
         scheme=setting.scheme,
         delta_rel_percent=setting.delta_rel_percent,
         learning_rate=LEARNING_RATE,
-        stop_after_drop=None,  # the last epoch is part of what is to be seen
+        stop_after_drop=None,  # the last epoch is evaluated too
     )
     check_labels(config, scenes.train)
     with tempfile.TemporaryDirectory() as name, _one_thread():
@@ -226,15 +220,15 @@ def _train(setting: Setting, config: Config, scenes: Scenes, run: Run, curves: P
 
 
 def _pretrain(classifier: SceneClassifier, scenes: Scenes, run: Run, pretraining: Pretraining) -> None:
-    """The backbone learns to name single digits: 8 epochs over the source digits."""
-    pictures = scenes.digits[:, None]
+    """Pretrain the backbone to classify single digits, 8 epochs over the source digits."""
+    images = scenes.digits[:, None]
     if pretraining == "canvas":
         rng = np.random.default_rng((run.seed, 1))
-        canvases = rng.normal(0, NOISE_STD, (len(pictures), SIZE, SIZE))
-        for canvas, digit, cell in zip(canvases, scenes.digits, rng.integers(0, GRID**2, len(pictures)), strict=True):
+        canvases = rng.normal(0, NOISE_STD, (len(images), SIZE, SIZE))
+        for canvas, digit, cell in zip(canvases, scenes.digits, rng.integers(0, GRID**2, len(images)), strict=True):
             _place(canvas, digit, int(cell))
-        pictures = canvases[:, None]
-    source, names = FloatPictures(pictures), torch.from_numpy(scenes.digit_labels)
+        images = canvases[:, None]
+    source, names = FloatImages(images), torch.from_numpy(scenes.digit_labels)
 
     def read(rows: np.ndarray) -> Batch:
         return {"images": source.read(rows), "labels": names[torch.from_numpy(rows)]}
@@ -255,7 +249,7 @@ def _pretrain(classifier: SceneClassifier, scenes: Scenes, run: Run, pretraining
 def _draw(
     digits: np.ndarray, names: np.ndarray, num_scenes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes ``(N, 1, 24, 24)`` and their labels int8 ``(N, 10)``."""
+    """Draw scenes ``(N, 1, 24, 24)`` and their labels int8 ``(N, 10)``."""
     canvases = rng.normal(0, NOISE_STD, (num_scenes, SIZE, SIZE))
     full = np.zeros((num_scenes, NUM_CLASSES), dtype=np.int8)
     of_class = [np.flatnonzero(names == digit) for digit in range(NUM_CLASSES)]
@@ -292,7 +286,7 @@ def _metrics(run: Run, scenes: Scenes, model: nn.Module) -> dict[str, float]:
 
 
 def _without_nan(content: Any) -> Any:
-    """The same with None for what is not a number, as JSON wants it."""
+    """Replace NaN and infinity by None, which JSON supports."""
     if isinstance(content, Mapping):
         return {key: _without_nan(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -314,7 +308,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def settings_of_schemes(seeds: Sequence[int], schemes: Sequence[Scheme], **more: Any) -> list[Setting]:
-    """Every scheme at its specified delta, for every seed."""
+    """Return every scheme at its specified delta, for every seed."""
     return [
         Setting(scheme=scheme, seed=seed, delta_rel_percent=LARGE_LOSS_DELTAS.get(scheme, 0.0), **more)
         for scheme in schemes

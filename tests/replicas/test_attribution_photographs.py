@@ -1,4 +1,4 @@
-"""The packaged ImageNet network explains photographs: gates of the attribution pictures."""
+"""Attribution maps of the packaged ImageNet network on photographs."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_without_the_strongest_places_the_answer_fades_faster_than_by_chance(net
         assert left[name]["0.3"] < left["random places"]["0.3"], name
 
 
-def test_pictures_are_written(explained, tmp_path: Path):
+def test_images_are_written(explained, tmp_path: Path):
     draw(explained, tmp_path)
     assert len(NAMES) == len(explained.images)
     assert {path.name for path in tmp_path.iterdir()} == {"overlays.png", "counterfactual.png"}

@@ -1,4 +1,4 @@
-"""The claims of the BoostLU paper, on small digit scenes over three seeds: fifteen to thirty minutes on one core."""
+"""Claims of the BoostLU paper on small digit scenes, over three seeds: fifteen to thirty minutes on one core."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +25,6 @@ Result = Mapping[str, Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every training of this module is kept, so that none is done twice."""
-    return tmp_path_factory.mktemp("replica")
-
-
-@pytest.fixture(scope="module")
 def schemes(folder: Path) -> dict[tuple[str, float], list[Result]]:
     wanted = [("full", 1.0), *((scheme, boost) for scheme in SCHEMES for boost in (1.0, BOOST))]
     return {key: [train(setting(key[0], seed, key[1]), folder) for seed in SEEDS] for key in wanted}
@@ -38,7 +32,7 @@ def schemes(folder: Path) -> dict[tuple[str, float], list[Result]]:
 
 @pytest.fixture(scope="module")
 def maps(folder: Path, schemes: dict[tuple[str, float], list[Result]]) -> list[dict[str, float]]:
-    """Of the assume-negative model against the one with full labels, both of their best epoch."""
+    """Comparison of the assume-negative model with the full-label model, both at their best epoch."""
     return [compare_maps(seed, folder) for seed in SEEDS]
 
 

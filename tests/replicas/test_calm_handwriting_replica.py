@@ -33,7 +33,7 @@ def column(records: Sequence[Result], metric: str) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", ["em", "ml"])
 def test_maps_are_on_the_digit(results, mode):
-    """Measured, EM and ML against CAM: pixel precision 60 and 61 to 37, share of the map .64 and .65 to .14, boxes 56
+    """Measured, EM and ML against CAM: pixel precision 60 and 61 to 37, mass in the cue .64 and .65 to .14, boxes 56
     and 58 to 38."""
     for metric, factor in (("pxap_minmax_even", 1.3), ("mass_in_cue", 3.0), ("max_box_acc_v2", 1.0)):
         ours, cams = (column(results[name], metric) for name in (mode, "cam"))
@@ -43,7 +43,7 @@ def test_maps_are_on_the_digit(results, mode):
 
 @pytest.mark.parametrize("mode", ["em", "ml"])
 def test_what_the_map_names_is_needed(results, mode):
-    """Measured: R_10 is .13 for both, .22 for CAM; from half of the pixels on there is no difference left."""
+    """Measured: R_10 is .13 for both, .22 for CAM; from half of the pixels on there is no difference."""
     assert (column(results[mode], "R_10") < column(results["cam"], "R_10")).all()
 
 

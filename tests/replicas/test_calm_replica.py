@@ -1,4 +1,4 @@
-"""CALM's claims on small digit scenes, over three seeds: four to eight minutes on one core."""
+"""Claims of the CALM paper on small digit scenes, over three seeds: four to eight minutes on one core."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEEDS = (0, 1, 2)
 CHANCE = 100 * CELL**2 / SIZE**2
 Result = Mapping[str, Any]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where every training of this module is kept, so that none is done twice."""
-    return tmp_path_factory.mktemp("replica")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def test_accuracy_is_that_of_cam(single, mode):
 
 @pytest.mark.parametrize("mode", ["em", "ml"])
 def test_maps_are_on_the_cue(single, mode):
-    """Measured: EM 2.9 and ML 3.4 times the pixel precision of CAM, 6.7 and 7.4 times its share of the map."""
+    """Measured: EM 2.9 and ML 3.4 times the pixel precision of CAM, 6.7 and 7.4 times its mass in the cue."""
     assert column(single[mode], "pxap_minmax").mean() >= 2 * column(single["cam"], "pxap_minmax").mean()
     assert column(single[mode], "mass").mean() >= 5 * column(single["cam"], "mass").mean()
     assert (column(single[mode], "pxap_minmax") > column(single["cam"], "pxap_minmax")).all()
@@ -68,7 +62,7 @@ def test_what_the_map_names_is_needed(single, mode):
 
 
 def test_the_two_objectives_are_one(single):
-    """Their gradients are equal, so what differs is rounding, which training blows up to the noise of seeds."""
+    """Their gradients are equal; rounding alone differs, which training amplifies to the spread of seeds."""
     em, ml = (column(single[mode], "pxap_minmax") for mode in ("em", "ml"))
     standard_error = np.sqrt((em.var(ddof=1) + ml.var(ddof=1)) / len(SEEDS))
     assert abs(em.mean() - ml.mean()) <= 2 * standard_error
@@ -84,9 +78,9 @@ def test_differences_of_one_part_are_found_better(pairs):
 
 
 def test_the_gain_at_differences_is_that_of_finding_the_object(pairs):
-    """p(z|x), which knows of no class, reaches the same: 20.9, 27.8 and 35.0 against 20.9, 27.8 and 34.9.
+    """The class-free p(z|x) reaches the same: 20.9, 27.8 and 35.0 against 20.9, 27.8 and 34.9.
 
-    Features that see the whole picture tell all slots apart from one place, and that is where the attention goes.
+    Features that see the whole image distinguish all slots at one location, where the attention concentrates.
     """
     for count in ("1", "2", "3"):
         differences, attention = (column(pairs["em"], key, count) for key in ("pxap_pairs", "pxap_attention"))
@@ -106,6 +100,6 @@ def test_a_detached_sum_loses_the_place(folder, single):
 
 
 def test_a_relu_prior_learns_worse(folder, pairs):
-    """Measured with other rounding: .91, .94 and .81 of the pictures recognised; .94 here, with softplus .998."""
+    """Measured with other rounding: .91, .94 and .81 of the images recognised; .94 here, .998 with softplus."""
     result = train(Setting(task="pairs", mode="em", seed=0, prior="relu"), folder)
     assert result["accuracy"] < pairs["em"][0]["accuracy"] - 0.03
