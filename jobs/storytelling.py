@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from jobs.config import compose_job
-from jobs.demo import Story
 from jobs.deploy import wait
+from jobs.stories import Story
 from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
 from serve.fast_path import prepare_environment
 from tenfold.catalog import load_predictor
