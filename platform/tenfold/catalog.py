@@ -1,4 +1,4 @@
-"""The one table of methods: name to recipe, predictor and task. What jobs and endpoints look up; imported lazily."""
+"""Table of methods: name to recipe, predictor and task. Imports methods lazily."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,29 +12,29 @@ from tenfold.types import Predictor, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A room of the house, by the modules of its three doors."""
+    """A method and the modules of its package."""
 
     task: Task
     room: str
     extends: str | None = None
-    """The method whose room this one may import, because it builds on it; None: no other."""
+    """Method that this one builds on and may import; None: none."""
     network: str = "image_classifier"
-    """The family of networks that it takes, by its name in ``NETWORKS``: a job's group ``model``."""
+    """Family of networks, by its name in ``NETWORKS``; selects the settings of the job group ``model``."""
 
     def config_class(self) -> type:
-        """The method's ``Config``; its module imports no network, so that looking at settings is quick."""
+        """Return the method's ``Config``; its module imports no networks and loads quickly."""
         return import_module(f"{self.room}.settings").Config
 
     def model_class(self) -> type:
-        """The settings class of the job's network."""
+        """Return the settings class of the job's network."""
         return NETWORKS[self.network].config_class()
 
     def recipe(self) -> ModuleType:
-        """Module with ``train(job, run)`` and ``evaluate(predictor, data, run)``."""
+        """Import the module with ``train(job, run)`` and ``evaluate(predictor, data, run)``."""
         return import_module(f"{self.room}.recipe")
 
     def predictor(self) -> ModuleType:
-        """Module with ``load(bundle, device)``."""
+        """Import the module with ``load(bundle, device)``."""
         return import_module(f"{self.room}.predictor")
 
 
@@ -58,21 +58,21 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """The entry of a method.
+    """Look up a method.
 
     Raises:
-        ValueError: No such method.
+        ValueError: If there is no such method.
     """
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name]
 
 
 def load_predictor(bundle: Bundle | Path | str, device: str = "cpu") -> Predictor:
-    """A bundle as a predictor on a device; a folder is verified first.
+    """Load the predictor of a bundle on a device; a folder is verified first.
 
     Raises:
-        ValueError: The folder is no intact bundle (``BundleError``), or its method is unknown here.
+        ValueError: If the folder is not an intact bundle (``BundleError``), or its method is unknown.
     """
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)

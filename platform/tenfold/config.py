@@ -1,6 +1,6 @@
-"""A job's settings: five groups of plain values in, checked dataclasses out, or one clear message.
+"""Settings of a job: five groups of plain values to validated dataclasses.
 
-The same function checks what Hydra composed, what a sweep drew and what a worker received.
+The same function checks values composed by Hydra, sampled by a sweep, and received by a worker.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ Config = TypeVar("Config")
 
 
 class ConfigError(ValueError):
-    """Settings that don't make a job: what was expected, what came, where."""
+    """Invalid settings; the message has the key, the expected and the actual value."""
 
 
 def job_from_dict(container: Mapping[str, Any]) -> JobConfig:
-    """Check the five groups of a job.
+    """Validate the five groups of a job.
 
     Args:
         container: Plain values by group: ``method`` and ``data`` (each with its ``name``), ``model``, ``scale`` and
-            ``run``; a missing group takes its defaults.
+            ``run``; a missing group has its defaults.
 
     Raises:
-        ConfigError: Unknown group, key, method or data set; wrong type; value out of range. Names every offence.
+        ConfigError: Unknown group, key, method or data set; wrong type; value out of range. Lists every error.
     """
     unknown = sorted(set(container) - set(GROUPS))
     if unknown:
@@ -65,10 +65,10 @@ def job_from_dict(container: Mapping[str, Any]) -> JobConfig:
 
 
 def build(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """A dataclass from plain values: types checked (texts such as ``"3"`` count as numbers), unknown keys refused.
+    """Build a dataclass from plain values: types are checked (``"3"`` counts as a number), unknown keys are refused.
 
     Raises:
-        ConfigError: One line for each offence, each with the full key.
+        ConfigError: One line for each error, with the full key.
     """
     known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
     unknown = [key for key in values if key not in known]
@@ -85,7 +85,7 @@ def build(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
             key = ".".join(str(part) for part in (where, *offence["loc"]))
             message = offence["msg"].removeprefix("Value error, ")
             got = "" if offence["type"] in ("value_error", "missing") else f", got {offence['input']!r}"
-            # A range is checked by the dataclass, whose messages begin with the name of the field.
+            # Ranges are checked by the dataclass, whose messages begin with the name of the field.
             of_field = not offence["loc"] and message.split(" ", 1)[0] in known
             lines.append(f"{key}.{message}" if of_field else f"{key}: {message}{got}")
         raise ConfigError("\n".join(lines)) from error

@@ -1,7 +1,7 @@
-"""One training from settings to a registered model: what ``jobs/train.py``, the demo and every trial of a sweep call.
+"""Training from settings to a registered model, for ``jobs/train.py``, the demo and the trials of a sweep.
 
-The same settings go on where they stopped: the run's folder carries a hash of them, and what was finished is not done
-again.
+The same settings resume where they stopped: the name of the run's folder has a hash of them, and finished work is not
+repeated.
 """
 
 import os
@@ -27,20 +27,20 @@ RECORD = "job.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """Where the results of a training are."""
+    """Results of a training, and where they are stored."""
 
     status: str
-    """``finished``, or ``unchanged`` if these settings had been trained to the end before."""
+    """``finished``, or ``unchanged`` if these settings were trained to the end before."""
     run_id: str
     tracking_uri: str
     model_uri: str
     registered: Registered | None
     metrics: dict[str, float]
     metric: str
-    """The metric that decides which model is better."""
+    """Metric that compares models in the registry."""
     folder: str
     bundle: str
-    """Folder of the trained model, as the worker saw it."""
+    """Folder of the bundle, as seen by the worker."""
     history: list[dict[str, float]]
 
 
@@ -57,15 +57,15 @@ def train(
 
     Args:
         job: Checked settings.
-        parent_run_id: MLflow run of the sweep that this is a trial of.
-        run_name: Name in MLflow; None takes ``job.run_name``.
-        on_epoch: Called after each epoch in a plain process (``launch`` explains).
-        callbacks: ``ray.train.UserCallback`` objects, on Ray.
+        parent_run_id: MLflow run of the sweep, for a trial.
+        run_name: Name in MLflow; None: ``job.run_name``.
+        on_epoch: Called after each epoch in a plain process (see ``launch``).
+        callbacks: ``ray.train.UserCallback`` objects, for Ray.
         progress: Whether to show progress bars.
 
     Raises:
-        Interrupted: Stopped by the user; the same call goes on.
-        ValueError: Settings, data or model don't fit together; nothing was trained.
+        Interrupted: If stopped by the user; the same call resumes.
+        ValueError: If settings, data and model don't fit together; nothing was trained.
     """
     folder = Storage(job.scale.storage) / job.run_name
     uri = job_tracking_uri(job)
@@ -107,7 +107,7 @@ def train(
 
 
 def _finished_before(job: JobConfig, folder: Storage, record: dict[str, Any]) -> TrainResult:
-    """The result of a training that ended earlier, registered now if that was left out then."""
+    """Result of a training that ended earlier, registered now if it was not then."""
     before = record["result"]
     if before["registered"] is None and job.run.register:
         before["registered"] = asdict(_register(job, before["tracking_uri"], record["run_id"], record["model"]))
@@ -117,7 +117,7 @@ def _finished_before(job: JobConfig, folder: Storage, record: dict[str, Any]) ->
 
 
 def _register(job: JobConfig, uri: str, run_id: str, model: dict[str, Any]) -> Registered:
-    """Enter a logged model into the registry under its method's name."""
+    """Register a logged model under its method's name."""
     return register(
         uri,
         model["model_uri"],
@@ -131,15 +131,15 @@ def _register(job: JobConfig, uri: str, run_id: str, model: dict[str, Any]) -> R
 
 
 def job_tracking_uri(job: JobConfig) -> str:
-    """The MLflow store of a job; ``storage_tracking_uri`` explains."""
+    """Tracking URI of a job; see ``storage_tracking_uri``."""
     return storage_tracking_uri(job.run.tracking_uri, Storage(job.scale.storage))
 
 
 def storage_tracking_uri(configured: str | None, storage: Storage) -> str:
-    """The MLflow store named in settings or environment, else a database among the runs.
+    """Tracking URI from settings or environment, else a database beside the runs.
 
     Raises:
-        ValueError: Runs are kept in an object store and no MLflow server is named.
+        ValueError: If runs are in an object store and no MLflow server is given.
     """
     if storage.is_local:
         folder = storage.local_path()
@@ -147,20 +147,20 @@ def storage_tracking_uri(configured: str | None, storage: Storage) -> str:
         return tracking_uri(configured, folder)
     if configured is None and "MLFLOW_TRACKING_URI" not in os.environ:
         raise ValueError(
-            f"runs in {storage.url} need an MLflow server that all workers reach: set MLFLOW_TRACKING_URI, "
-            f"or run.tracking_uri (tracking_uri where no training is started)"
+            f"run.tracking_uri must be an MLflow server that all workers reach for runs in {storage.url}, got none; "
+            f"set it (tracking_uri for other jobs) or MLFLOW_TRACKING_URI"
         )
     return tracking_uri(configured, "/")
 
 
 def start_ray(scale: ScaleConfig) -> None:
-    """Start or join a cluster with room for the workers of a job."""
+    """Start or join a cluster with enough CPUs for the workers of a job."""
     needed = int(-(-scale.workers * scale.cpus_per_worker // 1)) + 1
     cluster.start(num_cpus=max(os.cpu_count() or 1, needed))
 
 
 def _work(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
-    """What every worker does: the recipe, and in rank 0 the record of the model."""
+    """Run the recipe in every worker; rank 0 logs the model."""
     job = job_from_dict(settings)
     outcome = method(job.method_name).recipe().train(job, run)
     model_uri = ""
@@ -183,10 +183,10 @@ def _open_run(job: JobConfig, uri: str, record: dict[str, Any], parent: str | No
 
 @contextmanager
 def _closing(tracker: Tracker) -> Iterator[None]:
-    """Leave the MLflow run with the status it deserves."""
+    """Close the MLflow run with the status of the block."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt, SystemExit):  # the last is how Tune ends a trial that it gives up
+    except (Interrupted, KeyboardInterrupt, SystemExit):  # Tune raises the last to stop a trial
         tracker.finish("KILLED")
         raise
     except BaseException:

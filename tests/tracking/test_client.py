@@ -15,7 +15,7 @@ PLATFORM = Path(__file__).parents[2] / "platform"
 
 
 def test_mistyped_store_is_told_and_not_created(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no database at sqlite:///.*none\.db"):
+    with pytest.raises(ValueError, match=r"tracking_uri must be an existing database, got sqlite:///.*none\.db"):
         registered_champions(f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
 

@@ -103,7 +103,7 @@ def test_resumed_run_goes_on(store: str, tracker: Tracker) -> None:
     again.finish()
     assert [point.step for point in client.get_metric_history(tracker.run_id, "loss")] == [0, 1]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
-    with pytest.raises(ValueError, match="no run 'absent' to resume"):
+    with pytest.raises(ValueError, match="got 'absent'"):
         resume_run(store, "absent")
 
 
@@ -140,5 +140,5 @@ def test_deleted_experiment_is_told(store: str) -> None:
     start_run(store, "deleted", "a")
     client = MlflowClient(store)
     client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
-    with pytest.raises(ValueError, match=r"'deleted' was deleted; choose another name"):
+    with pytest.raises(ValueError, match=r"got 'deleted', which was deleted; choose another name"):
         start_run(store, "deleted", "b")

@@ -57,7 +57,7 @@ def test_the_same_over_a_server(store: str, server: str, tmp_path: Path, capfd: 
     assert load_bundle(resolved.folder).digest == load_bundle(tmp_path / "bundle-0").digest
     with pytest.raises(ValueError, match=r"no version 9; its versions: \[1, 2\]"):
         resolve(server, "models:/remote/9")
-    with pytest.raises(ValueError, match="no run 'absent' to resume"):
+    with pytest.raises(ValueError, match="got 'absent'"):
         resume_run(server, "absent")
     tracker.finish()
     assert registered_champions(server) == ["remote"]

@@ -1,1 +1,1 @@
-"""MLflow: runs, logged bundles, the registry of models. Only this folder imports it."""
+"""MLflow tracking: runs, logged bundles, model registry. Only this package imports MLflow."""

@@ -1,4 +1,4 @@
-"""A bundle in MLflow's model format: what ``mlflow.pyfunc.load_model`` and ``mlflow models predict`` read."""
+"""Bundles in MLflow's model format, for ``mlflow.pyfunc.load_model`` and ``mlflow models predict``."""
 
 import importlib
 import re
@@ -21,10 +21,10 @@ _DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
 def check_loader(load_predictor: str) -> str:
-    """Return ``load_predictor`` if it is of the form ``package.module:function``.
+    """Return ``load_predictor`` if it has the form ``package.module:function``.
 
     Raises:
-        ValueError: If it isn't.
+        ValueError: If it does not.
     """
     if not _DOTTED_NAME.fullmatch(load_predictor):
         raise ValueError(f"load_predictor must be like 'package.module:function', got {load_predictor!r}")
@@ -32,15 +32,15 @@ def check_loader(load_predictor: str) -> str:
 
 
 def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, ModelSignature]:
-    """Inputs to try the model with, and the schema of what it takes and answers.
+    """Build an input example and the signature of the model.
 
     Args:
         bundle: The model; its predictor runs once, on the CPU.
         load_predictor: ``package.module:function``.
 
     Returns:
-        Pictures uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise, or two of each named input; and
-        the signature, its batch axis open.
+        Images uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise, or two of each named input; and
+        the signature, with an open batch axis.
     """
     module, _, function = load_predictor.partition(":")
     predictor = getattr(importlib.import_module(module), function)(bundle.folder, device="cpu")
@@ -70,16 +70,16 @@ def write_model(
     model_id: str,
     run_id: str,
 ) -> None:
-    """Write the model from code: the bundle's files, ``tracking_pyfunc.py``, and MLflow's own description of both.
+    """Write a model from code: the files of the bundle, ``pyfunc.py`` and MLflow's metadata.
 
     Args:
-        folder: Where to; must not exist or be empty.
-        bundle: What to wrap.
-        load_predictor: ``package.module:function`` that brings it to life.
-        example: Stored as the model's input example.
-        signature: Stored as its schema; MLflow checks inputs against it.
-        model_id: Of the logged model that the folder will belong to.
-        run_id: Of the run that made it.
+        folder: Target folder; must not exist or be empty.
+        bundle: Bundle to wrap.
+        load_predictor: ``package.module:function`` that loads its predictor.
+        example: Input example of the model.
+        signature: Signature of the model; MLflow checks inputs against it.
+        model_id: Id of the logged model that the folder will belong to.
+        run_id: Id of the run that trained it.
     """
     save_model(
         str(folder),
@@ -95,10 +95,10 @@ def write_model(
 
 
 def bundle_in_model(folder: Path) -> Path:
-    """The bundle inside a model folder that ``write_model`` wrote.
+    """Find the bundle in a folder written by ``write_model``.
 
     Raises:
-        ValueError: If the folder is no such model.
+        ValueError: If the folder is not such a model.
     """
     if not (folder / "MLmodel").is_file():
         raise ValueError("it has no MLmodel file")
@@ -131,8 +131,8 @@ def _input_specs(bundle: Bundle) -> list[ColSpec | TensorSpec]:
 
 
 def _pip_requirements() -> list[str]:
-    # Not tenfold: nothing says that a public index has it, or that what it has under that name is ours.
+    # Not tenfold: a public index may lack it, or have another package of that name.
     versions = {name: number for name, number in package_versions().items() if name not in ("tenfold", "ray")}
     versions |= {name: version(name) for name in ("mlflow", "safetensors", "PyYAML")}
-    # A local part such as "+cu130" names a build that only its own index has.
+    # A local version such as "+cu130" exists only in its own index.
     return [f"{name}=={number.partition('+')[0]}" for name, number in versions.items()]

@@ -1,7 +1,7 @@
-"""The MLflow face of a bundle, logged "from code": MLflow copies this file into the model and runs it on loading.
+"""MLflow model of a bundle, logged "from code": MLflow copies this file into the model and runs it on loading.
 
-It holds no weights and no pickle: the bundle lies beside it as plain files, and the predictor is found by its dotted
-name, so what MLflow answers is what the method's own predictor answers.
+It contains no weights and no pickle: the bundle is stored beside it as plain files, and the predictor is imported by
+its dotted name, so MLflow returns exactly the outputs of the method's predictor.
 """
 
 import importlib
@@ -20,9 +20,9 @@ Arrays = np.ndarray | dict[str, np.ndarray]
 def predict_arrays(
     predictor: Callable[[Any], Any], inputs: Arrays, level: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Named outputs as arrays, first axis B, for ``images`` uint8 ``(B, S, S, 3)`` or for inputs by name.
+    """Predict images, uint8 ``(B, S, S, 3)``, or named inputs; return named outputs as arrays, first axis B.
 
-    With a level, a regression also answers with ``lower`` and ``upper``: the ends of the interval that holds the target
+    With a level, a regression also returns ``lower`` and ``upper``, the bounds of the interval that contains the target
     with that probability.
     """
     if isinstance(inputs, dict):
@@ -37,9 +37,9 @@ def predict_arrays(
 
 
 class BundleModel(PythonModel):
-    """Pictures uint8 ``(B, S, S, 3)`` in, or a dict of named arrays; a dict of named arrays out.
+    """Images uint8 ``(B, S, S, 3)`` or a dict of named arrays in; a dict of named arrays out.
 
-    A regression takes the parameter ``level``: ``model.predict(inputs, params={"level": 0.9})`` adds the interval.
+    A regression has the parameter ``level``: ``model.predict(inputs, params={"level": 0.9})`` adds the interval.
 
     Model config: ``load_predictor``, dotted name ``package.module:function`` called as
     ``function(bundle_folder, device=...)``; ``device``, ``cpu`` unless overridden by
@@ -47,10 +47,10 @@ class BundleModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Bring the bundle to life.
+        """Load the predictor of the bundle.
 
         Raises:
-            ModuleNotFoundError: If the package that holds the predictor isn't installed here.
+            ModuleNotFoundError: If the package of the predictor is not installed.
         """
         config = context.model_config
         module, _, function = config["load_predictor"].partition(":")
@@ -60,7 +60,7 @@ class BundleModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> dict[str, np.ndarray]:
-        """What the predictor answers, each output as an array."""
+        """Predict, with each output as an array."""
         return predict_arrays(self._predictor, model_input, (params or {}).get("level"))
 
 

@@ -1,4 +1,4 @@
-"""Registered models: versions and their aliases, and the bundles that they hold."""
+"""Model registry: versions, aliases and their bundles."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-# Before MLflow: the module quietens it, which works at import only.
+# Before MLflow: this module silences it, which works only before its import.
 from tenfold.tracking.client import check_model_name, open_client, quoted, shown  # isort: split
 
 from mlflow import MlflowClient
@@ -22,13 +22,13 @@ from tenfold.bundle import Bundle, BundleError, load_bundle
 from tenfold.tracking.model import bundle_in_model
 
 DIGEST_TAG = "bundle_digest"
-"""Tag of logged models and registered versions: digest of the bundle inside."""
+"""Tag of logged models and registered versions: digest of their bundle."""
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]{1,9}))")
 
 
 def find_version(client: MlflowClient, uri: str, reference: str) -> ModelVersion:
-    """The version that ``models:/name@alias`` or ``models:/name/3`` names now.
+    """Find the version that ``models:/name@alias`` or ``models:/name/3`` currently names.
 
     Raises:
         ValueError: If there is none; the message lists those that exist.
@@ -57,7 +57,7 @@ def find_version(client: MlflowClient, uri: str, reference: str) -> ModelVersion
 
 
 def registered_aliases(client: MlflowClient) -> dict[str, list[str]]:
-    """Aliases by name of registered model."""
+    """Aliases of every registered model, by name."""
     registered: dict[str, list[str]] = {}
     token: str | None = None
     while True:
@@ -69,7 +69,7 @@ def registered_aliases(client: MlflowClient) -> dict[str, list[str]]:
 
 
 def cached_bundle(digest: str) -> Bundle | None:
-    """The copy kept from an earlier call, unless it is no longer whole."""
+    """Return the cached copy of a bundle, if it is intact."""
     try:
         bundle = load_bundle(_cache_folder() / digest)
     except BundleError:
@@ -81,11 +81,11 @@ def fetch_bundle(client: MlflowClient, uri: str, name: str, version: str, digest
     """Copy the bundle of a version into the cache and verify it.
 
     Raises:
-        BundleError: If it isn't whole, or isn't the one of that digest.
+        BundleError: If it is damaged or has another digest.
     """
     target = _cache_folder() / digest
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The storage's own address: a models:/ address would be looked up at MLflow's process-wide URI.
+    # The storage's own address: MLflow would resolve models:/ at its process-wide URI.
     source = client.get_model_version_download_uri(name, version)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         folder = Path(download_artifacts(artifact_uri=source, tracking_uri=uri, dst_path=f"{scratch}/model"))
@@ -98,9 +98,9 @@ def fetch_bundle(client: MlflowClient, uri: str, name: str, version: str, digest
                 f"models:/{name}/{version} is refused: the store holds the bundle {fetched.digest[:12]}, "
                 f"registered was {digest[:12]}"
             )
-        with suppress(OSError):  # another process was quicker; its copy is verified below
+        with suppress(OSError):  # another process was faster; its copy is verified below
             if target.exists():
-                target.rename(f"{scratch}/damaged")  # else cached_bundle would have taken it
+                target.rename(f"{scratch}/damaged")  # else cached_bundle would have returned it
             fetched.folder.rename(target)
     return load_bundle(target)
 
@@ -141,28 +141,27 @@ def register(
     mode: Mode,
     data_fingerprint: str,
 ) -> Registered:
-    """Make a logged model a version of the registered model ``name``; the best one carries the alias ``champion``.
+    """Register a logged model as a version of ``name``; the best version carries the alias ``champion``.
 
     The new version becomes champion if there is none yet, or if it is strictly better than the champion on the same
-    metric, mode and data. Otherwise it becomes ``candidate`` and the champion stays; so does a value that isn't
-    finite. The version's tags hold all that was compared, and ``reason`` says in words why it came out so. A second
-    call with the same arguments, as after a crash, finds the version of the first.
+    metric, mode and data. Otherwise, and if its value is not finite, it becomes ``candidate``. Tags of the version
+    record the comparison, and ``reason`` its outcome in words. A second call with the same arguments, as after a crash,
+    finds the version of the first.
 
-    MLflow has no way to compare and move an alias in one step: of two registrations of one name at the same moment,
-    the later wins.
+    MLflow can't compare and move an alias atomically: of two concurrent registrations of one name, the later wins.
 
     Args:
         uri: Tracking URI.
-        model_uri: ``models:/m-...``, as ``Tracker.log_bundle`` gave it.
-        name: Name in the registry, created if needed; lower case letters, digits, ``_`` and ``-``.
-        run_id: The run that trained it.
-        metric: Name of the metric that decides.
+        model_uri: ``models:/m-...``, from ``Tracker.log_bundle``.
+        name: Name in the registry, created if missing; lower case letters, digits, ``_`` and ``-``.
+        run_id: Run that trained the model.
+        metric: Name of the metric to compare.
         value: Its value.
-        mode: Whether more or less of it is better.
-        data_fingerprint: Digest of the data that it was measured on.
+        mode: Whether higher (max) or lower (min) is better.
+        data_fingerprint: Digest of the evaluation data.
 
     Raises:
-        ValueError: If a name or the mode is malformed, or the model isn't one that ``log_bundle`` logged.
+        ValueError: If a name or the mode is invalid, or the model was not logged by ``log_bundle``.
     """
     check_model_name(name)
     if mode not in get_args(Mode):
@@ -176,7 +175,9 @@ def register(
     logged = client.get_logged_model(model_id)
     digest = logged.tags.get(DIGEST_TAG)
     if digest is None:
-        raise ValueError(f"{model_uri} holds no bundle: register what Tracker.log_bundle returned")
+        raise ValueError(
+            f"model_uri must be a model with a bundle, got {model_uri}; register what Tracker.log_bundle returned"
+        )
 
     try:
         client.create_registered_model(name)
@@ -198,8 +199,7 @@ def register(
     better, reason = _compare(tags, champion)
     if version is None:
         tags["reason"] = reason
-        # A server keeps locations to itself; without one, MLflow would look a models:/ address up at its
-        # process-wide URI.
+        # A server hides locations; without a server, MLflow would resolve models:/ at its process-wide URI.
         source = model_uri if uri.startswith(("http://", "https://")) else logged.artifact_location
         version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model_id)
     alias = CHAMPION if better else CANDIDATE
@@ -209,21 +209,21 @@ def register(
 
 @dataclass(frozen=True)
 class Resolved:
-    """A registered model, pinned: the alias it was asked by may move on, this does not."""
+    """A registered model, pinned to a version even if its alias moves."""
 
     name: str
     version: str
     run_id: str
     metrics: dict[str, float]
     folder: Path
-    """The verified bundle, a local copy."""
+    """Local copy of the verified bundle."""
 
 
 def resolve(uri: str, model: str) -> Resolved:
     """Fetch the bundle of a registered model and verify it.
 
-    Copies are kept in ``$TENFOLD_CACHE/models`` (else ``~/.cache/tenfold/models``) under their digest, so a model
-    is fetched once; they are verified each time.
+    Copies are cached in ``$TENFOLD_CACHE/models`` (else ``~/.cache/tenfold/models``) by digest, so a model is fetched
+    once; they are verified on every call.
 
     Args:
         uri: Tracking URI.
@@ -231,7 +231,7 @@ def resolve(uri: str, model: str) -> Resolved:
 
     Raises:
         ValueError: If there is no such name, alias or version; the message lists those that exist.
-        BundleError: If what the store holds isn't what was registered.
+        BundleError: If the stored bundle differs from the registered one.
     """
     client = open_client(uri)
     found = find_version(client, uri, model)
@@ -244,12 +244,12 @@ def resolve(uri: str, model: str) -> Resolved:
 
 
 def registered_champions(uri: str) -> list[str]:
-    """Names of all registered models that have a champion, in alphabetical order."""
+    """Names of all registered models with a champion, sorted."""
     return sorted(name for name, aliases in registered_aliases(open_client(uri)).items() if CHAMPION in aliases)
 
 
 def _compare(new: Mapping[str, str], champion: ModelVersion | None) -> tuple[bool, str]:
-    """Whether the new version is to be champion, and why."""
+    """Decide whether the new version becomes champion, and give the reason."""
     value = float(new["value"])
     if not math.isfinite(value):
         return False, f"{new['metric']} is {value}, which can't be compared"
@@ -268,7 +268,7 @@ def _compare(new: Mapping[str, str], champion: ModelVersion | None) -> tuple[boo
 
 
 def _same_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
-    """The version that an earlier call with these very tags made."""
+    """Find the version that an earlier call registered with the same tags."""
     condition = f"name = {quoted(name)} and tags.{DIGEST_TAG} = {quoted(tags[DIGEST_TAG])}"
     versions = [found for found in client.search_model_versions(condition) if tags.items() <= found.tags.items()]
     return versions[0] if versions else None

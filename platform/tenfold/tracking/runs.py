@@ -1,7 +1,7 @@
-"""Runs in MLflow: what is logged while a job works, and finding runs again.
+"""MLflow runs: starting, logging, resuming and closing.
 
-Every call names its tracking URI; MLflow's process-wide URI and active run are never touched, so two trackers with
-two URIs live side by side in one process, and a worker that Ray starts in another folder writes to the same database.
+Every call names its tracking URI; MLflow's process-wide URI and active run are never touched, so trackers with
+different URIs coexist in one process, and Ray workers in other folders write to the same database.
 """
 
 import math
@@ -17,7 +17,7 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-# Before MLflow: the module quietens it, which works at import only.
+# Before MLflow: this module silences it, which works only before its import.
 from tenfold.tracking.client import SQLITE, check_model_name, database_path, open_client, quoted, shown  # isort: split
 
 from mlflow import MlflowClient
@@ -41,13 +41,13 @@ _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCI
 
 
 def tracking_uri(configured: str | None, folder: Path | str) -> str:
-    """Where runs are kept: ``$MLFLOW_TRACKING_URI``, else ``configured``, else SQLite in ``folder``."""
+    """Tracking URI: ``$MLFLOW_TRACKING_URI``, else ``configured``, else SQLite in ``folder``."""
     return os.environ.get("MLFLOW_TRACKING_URI") or configured or f"{SQLITE}{Path(folder).absolute() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One run, by the two texts that name it: pickles, and opens its connection where it is first used.
+    """Handle of one run; can be pickled, as it connects on first use.
 
     For rank 0 only: a second writer would log every value twice.
     """
@@ -56,7 +56,7 @@ class Tracker:
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings of the run; nested mappings become dotted keys, values their text (at most 6000 characters).
+        """Log settings; nested mappings become dotted keys, values strings (at most 6000 characters).
 
         Raises:
             MlflowException: If a key was logged before with another value.
@@ -64,10 +64,9 @@ class Tracker:
         self._log(params=[Param(key, str(value)) for key, value in _flatten(params)])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """One point of each curve, in one request.
+        """Log one step of each metric, in one request.
 
-        NaN and infinities have no place on a curve: they are left out, and the tag ``not_finite.<name>`` says what
-        came and at which step (the latest one).
+        NaN and infinities are not logged; the tag ``not_finite.<name>`` records the latest of them with its step.
         """
         now_ms = time.time_ns() // 1_000_000
         values = {name: float(value) for name, value in metrics.items()}
@@ -81,41 +80,41 @@ class Tracker:
         )
 
     def log_figure(self, name: str, figure: "Figure") -> None:
-        """Store a figure as ``figures/<name>.png``, or with the ending that the name has. It is not closed."""
+        """Store a figure as ``figures/<name>.png``, or with the extension of ``name``, without closing it."""
         file = f"figures/{name}" if Path(name).suffix else f"figures/{name}.png"
         open_client(self.uri).log_figure(self.run_id, figure, _artifact_name(file))
 
     def log_text(self, name: str, text: str) -> None:
-        """Store a text as the artifact ``name``, for example ``config.yaml``."""
+        """Store a text as the artifact ``name``, such as ``config.yaml``."""
         open_client(self.uri).log_text(self.run_id, text, _artifact_name(name))
 
     def log_file(self, path: Path | str, folder: str = "") -> None:
-        """Store a file, or a folder with all below it, under its own name in the artifact folder ``folder``.
+        """Store a file or folder under its own name in the artifact folder ``folder``.
 
         Raises:
-            FileNotFoundError: If there is nothing at ``path``.
+            FileNotFoundError: If ``path`` does not exist.
         """
         if not Path(path).exists():
             raise FileNotFoundError(f"nothing to log at {path}")
         open_client(self.uri).log_artifact(self.run_id, str(path), _artifact_name(folder) if folder else None)
 
     def log_bundle(self, folder: Path | str, name: str, load_predictor: str = "tenfold.catalog:load_predictor") -> str:
-        """Log a bundle as an MLflow model that ``mlflow.pyfunc.load_model`` and ``mlflow models predict`` run.
+        """Log a bundle as a model for ``mlflow.pyfunc.load_model`` and ``mlflow models predict``.
 
-        The model takes pictures uint8 ``(B, S, S, 3)`` and answers with a dict of named arrays, the outputs of the
-        predictor. It is logged from code: nothing in it is a pickle. Its requirements pin the packages that the
-        numbers depend on; ``tenfold`` itself must be installed where the model runs.
+        The model takes images uint8 ``(B, S, S, 3)`` or named inputs, and returns the predictor's outputs as a dict of
+        arrays. It is logged from code, without pickles. Its requirements pin the packages that affect the outputs;
+        ``tenfold`` itself must be installed where the model runs.
 
         Args:
-            folder: The bundle; verified first.
-            name: What MLflow lists the model as; lower case letters, digits, ``_`` and ``-``.
+            folder: Folder of the bundle; verified first.
+            name: Name of the logged model; lower case letters, digits, ``_`` and ``-``.
             load_predictor: ``package.module:function``, called as ``function(bundle_folder, device=...)``.
 
         Returns:
             The model's URI, ``models:/m-...``.
 
         Raises:
-            BundleError: If the bundle is not whole.
+            BundleError: If the bundle is damaged.
             ValueError: If a name is malformed.
         """
         check_model_name(name)
@@ -151,7 +150,7 @@ class Tracker:
         return f"models:/{logged.model_id}"
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, values as their text; a tag set before is replaced."""
+        """Set tags, with values as strings, replacing existing ones."""
         self._log(tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def finish(self, status: Status = "FINISHED") -> None:
@@ -171,7 +170,7 @@ class Tracker:
         tags: list[RunTag] | None = None,
     ) -> None:
         metrics, params, tags = metrics or [], params or [], tags or []
-        # One request takes 1000 metrics, 100 params, 100 tags, and 1000 of them in all.
+        # Limits of one request: 1000 metrics, 100 params, 100 tags, 1000 of all.
         for turn in range(max(-(-len(metrics) // 800), -(-len(params) // 100), -(-len(tags) // 100))):
             open_client(self.uri).log_batch(
                 self.run_id,
@@ -184,15 +183,15 @@ class Tracker:
 def start_run(
     uri: str, experiment: str, run_name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None
 ) -> Tracker:
-    """Open a new run; the experiment, and for SQLite the database, are created if needed.
+    """Start a run; the experiment, and for SQLite the database, are created if missing.
 
     Args:
-        uri: Tracking URI. For SQLite the artifacts go to the folder ``artifacts`` beside the database; a server
-            decides for itself.
+        uri: Tracking URI. For SQLite, artifacts go to the folder ``artifacts`` beside the database; a server has its
+            own location.
         experiment: Name of the experiment.
-        run_name: Shown in the lists; need not be unique.
-        parent: Run id of the run that this one is nested in.
-        tags: Set from the start.
+        run_name: Display name; need not be unique.
+        parent: Id of the parent run.
+        tags: Initial tags.
 
     Raises:
         ValueError: If the experiment was deleted.
@@ -212,7 +211,7 @@ def start_run(
 
 
 def resume_run(uri: str, run_id: str) -> Tracker:
-    """Open a run again: its status is RUNNING, and what is logged is added to what it has.
+    """Reopen a run: set its status to RUNNING and append to it.
 
     Raises:
         ValueError: If there is no such run.
@@ -223,7 +222,7 @@ def resume_run(uri: str, run_id: str) -> Tracker:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ValueError(f"no run {run_id!r} to resume in {shown(uri)}: {error.message}") from error
+        raise ValueError(f"run_id must be a run in {shown(uri)}, got {run_id!r}; {error.message}") from error
     return Tracker(uri, run_id)
 
 
@@ -232,18 +231,18 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if experiment is None:
         location = None
         if uri.startswith(SQLITE):
-            # Left alone, MLflow would take ./mlruns of whatever folder this process runs in.
+            # The default would be ./mlruns of the current folder.
             location = (database_path(uri).parent / "artifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a trial beside this one may have been quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a concurrent trial may have been faster
                 raise
             return _experiment_id(client, uri, name)
     if experiment.lifecycle_stage != "active":
         raise ValueError(
-            f"the experiment {name!r} was deleted; choose another name, or `mlflow experiments restore "
-            f"--experiment-id {experiment.experiment_id}`"
+            f"experiment must be active, got {name!r}, which was deleted; choose another name, "
+            f"or `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )
     return str(experiment.experiment_id)
 
@@ -268,12 +267,12 @@ def check_status(status: str) -> None:
 
 
 def close_stale_children(uri: str, parent: str, status: Status = "KILLED") -> list[str]:
-    """End the nested runs that are still open: a trial that the scheduler stopped never ends its own.
+    """End the nested runs that are still open: a trial stopped by the scheduler does not end its own.
 
-    Call it only once nothing works on them any more.
+    Call it only when no trial is running any more.
 
     Returns:
-        Ids of the runs that were closed.
+        Ids of the closed runs.
 
     Raises:
         ValueError: If ``status`` is none of FINISHED, FAILED, KILLED.
