@@ -1,1 +1,1 @@
-"""Entry points: each runs directly (``python jobs/train.py ...``) and through ``ray job submit``."""
+"""Entry points, run directly (``python jobs/train.py ...``) or through ``ray job submit``."""

@@ -1,6 +1,6 @@
-"""What all entry points share: reading the command line, one clear message for a mistake, exit codes.
+"""Command line shared by all entry points: parsing, error messages, exit codes.
 
-0 done, 1 failed, 2 settings that make no job (nothing was started), 130 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done, 1 failed, 2 invalid settings (nothing was started), 130 stopped by Ctrl-C or SIGTERM.
 """
 
 import shlex
@@ -25,14 +25,14 @@ def main(
     work: Callable[[Settings], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Compose, check, work.
+    """Compose the settings, check them, and do the work.
 
     Args:
-        description: What ``--help`` says first.
-        config_name: File of ``conf/`` with the defaults.
-        check: Composed plain values to settings; raises ``ConfigError``.
-        work: Does the job; None counts as 0.
-        argv: Words of the command line without the program; None takes them from there.
+        description: Introduction of ``--help``.
+        config_name: File of ``conf/`` with the defaults, or a name given to ``store_settings``.
+        check: Converts composed plain values to settings; raises ``ConfigError``.
+        work: Runs the job; None counts as 0.
+        argv: Arguments; None: those of the command line.
 
     Returns:
         The exit code.
@@ -42,7 +42,7 @@ def main(
     if show:
         at = words.index("--cfg")
         if words[at + 1 : at + 2] != ["job"]:
-            print("error: --cfg needs the word job behind it: write --cfg job", file=sys.stderr)
+            print("error: --cfg must be followed by job; write --cfg job", file=sys.stderr)
             return MISTAKE
         del words[at : at + 2]
     wants_help = bool({"--help", "-h"} & set(words))
@@ -68,21 +68,21 @@ def main(
 
 
 def as_reference(words: Sequence[str]) -> list[str]:
-    """``model=models:/...`` as the setting ``reference``: to Hydra ``model`` is the group of networks."""
+    """Rename ``model=models:/...`` to the setting ``reference``: for Hydra, ``model`` is the group of networks."""
     return [f"reference={word.removeprefix('model=')}" if word.startswith("model=") else word for word in words]
 
 
 def run(work: Callable[[], int | None], words: Sequence[str]) -> int:
-    """Do the work; a stop by the user says how to go on, a mistake in data or model is one line."""
+    """Run the work; print how to resume after an interruption, and one line for an error in data or model."""
     command = shlex.join(["python", *sys.argv[:1], *words])
     try:
         return work() or 0
     except (Interrupted, KeyboardInterrupt):
-        print(f"\nstopped; what is done is kept. To go on: {command}", file=sys.stderr)
+        print(f"\nstopped; finished work is kept. To resume: {command}", file=sys.stderr)
         return STOPPED
     except (ValueError, FloatingPointError, RuntimeError) as error:
         if error.__cause__ is None and isinstance(error, RuntimeError):
-            raise  # not a message of ours: the traceback is what helps
+            raise  # an unexpected error: show the traceback
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -91,5 +91,5 @@ def _help(description: str, container: Mapping[str, Any]) -> str:
     shown = yaml.safe_dump(dict(container), sort_keys=False)
     return (
         f"{description}\n\nSettings are key=value (run.seed=1) and group=choice (scale=local). "
-        f"--cfg job shows the composed whole.\n\nDefaults:\n\n{shown}"
+        f"--cfg job prints the composed settings.\n\nDefaults:\n\n{shown}"
     ).rstrip()

@@ -1,7 +1,7 @@
-"""Hydra in, checked settings out: the only module that knows how a command line becomes a job.
+"""Composition of job settings from the command line with Hydra; the only module that uses Hydra.
 
-Defaults stand once, in the dataclasses; they enter Hydra as groups named ``..._defaults`` and the YAML files in
-``conf/`` hold what differs. Hydra refuses keys that don't exist, ``tenfold.config`` checks types and ranges.
+Defaults are defined once, in the dataclasses; they enter Hydra as groups named ``..._defaults``, and the YAML files in
+``conf/`` hold the differences. Hydra refuses unknown keys, ``tenfold.config`` checks types and ranges.
 """
 
 import re
@@ -26,31 +26,31 @@ from tenfold.models.catalog import NETWORKS
 
 
 def compose_job(overrides: Sequence[str] = ()) -> JobConfig:
-    """The training that ``key=value`` texts describe, on top of the defaults.
+    """Compose a training from ``key=value`` overrides on top of the defaults.
 
     Raises:
-        ConfigError: Unknown key, wrong type, value out of range, with the key and the way out.
+        ConfigError: Unknown key, wrong type, or value out of range; names the key and the way out.
     """
     return job_from_dict(compose_container("config", overrides))
 
 
 def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A composed configuration as plain values.
+    """Compose a configuration as plain values.
 
     Args:
-        config_name: A file of ``conf/`` without ending, or a name given to ``store_settings``.
-        overrides: ``group=choice`` and ``key=value`` texts; those that add or delete keys are refused.
+        config_name: A file of ``conf/`` without extension, or a name given to ``store_settings``.
+        overrides: ``group=choice`` and ``key=value`` strings; those that add or delete keys are refused.
 
     Raises:
-        ConfigError: The texts or the choices don't fit; a value that must be given is missing.
+        ConfigError: Invalid overrides or choices, or a required value is missing.
     """
     for override in overrides:
         if override.startswith(("+", "~")):
-            raise ConfigError(f"{override!r}: settings can be changed, not added or removed; write key=value")
+            raise ConfigError(f"settings can only be changed, not added or removed, got {override!r}; write key=value")
         if "=" not in override:
-            raise ConfigError(f"{override!r} is no setting; write key=value, as in run.seed=1")
+            raise ConfigError(f"settings must be key=value, as in run.seed=1, got {override!r}")
         if override.startswith("hydra."):
-            raise ConfigError(f"{override!r}: Hydra's own settings mean nothing here; write key=value")
+            raise ConfigError(f"settings must not be Hydra's own, got {override!r}")
     _check_choices(config_name, overrides)
     _store_defaults()
     GlobalHydra.instance().clear()
@@ -66,7 +66,7 @@ def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[s
 
 
 def store_settings(name: str, cls: type) -> str:
-    """Make the defaults of a dataclass a configuration of its own, for jobs that need no groups."""
+    """Store the defaults of a dataclass as a configuration, for jobs without groups; return its name."""
     ConfigStore.instance().store(name=name, node=_defaults(cls))
     return name
 
@@ -84,7 +84,7 @@ def _store_defaults() -> None:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Default of every field; ``???``, Hydra's word for a value that must be given, where there is none."""
+    """Default of every field; ``???``, Hydra's mark of a required value, if it has none."""
     if not is_dataclass(cls):
         raise TypeError(f"settings must be a dataclass, got {cls!r}")
     return {field.name: _default(field) for field in fields(cls)}
@@ -100,9 +100,9 @@ def _default(field: "Field[Any]") -> Any:
 
 
 def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -> str:
-    """Hydra's complaint without its advice to add keys, which would only move the mistake."""
+    """Message of a Hydra error, without its misleading advice to add keys."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} can't be read as key=value; put texts with special characters into quotes"
+        return f"settings must be key=value, got {error.override!r}; quote strings with special characters"
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
@@ -110,7 +110,7 @@ def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -
     key = unknown.group(1)
     others = [each for each in overrides if not each.startswith(f"{key}=")]
     if len(others) == len(overrides):
-        return " ".join(text.split())  # not what was typed but a file of conf/ is wrong
+        return " ".join(text.split())  # the error is in a file of conf/, not in the overrides
     known: Any = compose_container(config_name, others)
     path = key.split(".")
     for part in path[:-1]:
@@ -120,7 +120,7 @@ def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -
 
 
 def _check_choices(config_name: str, overrides: Sequence[str]) -> None:
-    """Refuse, in our words, a choice that a group does not have; Hydra passes over those of an optional group."""
+    """Refuse an unknown choice of a group; Hydra ignores those of an optional group."""
     file = resources.files("jobs.conf") / f"{config_name}.yaml"
     if not file.is_file():
         return
@@ -132,13 +132,13 @@ def _check_choices(config_name: str, overrides: Sequence[str]) -> None:
             continue
         choices = _choices(group)
         if not choices:
-            raise ConfigError(f"{group} is a group of settings: write {group}.KEY=VALUE, got {override!r}")
+            raise ConfigError(f"{group} must be set key by key, got {override!r}; write {group}.KEY=VALUE")
         if name not in choices:
             raise ConfigError(f"{group} must be one of {', '.join(choices)}, got {name!r}")
 
 
 def _choices(group: str) -> list[str]:
-    """Files of a group; none where it has defaults alone."""
+    """Files of a group; none if it has only defaults."""
     folder = resources.files("jobs.conf") / group
     if not folder.is_dir():
         return []

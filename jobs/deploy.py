@@ -1,10 +1,10 @@
-"""Registered models behind one HTTP endpoint (Open Inference Protocol v2, and /predict for people).
+"""Serve registered models at one HTTP endpoint (Open Inference Protocol v2, and /predict).
 
 python jobs/deploy.py                                   # every registered champion
 python jobs/deploy.py model=models:/large_loss@champion serve.port=8001
 
-Models with an open vocabulary (CLIP) also take classes that a request brings along; regressions take numbers by name,
-and answer with mean, std and the interval at a level that the request asks for.
+Open-vocabulary models (CLIP) also accept classes with the request; regressions take numbers by input name and reply
+with mean, std and the interval at the level of the request. See serve/README.md.
 """
 
 import json
@@ -25,27 +25,27 @@ from tenfold.engine.storage import Storage
 from tenfold.tracking.registry import registered_champions, resolve
 from tenfold.training import storage_tracking_uri
 
-_SHOWN_LENGTH = 4  # of an axis that may have any length, in the example that is printed
+_SHOWN_LENGTH = 4  # of an axis of any length, in the printed example
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploySettings:
-    """Which models, and how they are served; the endpoint's own limits are ``ServeSettings``."""
+    """Models to deploy and their replicas; ``ServeSettings`` has the limits of the endpoint."""
 
     reference: str | None = None
     """Written ``model=...``: ``models:/name@alias`` or ``models:/name/3``; None: every registered champion."""
     tracking_uri: str | None = None
     """None: MLFLOW_TRACKING_URI, else the database in ``storage``."""
     storage: str = "outputs"
-    """Where runs are kept."""
+    """Folder or URL of the runs."""
     replicas: int = 1
-    """Processes per model."""
+    """Replicas per model."""
     max_batch_size: int = 32
-    """Pictures in one call of a model."""
+    """Maximum images in one call of a model."""
     device: str = "cpu"
     """``cpu`` or ``cuda``."""
     wait: bool = True
-    """Keep the endpoint up until Ctrl-C; on a cluster that goes on by itself, False returns at once."""
+    """Keep the endpoint up until Ctrl-C; False returns at once, for a long-running cluster."""
     serve: ServeSettings = field(default_factory=ServeSettings)
     """Host, port, keys file, limits."""
 
@@ -57,10 +57,10 @@ def check(container: dict[str, Any]) -> DeploySettings:
 
 
 def served_models(settings: DeploySettings, uri: str) -> list[ServedModel]:
-    """The models asked for, each pinned to the version that its reference names now.
+    """Resolve the models to serve, each pinned to the version that its reference names now.
 
     Raises:
-        ValueError: There is no such model, or no champion at all.
+        ValueError: If there is no such model, or no champion at all.
     """
     references = (
         [settings.reference]
@@ -68,7 +68,7 @@ def served_models(settings: DeploySettings, uri: str) -> list[ServedModel]:
         else [f"models:/{name}@champion" for name in registered_champions(uri)]
     )
     if not references:
-        raise ValueError(f"no model is registered in {uri}; train one first: python jobs/train.py")
+        raise ValueError(f"no champion is registered in {uri}; train a model first: python jobs/train.py")
     models = []
     for reference in references:
         found = resolve(uri, reference)
@@ -95,7 +95,7 @@ def work(settings: DeploySettings) -> None:
 
 
 def wait(endpoint: Endpoint) -> None:
-    """Until Ctrl-C or SIGTERM, then let running requests finish."""
+    """Wait for Ctrl-C or SIGTERM, then finish running requests and stop."""
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
@@ -106,31 +106,31 @@ def wait(endpoint: Endpoint) -> None:
 
 
 def describe(endpoint: Endpoint) -> str:
-    """Where it listens and how to ask it."""
+    """Describe the address of an endpoint and example requests."""
     lines = [f"serving on {endpoint.url} (docs: {endpoint.url}/docs)"]
     open_models, explaining, inputs = endpoint.open_models(), endpoint.explaining_models(), endpoint.named_inputs()
     for model in endpoint.models:
         lines.append(f"  {model.name} version {model.version}")
         if model.name in inputs:
-            lines += _ask_for_numbers(f"{endpoint.url}/predict/{model.name}", inputs[model.name])
+            lines += _regression_requests(f"{endpoint.url}/predict/{model.name}", inputs[model.name])
         else:
-            lines.append(f"    curl -F image=@picture.png {endpoint.url}/predict/{model.name}")
+            lines.append(f"    curl -F image=@image.png {endpoint.url}/predict/{model.name}")
         if model.name in open_models:
             own = """-F 'classes=["cat", "dog"]'"""
-            lines.append(f"    any classes: curl -F image=@picture.png {own} {endpoint.url}/predict/{model.name}")
+            lines.append(f"    any classes: curl -F image=@image.png {own} {endpoint.url}/predict/{model.name}")
         if model.name in explaining:
             asked = f"{endpoint.url}/predict/{model.name}?explain=true"
-            lines.append(f"    where it looked: curl -H 'Accept: image/png' -F image=@picture.png -o map.png '{asked}'")
+            lines.append(f"    attribution map: curl -H 'Accept: image/png' -F image=@image.png -o map.png '{asked}'")
         lines.append(f"    v2: {endpoint.url}/v2/models/{model.name}/infer")
     return "\n".join(lines)
 
 
-def _ask_for_numbers(url: str, inputs: list[dict[str, Any]]) -> list[str]:
-    """How to ask a regression: with a picture, where it takes one, else with zeros in place of an example."""
+def _regression_requests(url: str, inputs: list[dict[str, Any]]) -> list[str]:
+    """Example requests to a regression: an image file if it takes one, else JSON with zeros."""
     if len(inputs) == 1 and inputs[0]["max_value"] is not None:
         return [
-            f"    with an interval: curl -F image=@picture.png '{url}?level=0.9'",
-            f"    as a picture: curl -H 'Accept: image/png' -F image=@picture.png -o answer.png {url}",
+            f"    with an interval: curl -F image=@image.png '{url}?level=0.9'",
+            f"    as an image: curl -H 'Accept: image/png' -F image=@image.png -o answer.png {url}",
         ]
     example: dict[str, Any] = {}
     for schema in inputs:

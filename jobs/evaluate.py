@@ -1,4 +1,4 @@
-"""Figures of a registered model on any data with its classes, or how it differs from another one.
+"""Evaluate a registered model on any data with its classes, or compare it with another model.
 
 python jobs/evaluate.py model=models:/large_loss@champion data=handwriting data.seed=7
 python jobs/evaluate.py model=models:/boostlu@champion against=models:/large_loss/3 data=handwriting
@@ -25,12 +25,12 @@ from tenfold.training import start_ray, storage_tracking_uri
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
-    """What is evaluated, on what, where."""
+    """Model, data and place of an evaluation."""
 
     model: str
-    """``models:/name@alias`` or ``models:/name/3``."""
+    """Model: ``models:/name@alias`` or ``models:/name/3``."""
     against: str | None
-    """The same of a model to compare it with, where its method has a comparison; None measures it alone."""
+    """Model to compare with, if the method supports it; None: no comparison."""
     tracking_uri: str | None
     data: Any
     scale: ScaleConfig
@@ -78,17 +78,17 @@ def work(settings: EvaluateSettings) -> None:
 
 
 def check_comparable(method_name: str) -> None:
-    """Refuse a comparison that a method does not have.
+    """Refuse a comparison that a method does not support.
 
     Raises:
-        ValueError: Its recipe has no ``compare(predictor, reference, data, run, names)``.
+        ValueError: If its recipe has no ``compare(predictor, reference, data, run, names)``.
     """
     if not hasattr(method(method_name).recipe(), "compare"):
-        raise ValueError(f"method {method_name!r} has no comparison of two models: leave out against=...")
+        raise ValueError(f"method {method_name!r} can't compare two models; leave out against=...")
 
 
 def _evaluate(run: Run, settings: dict[str, Any]) -> dict[str, float]:
-    """Runs in every worker."""
+    """Evaluate in one worker."""
     bundles = [load_bundle(folder) for folder in settings["bundles"]]
     predictors = [load_predictor(bundle, str(run.device)) for bundle in bundles]
     recipe = method(bundles[0].metadata.method).recipe()

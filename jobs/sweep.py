@@ -1,4 +1,4 @@
-"""A study: many trainings, judged, with table and figures. The same command goes on after an interruption.
+"""Run a study: many trainings, with tables and figures. The same command resumes after an interruption.
 
 python jobs/sweep.py study=large_loss_schedule budget=small
 """
@@ -24,17 +24,17 @@ STUDIES = Path(__file__).parents[1] / "tune_spaces"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """Which study, how much of it, where."""
+    """Study, budget and storage of a sweep."""
 
     study: str = "large_loss_schedule"
-    """A file of ``tune_spaces/`` without its ending, or a path."""
+    """A file of ``tune_spaces/`` without extension, or a path."""
     budget: str | None = "small"
-    """One of the study's budgets; null for a study that has none."""
+    """One of the study's budgets; null for a study without budgets."""
     storage: str = "outputs"
-    """Folder for trials and results."""
+    """Folder of trials and results."""
     tracking_uri: str | None = None
     max_concurrent_trials: int | None = None
-    """Instead of the study's own."""
+    """Overrides the study's own."""
 
 
 DEFAULTS = asdict(SweepSettings())
@@ -42,7 +42,7 @@ DEFAULTS = asdict(SweepSettings())
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A study whose every trial is a valid job."""
+    """A study, with every trial checked to be a valid job."""
 
     settings: SweepSettings
     study: Study
@@ -67,7 +67,7 @@ def check(container: dict[str, Any]) -> Checked:
 
 
 def train_trial(container: dict[str, Any], trial: Trial) -> TrialOutcome:
-    """One trial is one plain job, in the process that Tune gave it."""
+    """Train one trial as a plain job, in its Tune process."""
     job = job_from_dict(container)
 
     parent, name = trial.parent_run_id, trial.name

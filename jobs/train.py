@@ -22,10 +22,10 @@ def work(job: JobConfig) -> None:
 
 
 def report(job: JobConfig, result: TrainResult) -> str:
-    """What was reached and where everything is, with the commands to go on."""
+    """Describe metrics, locations and follow-up commands of a training."""
     lines = []
     if result.status == "unchanged":
-        lines.append("these settings were trained to the end before; run.tag=NAME makes another run of them")
+        lines.append("these settings were trained to the end before; run.tag=NAME starts another run of them")
     width = max(28, *(len(name) + 2 for name in result.metrics))
     lines += [f"{name:<{width}}{value:.4g}" for name, value in sorted(result.metrics.items())]
     where = {"run": result.run_id, "folder": result.folder, "model": result.model_uri}
@@ -46,12 +46,12 @@ def report(job: JobConfig, result: TrainResult) -> str:
 
 
 def _data_words(data: Any) -> str:
-    """What has to be typed for these data, with a space before each word; nothing for the embedded default."""
+    """Command-line words for these data, each with a leading space; empty for the embedded default."""
     words = [] if data == HandwritingConfig() else [f"data={data.name}"]
     for field in fields(data):
         value = getattr(data, field.name)
         if field.name != "name" and value != field.default and isinstance(value, str | int | float):
-            # Quoted twice, for Hydra and for the shell, where it is no plain word.
+            # Quoted twice, for Hydra and for the shell, unless it is a plain word.
             plain = re.fullmatch(r"[\w./:-]+", str(value))
             written = value if plain else "'" + str(value).replace("'", "\\'") + "'"
             words.append(shlex.quote(f"data.{field.name}={written}"))

@@ -73,7 +73,7 @@ def test_help_shows_the_way_and_the_defaults(main, capsys, flag):
     [
         (("run.seed=first",), "run.seed: Input should be a valid integer"),
         (("method.zz=1",), "method.zz: there is no such setting; method has"),
-        (("+run.zz=1",), "can be changed, not added or removed"),
+        (("+run.zz=1",), "can only be changed, not added or removed"),
         (("--multirun", "run.seed=1,2"), "unknown option --multirun"),
         (("-c", "job"), "unknown option -c"),
         (("run.num_epochs=0", "--cfg", "job"), "num_epochs must be at least 1, got 0"),
@@ -109,7 +109,7 @@ def test_a_stop_by_the_user_says_how_to_go_on(capsys, monkeypatch, error):
     words = ["scale=local", "run.seed=3", "data.cache=/my pictures/a&b"]
     assert cli.run(raising(error), words) == 130
     said = capsys.readouterr().err
-    command = said.strip().rpartition("To go on: ")[2]
+    command = said.strip().rpartition("To resume: ")[2]
     assert shlex.split(command) == ["python", "jobs/train.py", *words]  # as a shell reads it
 
 

@@ -317,14 +317,14 @@ def test_regressions_of_several_lengths_and_levels_share_a_replica(deployed):
 
 def test_what_is_printed_after_a_deployment(deployed):
     text = describe(deployed.endpoint)
-    assert f"curl -F image=@picture.png {deployed.url}/predict/colour" in text
+    assert f"curl -F image=@image.png {deployed.url}/predict/colour" in text
     [numbers] = [line for line in text.splitlines() if line.endswith("/predict/series")]
     [_, header, _, body, url] = shlex.split(numbers.partition("curl ")[2])
     told = httpx.post(url, content=body, headers=dict([header.split(": ")]), timeout=60).json()
     assert (told["level"], [target["name"] for target in told["targets"]]) == (0.9, ["x", "y"])
     zero_shot = [line.strip() for line in text.splitlines() if "classes=" in line]
     asked = """-F 'classes=["cat", "dog"]'"""
-    assert zero_shot == [f"any classes: curl -F image=@picture.png {asked} {deployed.url}/predict/open"]
+    assert zero_shot == [f"any classes: curl -F image=@image.png {asked} {deployed.url}/predict/open"]
 
 
 def test_a_second_address_is_refused(deployed):
