@@ -28,7 +28,7 @@ def test_order_is_kept_and_a_list_may_be_empty(file):
         (b'{"a": ["x"], "b": ["y", 3]}', r"'b' must have a list of texts, got \['y', 3\]"),
         (b'{"a": ["x"], "b": [null]}', "'b' must have a list of texts"),
         (b'{"a": ["x"], "b": null}', "'b' must have a list of texts"),
-        (b'{"a": ["x"], "b": [], "a": ["z"]}', "the key 'a' comes twice"),
+        (b'{"a": ["x"], "b": [], "a": ["z"]}', "the key 'a' is repeated"),
         (b'{" ": []}', "the empty name ' '"),
         (b'{"a": ["\xff"]}', "is not UTF-8 text"),
     ],
@@ -74,7 +74,7 @@ def test_unknown_and_missing_classes_are_named():
 
 
 def test_another_order_would_permute_the_labels():
-    with pytest.raises(ValueError, match=r"x\.json: .*'bee', which is class 1, stands at place 0, where 'cat' belongs"):
+    with pytest.raises(ValueError, match=r"x\.json: .*'bee', which is class 1, is at position 0, where 'cat' belongs"):
         check_descriptors(described("bee", "cat", "dog"), ("cat", "bee", "dog"), "x.json")
     # A key that is related to the class at its place, but is another class by name.
     with pytest.raises(ValueError, match="in label order"):

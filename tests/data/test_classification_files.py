@@ -1,4 +1,4 @@
-"""Every reader on a small tree in its layout: order, labels, parts, and what it refuses."""
+"""Single-label readers on small trees: order, labels, parts and refusals."""
 
 import json
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def load(root: Path, name: str, splits=SPLITS, **changes):
 
 
 def listed(split) -> list[tuple[str, int]]:
-    """Folder and name, and label, of every image."""
+    """Return folder and name, and label, of every image."""
     images = split.images
     names = ["/".join(Path(path).parts[-2:]) for path in images.paths]
     return list(zip(names, split.labels.tolist(), strict=True))
@@ -90,7 +90,12 @@ def test_folders_that_make_no_data_set(tmp_path):
     fail_naming(tmp_path / "test", "holds the class 'b', which .*train does not have", tmp_path, "folders")
     (tmp_path / "train/b").mkdir()
     fail_naming(tmp_path / "train/b", "holds no image of class 'b'", tmp_path, "folders")
-    fail_naming(tmp_path / "gone", "root must be where the data set folders lies", tmp_path / "gone", "folders")
+    fail_naming(
+        tmp_path / "gone",
+        "root must be the folder of the data set folders, got",
+        tmp_path / "gone",
+        "folders",
+    )
 
 
 # torchvision's layouts --------------------------------------------------------------------------------------------
@@ -290,7 +295,7 @@ def test_cars(cars_root):
     text(divided, "split,filename", "train,00001.jpg")
     fail_naming(
         divided,
-        r"line 2: 00001\.jpg may be .* or .*; write more of the path",
+        r"line 2: 00001\.jpg may be .* or .*; give more of the path",
         cars_root,
         "cars",
         split_file="split.csv",
@@ -391,7 +396,7 @@ def test_eurosat_divided_by_json(eurosat_root):
         ),
         (
             eurosat_split(val=[["Forest/Forest_2.jpg", 2, "River"]]),
-            "label 2 stood for 'HerbaceousVegetation', but Forest",
+            "label 2 was 'HerbaceousVegetation' before, but Forest",
         ),
     ],
 )
@@ -553,7 +558,7 @@ def test_stl10(stl_root):
     raw = data.test.images.read_raw([2])[0]
     assert (raw.shape, raw[7, 5].tolist(), int(raw.sum())) == ((96, 96, 3), [200, 0, 0], 200)
     assert data.test.images.read([0, 1]).shape == (2, 4, 4, 3)
-    with pytest.raises(ValueError, match="stl10 keeps its images in one file: a split_file cannot name them"):
+    with pytest.raises(ValueError, match="stl10 stores its images in one file, so split_file must be null"):
         load(stl_root, "stl10", split_file="split.csv")
 
 
@@ -641,7 +646,7 @@ def test_imagenet_100(imagenet_root, tmp_path):
     ]
     assert data.test.labels.tolist() == [0, 1]
     for lines, message in (
-        (("n1",), "line 1: 'n1' is no class of ImageNet"),
+        (("n1",), "line 1: 'n1' is not a class of ImageNet"),
         (("n01443537", "n01443537"), "names the class 'n01443537' twice"),
         ((), "is empty"),
     ):
@@ -659,7 +664,7 @@ def test_imagenetv2(tmp_path, monkeypatch):
     assert (data.classes, data.train, data.val) == (names, None, None)
     assert listed(data.test) == [(f"{label}/a.jpeg", label) for label in range(12)]  # "10" is not the third
     (folder / "12").mkdir()
-    fail_naming(folder, "holds 1 folders that are no class, first: 12", tmp_path, "imagenetv2")
+    fail_naming(folder, "holds 1 folders that are not classes, first: 12", tmp_path, "imagenetv2")
 
 
 # Few shots, cache, fingerprint, settings ----------------------------------------------------------------------------
@@ -677,7 +682,7 @@ def test_prepared_shots_become_the_training_part(sun_root):
         shots, "no shots of 1 of 3 classes, first: 'zen_garden'", sun_root, "sun397", few_shot_folder=str(shots)
     )
     write_images(shots, ["zen_garden/2.jpg", "zoo/1.jpg"])
-    fail_naming(shots, "holds 'zoo', which is no class", sun_root, "sun397", few_shot_folder=str(shots))
+    fail_naming(shots, "holds 'zoo', which is not a class", sun_root, "sun397", few_shot_folder=str(shots))
     fail_naming(
         sun_root / "gone", "is not a folder: expected prepared shots", sun_root, "sun397", few_shot_folder="gone"
     )
@@ -722,7 +727,7 @@ def test_fingerprint_follows_the_content_not_the_place(dtd_root, tmp_path):
         ({"root": ""}, "root must be the data set's folder"),
         ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
         ({"level": "maker"}, "level must be variant or family, got 'maker'"),
-        ({"level": "family"}, "level is a setting of fgvc_aircraft, dtd has none"),
+        ({"level": "family"}, "level must be variant for dtd, got 'family'"),
         ({"domain_word": "texture"}, "domain_word must end with a space"),
         ({"split_file": "split.pkl"}, "split_file must be .csv, .json, .txt or a folder of lists, got 'split.pkl'"),
     ],

@@ -1,4 +1,4 @@
-"""The tasks of the embedded data: determinism, disjoint splits, truth of single-character images, reading."""
+"""Tasks of the embedded data: determinism, disjoint splits, ground truth of single characters, reading."""
 
 import hashlib
 import re

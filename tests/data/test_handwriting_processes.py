@@ -1,4 +1,4 @@
-"""The embedded data built inside other processes: at the same time, and where no child process may start."""
+"""Embedded data built in other processes: concurrently, and in a daemon, which may start no child process."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor

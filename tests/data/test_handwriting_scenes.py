@@ -213,7 +213,7 @@ def test_order_of_removals_does_not_matter(scenes, config):
 @pytest.mark.parametrize(
     ("rows", "slots", "message"),
     [
-        ([0, 1], [0], r"rows and slots must be \(B,\) both, got \(2,\) and \(1,\)"),
+        ([0, 1], [0], r"rows and slots must both be \(B,\), got \(2,\) and \(1,\)"),
         ([], [], "at least one scene"),
         ([512], [0], r"rows must lie in 0\.\.511"),
         ([0], [4], r"slots in 0\.\.3"),

@@ -1,4 +1,4 @@
-"""The cache of the embedded data: written whole, checked before use, rebuilt when damaged."""
+"""Cache of the embedded data: written atomically, verified before use, rebuilt when damaged."""
 
 import json
 import logging
@@ -101,7 +101,7 @@ def test_manifest_lists_sizes_and_checksums(tmp_path):
 
 def test_unwritable_cache_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"must be writable: .*; set TENFOLD_CACHE"):
+    with pytest.raises(OSError, match=r"must be writable, got .*; set TENFOLD_CACHE"):
         make(tmp_path / "file" / "cache")
 
 

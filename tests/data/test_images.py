@@ -36,7 +36,7 @@ def random_image(seed: int = 0, height: int = 12, width: int = 20) -> np.ndarray
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header announces a size, with next to no pixel data."""
+    """Return a PNG whose header announces a size, with almost no pixel data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

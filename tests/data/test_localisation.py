@@ -1,4 +1,4 @@
-"""What every localisation reader gives: its checks, lazily read masks, resizing of boxes and masks."""
+"""Localisation data: checks, lazily read masks, resizing of boxes and masks."""
 
 from dataclasses import replace
 
@@ -87,7 +87,7 @@ def test_masks_in_memory_and_in_a_source_read_alike():
         ({"masks": np.zeros((3, SIDE, 4), dtype=np.uint8)}, r"masks must be uint8 \(N, S, S\), got uint8 \(3, 8, 4\)"),
         (
             {"masks": np.full((3, SIDE, SIDE), 2, dtype=np.uint8)},
-            r"masks must hold 0, 1 and 255 \(ignored\) alone, got 2",
+            r"masks must hold only 0, 1 and 255 \(ignored\), got 2",
         ),
         ({"boxes": boxes_of(*[[[3, 0, 2, 1]]] * 3)}, r"boxes\[0\] must have 0 <= x0 <= x1"),
         ({"boxes": boxes_of(*[[[0, -1, 2, 1]]] * 3)}, r"boxes\[0\] must have 0 <= x0 <= x1"),
@@ -112,7 +112,7 @@ def test_a_part_is_checked(changes, message):
         ({"val": split(boxes=None, masks=None)}, "the val part has neither boxes nor masks"),
         ({"image_size": SIDE - 1}, "boxes of val image 0 must begin within and end at most at 7"),
         ({"image_size": SIDE + 1}, "val masks must have the side of the images, 9, got 8"),
-        ({"superclasses": {0: (0,)}}, "superclasses must give class 1 a group that it is in, got None"),
+        ({"superclasses": {0: (0,)}}, "superclasses must map class 1 to a group that holds it, got None"),
         ({"cues": cues(2)}, "cues must be those of the 3 test images, got 2"),
         ({"cues": cues(class_attribute_percent=np.ones((3, 3)))}, "a row for each of 2 classes, got 3"),
     ],
@@ -129,7 +129,7 @@ def test_a_data_set_is_checked(changes, message):
         ({"attribute_names": ("a",)}, r"must be \(C, A\) with A = 1 names, got \(2, 3\)"),
         ({"class_attribute_percent": np.full((2, 3), 101.0)}, r"percentages must lie in 0\.\.100"),
         ({"class_attribute_percent": np.full((2, 3), np.nan)}, r"percentages must lie in 0\.\.100"),
-        ({"image_wh": np.ones((2, 2))}, "must be as many"),
+        ({"image_wh": np.ones((2, 2))}, "must have one length"),
         ({"image_wh": np.zeros((3, 2))}, "image_wh must be at least 1, got 0"),
         ({"part_xy": (np.zeros((1, 2)),) * 3}, r"part_ids\[0\] must be \(V,\) and part_xy \(V, 2\)"),
         ({"part_ids": (np.array([2, 16]),) * 3}, r"part_ids\[0\] must ascend within 1\.\.15, got \[2, 16\]"),
@@ -143,9 +143,9 @@ def test_cues_are_checked(changes, message):
 
 def test_superclasses_divide_the_classes():
     check_superclasses({0: (0, 2), 1: (1,), 2: (0, 2)}, 3, "here")
-    with pytest.raises(ValueError, match=r"here: superclasses must divide the classes 0\.\.2 into groups, but class 0"):
+    with pytest.raises(ValueError, match=r"here: superclasses must partition the classes 0\.\.2, but class 0"):
         check_superclasses({0: (0, 2), 1: (0, 1), 2: (0, 2)}, 3, "here")
-    with pytest.raises(ValueError, match=r"here: superclasses must divide the classes 0\.\.1 into groups, got 5"):
+    with pytest.raises(ValueError, match=r"here: superclasses must partition the classes 0\.\.1, got 5"):
         check_superclasses({0: (0, 5), 1: (1,)}, 2, "here")
 
 

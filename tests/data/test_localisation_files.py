@@ -1,4 +1,4 @@
-"""Every localisation reader on a small tree in its layout: truth exactly as written, and what it refuses."""
+"""Localisation readers on small trees: annotations exactly as written, and refusals."""
 
 import json
 import pickle
@@ -140,7 +140,7 @@ def test_images_with_their_classes_alone(cub):
     assert (data.classes, data.concept) == (("001.Ani", "002.Wren"), "bird")
     alone = load_localisation_classes(config, crop, ["test"])
     assert (alone.train, alone.val, len(alone.test)) == (None, None, 2)
-    with pytest.raises(ValueError, match="must have resize='stretch', got 'crop'"):
+    with pytest.raises(ValueError, match=r"must have resize='stretch' for cub_localisation, .*, got 'crop'"):
         load_localisation(config, crop)
 
 
@@ -150,9 +150,9 @@ def test_images_with_their_classes_alone(cub):
         ("train", "image_ids", [], "is empty: expected one image's path a line"),
         ("train", "image_ids", ["a/1.jpg", "a/1.jpg"], "names the image 'a/1.jpg' twice"),
         ("train", "class_labels", ["a/1.jpg,0", "b/1.jpg"], "line 2: expected lines 'path,label', got 'b/1.jpg'"),
-        ("train", "class_labels", ["a/1.jpg,2"], r"line 1: the label must be a class of 0\.\.1, got '2'"),
-        ("test", "class_labels", ["a/3.jpg,0", "b/3.jpg,-1"], r"line 2: the label must be a class of 0\.\.1, got '-1'"),
-        ("test", "class_labels", ["a/3.jpg,0", "a/3.jpg,0"], "line 2: a/3.jpg has a label already, 0"),
+        ("train", "class_labels", ["a/1.jpg,2"], r"line 1: the label must be in 0\.\.1, got '2'"),
+        ("test", "class_labels", ["a/3.jpg,0", "b/3.jpg,-1"], r"line 2: the label must be in 0\.\.1, got '-1'"),
+        ("test", "class_labels", ["a/3.jpg,0", "a/3.jpg,0"], "line 2: a/3.jpg already has the label 0"),
         ("train", "class_labels", ["a/1.jpg,0", "b/1.jpg,1"], "lacks 1 of the 3 images of image_ids.txt, first: a/2"),
         ("train", "class_labels", ["a/9.jpg,0"], "line 1: a/9.jpg is not among the images of .*train/image_ids.txt"),
         ("val", "image_sizes", ["b/v.jpg,20"], "line 1: expected lines 'path,width,height', got 'b/v.jpg,20'"),
@@ -160,9 +160,9 @@ def test_images_with_their_classes_alone(cub):
             "val",
             "image_sizes",
             ["b/v.jpg,0,3"],
-            "line 1: width and height must be whole numbers of at least 1, got 0,3",
+            "line 1: width and height must be integers of at least 1, got 0,3",
         ),
-        ("val", "image_sizes", ["b/v.jpg,9,9", "b/v.jpg,9,9"], "line 2: b/v.jpg has a size already"),
+        ("val", "image_sizes", ["b/v.jpg,9,9", "b/v.jpg,9,9"], "line 2: b/v.jpg already has a size"),
         ("val", "image_sizes", ["b/w.jpg,9,9"], "line 1: b/w.jpg is not among the images"),
         ("val", "localization", ["b/v.jpg,1,2,3"], "line 1: expected lines 'path,x0,y0,x1,y1'"),
         ("val", "localization", ["b/v.jpg,1,2,3,4.5"], "line 1: expected lines 'path,x0,y0,x1,y1' of whole numbers"),
@@ -189,12 +189,12 @@ def test_missing_lists(cub, file):
 def test_labels_of_classes_that_training_lacks(cub):
     (cub / "CUB/classes.txt").unlink()
     path = text(cub / "metadata/CUB/test/class_labels.txt", "a/3.jpg,0", "b/3.jpg,2")
-    fail_naming(path, r"line 2: the label must be a class of 0\.\.1, got '2'", cub)
+    fail_naming(path, r"line 2: the label must be in 0\.\.1, got '2'", cub)
     text(cub / "metadata/CUB/train/class_labels.txt", "a/1.jpg,0", "b/1.jpg,3", "a/2.jpg,0")
     with pytest.raises(ValueError, match="2 of 4 classes have no training image, first: '1'"):
         load(cub)
     path = text(cub / "metadata/CUB/train/class_labels.txt", "a/1.jpg,x")
-    fail_naming(path, "line 1: the label must be a class of 0 and above, got 'x'", cub)
+    fail_naming(path, "line 1: the label must be at least 0, got 'x'", cub)
 
 
 def test_images_that_are_missing_or_in_two_parts(cub):
@@ -206,7 +206,7 @@ def test_images_that_are_missing_or_in_two_parts(cub):
         lines = [line.format(each) for each in ("b/3.jpg", "a/1.jpg")]
         text(cub / f"metadata/CUB/test/{name}.txt", *lines)
     fail_naming(cub / "CUB/images/a/1.jpg", "is in the train part and in the test part", cub)
-    fail_naming(cub / "gone", "is not a folder: root must be where the data set", cub / "gone")
+    fail_naming(cub / "gone", "root must be the folder of the data set cub_localisation", cub / "gone")
 
 
 # Superclasses -----------------------------------------------------------------------------------------------------
@@ -226,12 +226,12 @@ def test_superclasses_from_files(cub):
         ("s.json", "[[0, 1]]", "expected JSON of a superclass's name"),
         ("s.json", '{"a": 0}', "expected JSON of a superclass's name"),
         ("s.json", '{"a": [0, true]}', "expected JSON of a superclass's name"),
-        ("s.json", '{"a": [0, 2]}', r"'a': '2' is no class; classes are 0\.\.1 or their names"),
-        ("s.json", '{"a": [0], "b": [1, 0]}', r"class 0 \(001.Ani\) must be in one superclass, comes twice"),
-        ("s.json", '{"a": [0, 0, 1]}', r"class 0 \(001.Ani\) must be in one superclass, comes twice"),
+        ("s.json", '{"a": [0, 2]}', r"'a': '2' is not a class; classes are 0\.\.1 or their names"),
+        ("s.json", '{"a": [0], "b": [1, 0]}', r"class 0 \(001.Ani\) must be in one superclass, but is repeated"),
+        ("s.json", '{"a": [0, 0, 1]}', r"class 0 \(001.Ani\) must be in one superclass, but is repeated"),
         ("s.json", '{"a": [1]}', r"1 of 2 classes are in no superclass, first: 0 \(001.Ani\)"),
         ("s.txt", "0 birds", "line 1: expected lines 'class,superclass'"),
-        ("s.txt", "Owl,birds", "line 1: 'Owl' is no class"),
+        ("s.txt", "Owl,birds", "line 1: 'Owl' is not a class"),
     ],
 )
 def test_superclasses_malformed(cub, file, content, message):
@@ -313,7 +313,7 @@ def test_cues_with_the_attributes_beside_the_folder(cues):
         ("parts/part_locs.txt", ["6 1 3.0 4.0 1"], r"line 1: expected .* images 1\.\.5, got '6 1 3.0 4.0 1'"),
         ("parts/part_locs.txt", ["2 1 3.0 inf 1"], "line 1: expected lines"),
         ("parts/part_locs.txt", ["2 1 3.0 4.0 2"], "line 1: expected lines"),
-        ("parts/part_locs.txt", ["2 1 3.0 4.0 1", "2 1 3.0 4.0 1"], "line 2: part 1 of image 2 is there already"),
+        ("parts/part_locs.txt", ["2 1 3.0 4.0 1", "2 1 3.0 4.0 1"], "line 2: part 1 of image 2 is repeated"),
     ],
 )
 def test_cues_malformed(cues, file, lines, message):
@@ -352,7 +352,7 @@ def test_imagenet(tmp_path, monkeypatch, folder):
     assert [boxes.tolist() for boxes in data.test.boxes] == [[[2, 2, 8, 8], [0, 0, 0, 0]]]
     assert (data.superclasses, data.cues, data.val.masks) == (None, None, None)
     path = text(base / "test/class_labels.txt", "val/1.JPEG,1000")
-    fail_naming(path, r"line 1: the label must be a class of 0\.\.1, got '1000'", tmp_path, "imagenet_localisation")
+    fail_naming(path, r"line 1: the label must be in 0\.\.1, got '1000'", tmp_path, "imagenet_localisation")
 
 
 # OpenImages -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Single-cue scenes: the digit's mask and box against its source, what surrounds it, disjoint splits, determinism."""
+"""Single-cue scenes: the digit's mask and box against its source, distractors, disjoint splits, determinism."""
 
 import shutil
 from dataclasses import replace
@@ -34,7 +34,7 @@ def data(config: HandwritingConfig) -> LocalisationData:
 
 
 def ink_of(config: HandwritingConfig, part: str, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage of the canvas by the digit's ink, redrawn from its source, uint8 ``(64, 64)``; and where it is ink."""
+    """Return the ink coverage of the canvas, redrawn from the source, uint8 ``(64, 64)``, and the mask of the ink."""
     folder = build_cue_scenes(config)
     source, side = (int(folder.array(part, name)[row]) for name in ("sources", "sizes"))
     x, y = folder.array(part, "offsets")[row].tolist()

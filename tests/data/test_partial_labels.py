@@ -1,4 +1,4 @@
-"""The published label draws and splits, number for number, and what any draw must satisfy."""
+"""Label draws and splits against the published ones, and invariants of every draw."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_a_share_that_rounds_to_nothing_gives_an_empty_part():
 
 @pytest.mark.parametrize(("n", "val_frac"), [(1, 0.2), (0, 0.2), (10, 0.0), (10, 1.0), (10, -0.1), (10, float("nan"))])
 def test_split_refuses(n, val_frac):
-    with pytest.raises(ValueError, match=r"at least 2 images|strictly between"):
+    with pytest.raises(ValueError, match=r"n must be at least 2, got|strictly between"):
         train_val_split(n, val_frac)
 
 

@@ -73,8 +73,8 @@ def test_lorenz_batches_times_and_dtypes():
         (torch.zeros(2), torch.zeros(1), "x0 must be floating point (..., 3), got torch.float32 (2,)"),
         (torch.zeros(3, dtype=torch.int64), torch.zeros(1), "x0 must be floating point"),
         (torch.zeros(3), torch.zeros(0), "times must be (T,) with T at least 1"),
-        (torch.zeros(3), torch.tensor([0.0, 0.0]), "times must be finite and rise"),
-        (torch.zeros(3), torch.tensor([0.0, math.nan]), "times must be finite and rise"),
+        (torch.zeros(3), torch.tensor([0.0, 0.0]), "times must be finite and strictly increasing"),
+        (torch.zeros(3), torch.tensor([0.0, math.nan]), "times must be finite and strictly increasing"),
     ],
 )
 def test_lorenz_refuses(x0, times, message):
@@ -292,7 +292,7 @@ def test_qm9_reads_its_layout(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mu": None}, "train.npz must hold the arrays num_atoms, charges, positions, mu, it lacks mu"),
+        ({"mu": None}, "train.npz must hold the arrays num_atoms, charges, positions, mu, but lacks mu"),
         ({"positions": np.zeros((4, 4, 3))}, "positions (N, A, 3)"),
         ({"num_atoms": np.full(4, 6)}, "num_atoms must lie in 1..5, got 6 to 6"),
         ({"charges": np.full((4, 5), 16)}, "train.npz: charges must be those of H, C, N, O, F"),
@@ -307,8 +307,8 @@ def test_qm9_refuses(tmp_path, changes, message):
 
 
 def test_qm9_without_files(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("train.npz is missing or no .npz file")):
+    with pytest.raises(ValueError, match=re.escape("train.npz is missing or not a .npz file")):
         load_qm9(Qm9Config(root=str(tmp_path)))
     (tmp_path / "train.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=re.escape("train.npz is missing or no .npz file")):
+    with pytest.raises(ValueError, match=re.escape("train.npz is missing or not a .npz file")):
         load_qm9(Qm9Config(root=str(tmp_path)))

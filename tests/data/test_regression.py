@@ -1,4 +1,4 @@
-"""Readers of what is regressed: pairs of arrays, slices of scans, photographs, phantoms, tables."""
+"""Regression data: pairs of arrays, slices of scans, photographs, phantoms, tables."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_no_volume_is_in_two_parts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "val/target/1.npy").unlink(), r"val: 1 is in one of input/ and target/ only \(1 such\)"),
+        (lambda root: (root / "val/target/1.npy").unlink(), r"val: 1 is in only one of input/ and target/ \(1 such\)"),
         (lambda root: write_array(root / "train/input/0.npy", (3, 2, 2)), r"series must be \(channels, steps\)"),
         (lambda root: [write_array(p, (2, 16)) for p in (root / "val/input").glob("*")], "the val part holds"),
         (lambda root: [p.unlink() for p in (root / "test/input").glob("*")], "holds no .npy file"),
@@ -104,13 +104,13 @@ def test_a_later_array_of_another_shape_and_values_that_are_no_numbers_are_named
 
 def test_slices_that_do_not_fit_are_named(tmp_path: Path):
     write_slices(tmp_path)
-    with pytest.raises(ValueError, match=r"has 6 volumes: more than num_val \+ num_test = 50"):
+    with pytest.raises(ValueError, match=r"must hold more than num_val \+ num_test = 50 volumes, got 6"):
         load_slices(SlicesConfig(root=str(tmp_path)))
     write_array(tmp_path / "T1" / "scout.npy", (1, 16, 16))
-    with pytest.raises(ValueError, match="scout is in one of T1/ and T2/ only"):
+    with pytest.raises(ValueError, match="scout is in only one of T1/ and T2/"):
         load_slices(SlicesConfig(root=str(tmp_path)))
     write_array(tmp_path / "T2" / "scout.npy", (1, 16, 16))
-    with pytest.raises(ValueError, match=r"a slice is named <volume>_dim_1_slice<k>.npy"):
+    with pytest.raises(ValueError, match=r"must be named <volume>_dim_1_slice<k>.npy"):
         load_slices(SlicesConfig(root=str(tmp_path)))
 
 
@@ -138,7 +138,7 @@ def test_embedded_photographs_are_squares_and_the_same_made_smaller():
 
 
 def test_photographs_of_ones_own(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"train is missing: data\.root needs train/, val/ and test/"):
+    with pytest.raises(ValueError, match=r"train is missing: data\.root must hold train/, val/ and test/"):
         load_photographs(PhotographsConfig(root=str(tmp_path)))
     for part in ("train", "val", "test"):
         (tmp_path / part).mkdir()
@@ -153,7 +153,7 @@ def test_photographs_of_ones_own(tmp_path: Path):
     with pytest.raises(ValueError, match="must be at least 32 pixels high and wide, got 11x9"):
         load_photographs(PhotographsConfig(root=str(tmp_path)))
     (tmp_path / "val" / "b.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"b\.png can't be read as an image"):
+    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image"):
         load_photographs(config)
 
 
@@ -185,9 +185,9 @@ def test_a_table_of_ones_own(tmp_path: Path):
     rows = torch.cat([part.read(range(len(part)))["targets"] for part in (data.train, data.val, data.test)])
     assert sorted(rows.tolist()) == [[2.0 * i, -1.0 * i] for i in range(20)]
     assert data.train.read([0])["input"][0, 1] == 0  # a constant column
-    with pytest.raises(ValueError, match="no column 'w'; there are a, b, y, z"):
+    with pytest.raises(ValueError, match="among the columns a, b, y, z, got 'w'"):
         load_table(TableConfig(file=str(path), targets=("w",)))
-    with pytest.raises(ValueError, match="every column is a target"):
+    with pytest.raises(ValueError, match="must leave some of the columns a, b, y, z as inputs"):
         load_table(TableConfig(file=str(path), targets=("a", "b", "y", "z")))
 
 

@@ -1,4 +1,4 @@
-"""Digits beside what is none: the embedded data, MNIST in torchvision's layout, notMNIST in folders."""
+"""Digits with out-of-distribution images: embedded data, MNIST in torchvision's layout, notMNIST in folders."""
 
 import struct
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_notmnist_and_fashion_are_outside(tmp_path: Path):
     fashion = write_mnist(tmp_path, "FashionMNIST")
     letters = write_notmnist(tmp_path / "letters")
     (tmp_path / "letters" / "Test" / "A" / "broken.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"broken\.png is left out"):
+    with pytest.warns(UserWarning, match=r"broken\.png is skipped"):
         data = load_uncertain_mnist(
             MnistConfig(root=str(tmp_path), notmnist=str(tmp_path / "letters"), fashion=str(tmp_path), num_val=10)
         )
@@ -141,8 +141,8 @@ def test_many_equal_margins_keep_their_order():
         (PROBS / 0, 0.5, "probs must be finite"),
         (PROBS, 0.0, r"fraction must lie in \(0, 1\), got 0.0"),
         (PROBS, 1.0, r"fraction must lie in \(0, 1\), got 1.0"),
-        (PROBS, 0.05, "a fraction of 0.05 of 6 rows chooses 0"),
-        (PROBS, 0.95, "a fraction of 0.95 of 6 rows chooses 6"),
+        (PROBS, 0.05, "got 0.05, which selects 0"),
+        (PROBS, 0.95, "got 0.95, which selects 6"),
     ],
 )
 def test_margins_that_are_refused(probs, fraction, message):
@@ -163,14 +163,14 @@ def test_confusing_images_are_rows_of_the_test_part(tmp_path: Path):
 
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"MNIST/raw does not hold MNIST as torchvision keeps it"):
+    with pytest.raises(ValueError, match=r"MNIST/raw must hold MNIST in torchvision's layout"):
         load_mnist(MnistConfig(root=str(tmp_path)), Preprocessing(image_size=28))
     write_mnist(tmp_path)
     with pytest.raises(ValueError, match=r"num_val must be less than the 40 training digits, got 5000"):
         load_mnist(MnistConfig(root=str(tmp_path)), Preprocessing(image_size=28))
     with pytest.raises(ValueError, match=r"data\.notmnist or data\.fashion must name a folder"):
         load_uncertain_mnist(MnistConfig(root=str(tmp_path), num_val=10))
-    with pytest.raises(ValueError, match=r"Test/A is missing: notMNIST has Test/A to Test/J"):
+    with pytest.raises(ValueError, match=r"Test/A is missing: expected notMNIST, Test/A to Test/J"):
         read_notmnist(tmp_path)
     write_notmnist(tmp_path)
     Image.new("L", (30, 28)).save(tmp_path / "Test" / "B" / "wide.png")
@@ -178,7 +178,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path):
         read_notmnist(tmp_path)
     for path in (tmp_path / "Test").glob("*/*.png"):
         path.unlink()
-    with pytest.raises(ValueError, match="no PNG file that can be read"):
+    with pytest.raises(ValueError, match="no PNG file that can be decoded"):
         read_notmnist(tmp_path)
 
 
@@ -191,5 +191,5 @@ def test_settings_out_of_range_are_refused(settings):
 def test_data_without_something_outside_are_refused(tmp_path: Path):
     write_mnist(tmp_path)
     inside = load_mnist(MnistConfig(root=str(tmp_path), num_val=10), Preprocessing(image_size=28))
-    with pytest.raises(ValueError, match="at least one set of images that show none"):
+    with pytest.raises(ValueError, match="at least one set of out-of-distribution images"):
         UncertaintyData(inside=inside, outside={}, ambiguous={})

@@ -1,1 +1,1 @@
-"""Readers of real data sets, the embedded data, and the draws made from them."""
+"""Data sets: readers of real ones, embedded ones, and the label draws and splits made from them."""

@@ -1,4 +1,4 @@
-"""Large arrays built once on disk and memory-mapped from then on."""
+"""Disk cache of large arrays: built once, then memory-mapped."""
 
 import os
 import tempfile
@@ -20,14 +20,14 @@ def cached_array(
     description: str,
     progress: bool = True,
 ) -> np.memmap:
-    """The ``.npy`` file ``target`` as a read-only memory map, built first if it is not there.
+    """Return the ``.npy`` file ``target`` as a read-only memory map, building it first if it is missing.
 
-    ``fill(out, start, stop)`` writes rows ``start..stop`` into ``out``, ``chunk`` rows at a time. The file appears
-    whole or not at all, and processes that ask at the same time wait for the one that builds: put everything that
-    determines the content into the name.
+    ``fill(out, start, stop)`` writes rows ``start..stop`` into ``out``, ``chunk`` rows at a time. The file is written
+    atomically, and concurrent processes wait for the one that builds it. The name must identify the content.
 
     Raises:
-        OSError: Not enough room on the disk, said before anything is computed.
+        OSError: Not enough disk space; raised before anything is computed.
+        ValueError: The file holds another dtype or shape.
     """
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def cached_array(
                 _build(target, shape, dtype, fill, chunk, description, progress)
     array = np.load(target, mmap_mode="r")
     if array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{target} holds {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}: delete it")
+        raise ValueError(f"{target} must hold {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}; delete it")
     return array
 
 
@@ -72,7 +72,7 @@ def _build(
 
 
 def _reserve(descriptor: int, target: Path) -> None:
-    """Claim the file's bytes now: writing to a map on a full disk would kill the process."""
+    """Allocate the file's bytes now: writing to a memory map on a full disk would kill the process."""
     size = os.fstat(descriptor).st_size
     try:
         os.posix_fallocate(descriptor, 0, size)

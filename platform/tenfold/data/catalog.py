@@ -1,4 +1,4 @@
-"""The one table of data sets: the name in a configuration, its settings, what it is read by. Imported lazily."""
+"""Table of data sets: name in a configuration, class of its settings and loader functions, imported lazily."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from tenfold.types import Preprocessing, load_name
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Where a data set's settings and reader are."""
+    """Import paths of a data set's settings and loaders."""
 
     config: str
-    """``module:class`` of its settings."""
+    """``module:class`` of the settings."""
     multilabel: str | None = None
-    """``module:function`` from settings to ``MultiLabelData``; None: it is no multi-label data."""
+    """``module:function`` from settings to ``MultiLabelData``; None: not multi-label data."""
     classification: str | None = None
-    """``module:function`` from settings, preprocessing and parts to ``ClassificationData``; None: no such data."""
-
+    """``module:function`` from settings, preprocessing and parts to ``ClassificationData``; None: not such data."""
     uncertainty: str | None = None
-    """``module:function`` from settings to ``UncertaintyData``; None: nothing is known that does not belong."""
+    """``module:function`` from settings to ``UncertaintyData``; None: no out-of-distribution images are known."""
     regression: str | None = None
-    """``module:function`` from settings to ``RegressionData``; None: nothing is regressed."""
+    """``module:function`` from settings to ``RegressionData``; None: no real-valued targets."""
     localisation: str | None = None
     """``module:function`` from settings, preprocessing and the size of training images to ``LocalisationData``; None:
-    nobody marked where things are."""
+    no boxes or masks."""
 
     def config_class(self) -> type:
+        """Import the class of the settings."""
         return load_name(self.config)
 
 
@@ -111,10 +111,10 @@ DATA: dict[str, DataSet] = {
 
 
 def load_multilabel(config: Any) -> MultiLabelData:
-    """Read the multi-label data that a configuration names.
+    """Load the multi-label data set that a configuration names.
 
     Raises:
-        ValueError: No such data, it is no multi-label data, or its files are missing or malformed.
+        ValueError: Unknown data set, one that is not multi-label, or files that are missing or malformed.
     """
     return load_name(_reader(config, "multilabel", "no multi-label reader"))(config)
 
@@ -122,55 +122,55 @@ def load_multilabel(config: Any) -> MultiLabelData:
 def load_classification(
     config: Any, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """Read the data with one class for each image that a configuration names.
+    """Load the single-label data set that a configuration names.
 
     Args:
-        config: Settings of the data set, by its ``config.name``.
-        preprocessing: Of the network; ``read`` gives images resized by it (``read_raw`` as they are stored).
-        splits: Parts wanted; the test part is always read. A part that the data set does not have is None.
+        config: Settings of the data set; ``config.name`` selects it.
+        preprocessing: The network's; ``read`` returns images resized by it, ``read_raw`` the stored ones.
+        splits: Parts to load; the test part is always loaded. A part that the data set does not have is None.
 
     Raises:
-        ValueError: No such data, no data with one class for each image, an unknown part, or files that are missing
-            or malformed, with their path and what was expected.
+        ValueError: Unknown data set, one that is not single-label, an unknown part, or files that are missing or
+            malformed, with their path and what was expected.
     """
     return load_name(_reader(config, "classification", "no reader of single labels"))(config, preprocessing, splits)
 
 
 def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int | None = None) -> LocalisationData:
-    """Read the data with one class for each image, and boxes or masks of its objects, that a configuration names.
+    """Load the single-label data set with boxes or masks of its objects that a configuration names.
 
     Args:
-        config: Settings of the data set, by its ``config.name``.
-        preprocessing: Of the network; val and test are stretched to its size.
-        train_size: Side of the training images, to cut pieces out of; None: as the others.
+        config: Settings of the data set; ``config.name`` selects it.
+        preprocessing: The network's; val and test images are stretched to its size.
+        train_size: Side of the training images before random crops; None: the network's size.
 
     Raises:
-        ValueError: No such data, nobody marked where its objects are, or files that are missing or malformed, with
-            their path and what was expected.
+        ValueError: Unknown data set, one without boxes and masks, or files that are missing or malformed, with their
+            path and what was expected.
     """
     return load_name(_reader(config, "localisation", "neither boxes nor masks"))(config, preprocessing, train_size)
 
 
 def load_uncertainty(config: Any) -> UncertaintyData:
-    """Read the data with images that do not belong to the classes, or to more than one, that a configuration names.
+    """Load the data set with out-of-distribution and ambiguous images that a configuration names.
 
     Raises:
-        ValueError: No such data, nothing is known that does not belong, or files are missing or malformed.
+        ValueError: Unknown data set, one without out-of-distribution images, or files that are missing or malformed.
     """
     return load_name(_reader(config, "uncertainty", "no set of images that do not belong"))(config)
 
 
 def load_regression(config: Any) -> RegressionData:
-    """Read the data with real-valued targets that a configuration names.
+    """Load the data set with real-valued targets that a configuration names.
 
     Raises:
-        ValueError: No such data, nothing is regressed there, or files are missing or malformed.
+        ValueError: Unknown data set, one without real-valued targets, or files that are missing or malformed.
     """
     return load_name(_reader(config, "regression", "nothing to regress"))(config)
 
 
 def _reader(config: Any, kind: str, lack: str) -> str:
-    """``module:function`` of a data set's reader of one kind."""
+    """Return ``module:function`` of a data set's loader of one kind."""
     reader: str | None = getattr(DATA.get(config.name), kind, None)
     if reader is None:
         usable = ", ".join(name for name, data in DATA.items() if getattr(data, kind))

@@ -1,4 +1,4 @@
-"""Images with one class each: what every reader gives, whatever the data set."""
+"""Single-label image data: the type that every loader returns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class ClassificationSplit:
     """One part (train, val or test) of a data set."""
 
     images: ImageSource
-    """N images; ``read`` gives them at the size of the network, ``read_raw`` as they were taken."""
+    """N images; ``read`` returns them at the network's size, ``read_raw`` at their own."""
     labels: np.ndarray
     """Class of each image, int64 ``(N,)``."""
 
@@ -37,7 +37,7 @@ class ClassificationData:
     """A data set ready for few-shot learning or zero-shot classification.
 
     Raises:
-        ValueError: No classes, a name that is empty or comes twice, a label out of range, an empty part, or a class
+        ValueError: No classes, a name that is empty or repeated, a label out of range, an empty part, or a class
             without a training image. In val and test a class may be absent: its accuracy is then undefined.
     """
 
@@ -45,24 +45,24 @@ class ClassificationData:
     classes: tuple[str, ...]
     """K names as the data set stores them, in label order."""
     train: ClassificationSplit | None = None
-    """None where the data set has no such part, or it was not asked for."""
+    """None where the data set has no such part, or it was not requested."""
     val: ClassificationSplit | None = None
     test: ClassificationSplit
     image_size: int
     fingerprint: str
-    """Hex digest of what determines the stored images and their labels; resizing is the network's business."""
+    """Hex digest of the stored images and their labels; resizing, which depends on the network, does not enter."""
     domain_word: str = ""
-    """What the images show, for prompts, with a space at its end ("satellite "); may be empty."""
+    """Domain of the images, for prompts, with a trailing space ("satellite "); may be empty."""
     concept: str | None = None
-    """What the classes have in common ("bird"); None where nothing helps."""
+    """High-level concept of the classes ("bird"); None where there is none."""
     prompt_names: tuple[str, ...] | None = None
-    """Names for use in prompts, in label order, where ``classes`` are no words; None: ``classes`` serve."""
+    """Names for prompts, in label order, where ``classes`` are not natural words; None: ``classes`` are used."""
     prepared_shots: bool = False
-    """Whether ``train`` is a prepared few-shot folder, in natural order: the first n of a class are its n shots."""
+    """Whether ``train`` is a prepared few-shot folder in natural order: the first n images of a class are its shots."""
     sort_case_insensitive: bool = False
-    """Whether labels follow the names without regard to case, whatever the order of a descriptor file's keys."""
+    """Whether labels follow the case-insensitive order of the names, not the order of a descriptor file's keys."""
     mirrorable: bool = False
-    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""
+    """Whether horizontal flips preserve the class (photographs; not handwriting)."""
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -80,15 +80,15 @@ class ClassificationData:
             check_part(self.name, part, split.labels, self.classes)
 
     def splits(self) -> Mapping[Split, ClassificationSplit]:
-        """The parts that are there, by name."""
+        """Return the parts that are present, by name."""
         parts: dict[Split, ClassificationSplit | None] = {"train": self.train, "val": self.val, "test": self.test}
         return {part: split for part, split in parts.items() if split is not None}
 
     def split(self, part: Split) -> ClassificationSplit:
-        """A part by its name.
+        """Return a part by its name.
 
         Raises:
-            ValueError: The data set has none, or it was not asked for.
+            ValueError: The data set has no such part, or it was not requested.
         """
         there = self.splits()
         if part not in there:
@@ -97,7 +97,7 @@ class ClassificationData:
 
 
 def check_splits(splits: Sequence[str]) -> tuple[Split, ...]:
-    """The parts asked for, in the order train, val, test.
+    """Return the requested parts in the order train, val, test.
 
     Raises:
         ValueError: No part, or an unknown one.
@@ -109,16 +109,16 @@ def check_splits(splits: Sequence[str]) -> tuple[Split, ...]:
 
 
 def check_part(name: str, part: str, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """Refuse a part without images, with a label that is no class, or, for training, with a class that never occurs.
+    """Refuse an empty part, a label out of range and, for training, a class without an image.
 
     Args:
-        name: Of the data set, for the message.
+        name: Name of the data set, for the message.
         part: ``train``, ``val`` or ``test``.
         labels: int64 ``(N,)``.
         classes: K names.
 
     Raises:
-        ValueError: As above.
+        ValueError: Any of these.
     """
     if not len(labels):
         raise ValueError(f"{name}: the {part} part holds no image")

@@ -1,7 +1,7 @@
-"""Descriptors: for each class a list of what its images show, from JSON files.
+"""Descriptors of classes: for each class a list of visual features, read from JSON files.
 
-The order of the keys is the order of the labels, so a file whose keys were sorted anew would give every class another
-one's descriptors: ``check_descriptors`` compares it with the data set.
+The order of the keys is the order of the labels. Re-sorting a file's keys would assign descriptors to the wrong
+classes, so ``check_descriptors`` compares the order with the data set's.
 """
 
 import json
@@ -11,16 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-# Where the published files call a class otherwise than CLIP's list of ImageNet names does.
+# Names in the published files that differ from CLIP's list of ImageNet names.
 _ALIASES = {"newt": "eft", "tights": "maillot"}
 
 
 def read_descriptors(path: Path | str) -> dict[str, list[str]]:
-    """Class to descriptors, in the order of the file; a list may be empty.
+    """Read the descriptors of every class, in the order of the file; a list may be empty.
 
     Raises:
-        ValueError: The file is missing, no UTF-8, no JSON object, or a key comes twice, is empty or has no list of
-            texts; names the file and the key.
+        ValueError: The file is missing, not UTF-8 or not a JSON object, or a key is repeated, empty or without a list
+            of texts; names the file and the key.
     """
     path = Path(path)
     what = 'a JSON object {"class": ["descriptor", ...], ...} with the classes in label order'
@@ -36,7 +36,7 @@ def read_descriptors(path: Path | str) -> dict[str, list[str]]:
         if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} comes twice")
+            raise ValueError(f"the key {twice!r} is repeated")
         return content
 
     try:
@@ -63,15 +63,15 @@ def check_descriptors(
 ) -> None:
     """Refuse descriptors of other classes, or of the same classes in another order.
 
-    A key and a class are the same if they agree but for case, spaces and punctuation, or, at the same place, if the
-    words of one are among those of the other ("annual crop land" and ``AnnualCrop``).
+    A key matches a class if they are equal up to case, spaces and punctuation or, at the same position, if the words
+    of one are a subset of those of the other ("annual crop land" and ``AnnualCrop``).
 
     Args:
-        descriptors: As read.
+        descriptors: Descriptors as ``read_descriptors`` returns them.
         classes: Names in label order.
-        path: Where the descriptors come from, for the message.
-        prompt_names: Other names of the classes, as good as ``classes``.
-        sort_case_insensitive: The labels follow the sorted lower-case keys and not the file (Oxford pets).
+        path: File of the descriptors, for the message.
+        prompt_names: Alternative names of the classes.
+        sort_case_insensitive: Labels follow the sorted lower-case keys and not the file (Oxford pets).
 
     Raises:
         ValueError: Unknown classes, missing ones, or another order; names the file and the classes.
@@ -106,13 +106,13 @@ def check_descriptors(
         label = exact.get(_letters(key), place)
         if label != place:
             raise ValueError(
-                f"{path}: the keys must stand in label order, but {key!r}, which is class {label}, stands at place "
-                f"{place}, where {classes[place]!r} belongs: was the file sorted anew?"
+                f"{path}: the keys must be in label order, but {key!r}, which is class {label}, is at position "
+                f"{place}, where {classes[place]!r} belongs: were the keys re-sorted?"
             )
 
 
 def shipped_descriptors(name: str) -> Path | None:
-    """The descriptor file that comes with this package for a data set; None where there is none."""
+    """Return the descriptor file that this package ships for a data set; None where there is none."""
     path = Path(str(resources.files("tenfold.data"))) / "descriptors" / f"{name}.json"
     return path if path.is_file() else None
 
@@ -122,7 +122,7 @@ def _letters(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """Without the letter that sorts the scenes of Places365 into folders: ``/a/arcade``."""
+    """Strip the letter that sorts the scenes of Places365 into folders: ``/a/arcade``."""
     return re.sub(r"^/\w/", "", name)
 
 
@@ -134,7 +134,7 @@ def _related(key: str, name: str) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    """Words in lower case, camel case taken apart."""
+    """Return the words in lower case, with camel case split."""
     return set(re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _bare(name)).lower()))
 
 

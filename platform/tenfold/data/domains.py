@@ -1,18 +1,18 @@
-"""What is known of each data set in words: its domain, what its classes have in common, how it numbers them."""
+"""Domain words and high-level concepts of the data sets, for prompts."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """Words for prompts."""
+    """Words that describe a data set in prompts."""
 
     word: str = ""
-    """What the images show, with a space at its end; the domain words of DataDream."""
+    """Domain word of DataDream, with a trailing space."""
     concept: str | None = None
-    """What the classes are; the high-level concepts of WaffleCLIP, None where it has none."""
+    """High-level concept of WaffleCLIP; None where it has none."""
     sort_case_insensitive: bool = False
-    """Whether labels follow the names without regard to case, whatever the order in a descriptor file."""
+    """Whether labels follow the case-insensitive order of the names, not the order of a descriptor file."""
 
 
 DOMAINS: dict[str, Domain] = {
@@ -38,4 +38,4 @@ DOMAINS: dict[str, Domain] = {
     "imagenet_localisation": Domain(),
     "openimages_localisation": Domain(),
 }
-"""By the name of the data set in a configuration."""
+"""Domains by the name of the data set in a configuration."""

@@ -1,6 +1,6 @@
-"""Images as arrays: sources that a split reads from, and one decoder for files and for strangers' bytes.
+"""Image sources of a split, and one decoder for files and for untrusted bytes.
 
-Training and serving share ``decode_image`` and ``resize_image``, so an image becomes the same bytes on both sides.
+Training and serving share ``decode_image`` and ``resize_image``, so both see the same pixels.
 """
 
 import mmap
@@ -27,11 +27,11 @@ ImageFormat = Literal["jpeg", "png", "webp"]
 Resize = Literal["stretch", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
 
-# A progressive JPEG holds about ten scans; thousands of them are a way to burn CPU with a small file.
+# A progressive JPEG holds about ten scans; with thousands of them a small file could exhaust the CPU.
 _MAX_JPEG_SCANS = 100
-# What Pillow raises on broken bytes, beside its own OSError: measured by feeding it damaged files.
+# Exceptions that Pillow raises on damaged files, found by fuzzing it.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
-# Part of every cache key: raise the number when decoding or resizing changes the bytes.
+# Part of every cache key: increment the number when decoding or resizing changes the bytes.
 _RESIZE_RULES = {
     ("stretch", "bilinear"): "exif-rgb-white-bilinear-1",
     ("stretch", "bicubic"): "exif-rgb-white-bicubic-1",
@@ -39,12 +39,12 @@ _RESIZE_RULES = {
     ("crop", "bicubic"): "exif-rgb-white-crop-bicubic-1",
 }
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# A strip more elongated than this is never resized whole: 16 million pixels in a row would become gigabytes.
+# Images with a larger aspect ratio are never resized whole: 16 million pixels in a row would become gigabytes.
 _LONGEST_STRIP = 64
 
 
 def sniff_format(data: bytes) -> ImageFormat | None:
-    """The format that the first bytes announce, or None for any other."""
+    """Return the format that the magic bytes indicate, or None for any other."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -58,15 +58,15 @@ def decode_image(data: bytes, *, max_pixels: int = 16_000_000) -> np.ndarray:
     """Decode one untrusted JPEG, PNG or WEBP image to uint8 ``(H, W, 3)`` RGB.
 
     The size in the header is checked before any pixel is decoded. The EXIF orientation is applied once, 16-bit greys
-    keep their high byte, and transparent images are laid on white. A JPEG that carries further images (depth
-    or gain maps of telephones) gives its main one.
+    keep their high byte, and transparent images are composited on white. Of a JPEG with several images (depth or gain
+    maps of phones) the main one is decoded.
 
     Args:
-        data: The file's bytes.
+        data: Bytes of the file.
         max_pixels: Largest width times height that is decoded; never more than Pillow's own limit.
 
     Raises:
-        ValueError: Empty, of another format, above ``max_pixels``, animated, truncated or damaged.
+        ValueError: The image is empty, of another format, above ``max_pixels``, animated, truncated or damaged.
     """
     return np.array(_decode(data, max_pixels))
 
@@ -79,12 +79,12 @@ def resize_image(
     Args:
         image: Decoded image.
         size: Height and width of the result.
-        resize: ``stretch`` does not keep the aspect; ``crop`` brings the shorter side to ``size`` and cuts out the
-            centre, to the byte like torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image (what CLIP does).
+        resize: ``stretch`` ignores the aspect ratio; ``crop`` resizes the shorter side to ``size`` and crops the
+            centre, bit-identical to torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image, as CLIP does.
         interpolation: ``bilinear`` or ``bicubic``.
 
     Raises:
-        ValueError: ``image`` is not uint8 ``(H, W, 3)`` with H, W at least 1, ``size`` is below 1, or an unknown way.
+        ValueError: ``image`` is not uint8 ``(H, W, 3)`` with H, W at least 1, ``size`` is below 1, or an unknown mode.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
@@ -106,7 +106,7 @@ def _resize(image: Image.Image, size: int, resize: str, interpolation: str) -> I
     if resize == "stretch":
         return image.resize((size, size), resample)
     shorter, longer = min(image.size), max(image.size)
-    # torchvision's rules: the longer side is cut to a whole number, the margin rounded half to even.
+    # torchvision's rules: the longer side is truncated to a whole number, the margin rounded half to even.
     resized = int(size * longer / shorter)
     start = round((resized - size) / 2)
     wide = image.width > image.height
@@ -121,14 +121,14 @@ def _resize(image: Image.Image, size: int, resize: str, interpolation: str) -> I
 
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
-    """``data`` as an upright RGB image; every refusal is a ValueError."""
+    """Decode ``data`` to an upright RGB image; every refusal is a ValueError."""
     if not data:
         raise ValueError("the image is empty (0 bytes)")
     kind = sniff_format(data)
     if kind is None:
-        raise ValueError("the image must be JPEG, PNG or WEBP; its first bytes announce none of these")
+        raise ValueError("the image must be JPEG, PNG or WEBP; its first bytes indicate none of these")
     if kind == "jpeg" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
-        raise ValueError(f"the JPEG has {scans} scans, at most {_MAX_JPEG_SCANS} are decoded")
+        raise ValueError(f"the JPEG must have at most {_MAX_JPEG_SCANS} scans, got {scans}")
     with _as_value_error(kind, max_pixels):
         image = Image.open(BytesIO(data), formats=[kind.upper()])
     _check_header(image, kind, max_pixels)
@@ -144,7 +144,7 @@ def _as_value_error(kind: str, max_pixels: int) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"the image has more pixels than the limit of {max_pixels}") from None
-    except UnidentifiedImageError as error:  # Pillow's own words show an object's address
+    except UnidentifiedImageError as error:  # Pillow's message holds the address of an object
         raise ValueError(f"the {kind.upper()} image is damaged: its header cannot be read") from error
     except _BROKEN as error:
         raise ValueError(f"the {kind.upper()} image is truncated or damaged ({error})") from error
@@ -158,7 +158,7 @@ def _check_header(image: Image.Image, kind: str, max_pixels: int) -> None:
     if width * height > limit:
         raise ValueError(f"the image has {width} x {height} pixels, more than the limit of {limit}")
     if kind != "jpeg" and getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"the {kind.upper()} is animated; a single image is expected")
+        raise ValueError(f"the {kind.upper()} is animated, expected a single image")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -181,16 +181,16 @@ def _check_rows(indices: "np.ndarray | Sequence[int]", length: int) -> np.ndarra
 
 
 class ArrayImages:
-    """Images that lie decoded in an array or a memory map, uint8 ``(N, S, S, 3)``.
+    """Decoded images in an array or a memory map, uint8 ``(N, S, S, 3)``.
 
-    A memory map of a whole file travels to other processes as its path, not as its bytes.
+    A memory map of a whole file is pickled as its path, not as its bytes.
 
     Args:
         array: The images.
-        originals: Where they come from, if ``array`` holds resized ones; what ``read_raw`` reads.
+        originals: The unresized images, if ``array`` holds resized ones; read by ``read_raw``.
 
     Raises:
-        ValueError: Another type or shape, or ``originals`` of another length.
+        ValueError: Another dtype or shape, or ``originals`` of another length.
     """
 
     in_memory = True
@@ -207,12 +207,12 @@ class ArrayImages:
         return len(self.array)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        """uint8 ``(B, S, S, 3)``, contiguous and a copy. Raises IndexError for a row that is not there."""
+        """Return uint8 ``(B, S, S, 3)``, a contiguous copy. Raises IndexError for a row out of range."""
         rows = _check_rows(indices, len(self))
         return torch.from_numpy(np.asarray(self.array)[rows])  # the plain array: a memmap would copy twice
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """Return the unresized images, uint8 ``(H, W, 3)`` each. Raises IndexError for a row out of range."""
         if self.originals is not None:
             return self.originals.read_raw(indices)
         return list(self.read(indices).numpy())
@@ -236,7 +236,7 @@ class ArrayImages:
 
 
 class SubsetImages:
-    """Chosen rows of another source, in the order of ``rows``."""
+    """Rows of another source, in the order of ``rows``."""
 
     def __init__(self, source: ImageSource, rows: "np.ndarray | Sequence[int]") -> None:
         self.source = source
@@ -247,25 +247,25 @@ class SubsetImages:
         return len(self.rows)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there."""
+        """Return uint8 ``(B, S, S, 3)``. Raises IndexError for a row out of range."""
         return self.source.read(self.rows[_check_rows(indices, len(self))])
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """Return the unresized images, uint8 ``(H, W, 3)`` each. Raises IndexError for a row out of range."""
         return self.source.read_raw(self.rows[_check_rows(indices, len(self))])
 
 
 class ResizedImages:
-    """Another source at another size, resized at each reading; ``read_raw`` gives what that source has.
+    """Another source at another size, resized on every read; ``read_raw`` returns that source's images.
 
     Args:
         source: Images to resize.
-        image_size: Height and width of what ``read`` gives.
-        resize: As in ``resize_image``.
-        interpolation: As in ``resize_image``.
+        image_size: Height and width of the images that ``read`` returns.
+        resize: See ``resize_image``.
+        interpolation: See ``resize_image``.
 
     Raises:
-        ValueError: ``image_size`` below 1, or an unknown way.
+        ValueError: ``image_size`` below 1, or an unknown mode.
     """
 
     in_memory = False
@@ -290,7 +290,7 @@ class ResizedImages:
         return len(self.source)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there."""
+        """Return uint8 ``(B, S, S, 3)``. Raises IndexError for a row out of range."""
         images = self.source.read_raw(_check_rows(indices, len(self)))
         out = torch.empty((len(images), self.image_size, self.image_size, 3), dtype=torch.uint8)
         for row, image in zip(out.numpy(), images, strict=True):
@@ -298,23 +298,23 @@ class ResizedImages:
         return out
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The images before any resizing, uint8 ``(H, W, 3)`` each. Raises IndexError for a row that is not there."""
+        """Return the unresized images, uint8 ``(H, W, 3)`` each. Raises IndexError for a row out of range."""
         return self.source.read_raw(indices)
 
 
 class FileImages:
-    """Image files, decoded and resized by a pool of threads at each reading.
+    """Image files, decoded and resized by a thread pool on every read.
 
     Args:
         paths: JPEG, PNG or WEBP files; opened only when read.
-        image_size: Height and width of what ``read`` gives.
-        resize: As in ``resize_image``.
-        interpolation: As in ``resize_image``.
-        num_workers: Decoding threads (Pillow lets go of the interpreter lock while it decodes).
+        image_size: Height and width of the images that ``read`` returns.
+        resize: See ``resize_image``.
+        interpolation: See ``resize_image``.
+        num_workers: Decoding threads (Pillow releases the interpreter lock while it decodes).
         max_pixels: Larger files are refused.
 
     Raises:
-        ValueError: A number below 1, an unknown way to resize; on reading, a missing, truncated, damaged or too large
+        ValueError: A number below 1 or an unknown resize mode; on reading, a missing, truncated, damaged or too large
             file, by its name.
     """
 
@@ -347,14 +347,14 @@ class FileImages:
         return len(self.paths)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> Tensor:
-        """uint8 ``(B, S, S, 3)``. Raises IndexError for a row that is not there, ValueError naming a bad file."""
+        """Return uint8 ``(B, S, S, 3)``. Raises IndexError for a row out of range, ValueError naming a bad file."""
         rows = _check_rows(indices, len(self))
         out = torch.empty((len(rows), self.image_size, self.image_size, 3), dtype=torch.uint8)
         self.read_into(out.numpy(), rows)
         return out
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
-        """The images at their own sizes, uint8 ``(H, W, 3)`` each; raises as ``read`` does."""
+        """Return the images at their own sizes, uint8 ``(H, W, 3)`` each; raises as ``read`` does."""
         return [np.array(image) for image in self._threads().map(self._open, _check_rows(indices, len(self)))]
 
     def read_into(self, out: np.ndarray, rows: Iterable[int]) -> None:
@@ -377,7 +377,7 @@ class FileImages:
             raise ValueError(f"cannot decode {path}: {error}") from error
 
     def _threads(self) -> ThreadPoolExecutor:
-        # Threads do not survive a fork: a child that inherits the pool would wait for ever.
+        # Threads do not survive a fork: a child that inherits the pool would wait forever.
         if self._pool is None or self._pool_pid != os.getpid():
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
             self._pool_pid = os.getpid()
@@ -388,12 +388,12 @@ class FileImages:
 
 
 def file_table(paths: Sequence[str | Path], *, allow_missing: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes in bytes and modification times in ns, both int64 ``(N,)``; lists each folder once.
+    """Return sizes in bytes and modification times in ns, both int64 ``(N,)``; lists each folder once.
 
-    Where ``allow_missing``, both are -1 for a file that is not there.
+    With ``allow_missing`` both are -1 for a missing file.
 
     Raises:
-        ValueError: A file or its folder is missing: names the first, counts them all.
+        ValueError: A file or its folder is missing; names the first and counts them all.
     """
     names = [str(path) for path in paths]
     present: set[str] = set()
@@ -413,15 +413,15 @@ def file_table(paths: Sequence[str | Path], *, allow_missing: bool = False) -> t
 
 
 def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True) -> ArrayImages:
-    """Decode every file once into a memory-mapped ``.npy`` in ``folder`` and read from there from then on.
+    """Decode every file once into a memory-mapped ``.npy`` in ``folder`` and read from it afterwards.
 
-    The name holds a hash of paths, sizes, times, image size and way of resizing, so a changed file makes a new cache.
-    The file appears whole or not at all; processes that ask at the same time wait for the one that builds. It takes
-    N * S * S * 3 bytes (49 GB for COCO's 82,081 training images at 448). ``read_raw`` still reads the image files.
+    The name holds a hash of paths, sizes, times, image size and resize mode, so a changed file makes a new cache. The
+    file is written atomically, and concurrent processes wait for the one that builds it. It takes N * S * S * 3 bytes
+    (49 GB for COCO's 82,081 training images at 448). ``read_raw`` still reads the image files.
 
     Raises:
         ValueError: A file is missing, truncated or damaged, by its name.
-        OSError: The disk is full, said before anything is decoded.
+        OSError: The disk is full; raised before anything is decoded.
     """
     sizes, times = file_table(files.paths)
     way = f"{_RESIZE_RULES[files.resize, files.interpolation]}\0{files.image_size}\0"
@@ -439,10 +439,10 @@ def cache_images(files: FileImages, folder: str | Path, *, progress: bool = True
 
 
 def shared_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the very memory of an array, for reading only.
+    """Return a read-only tensor that shares the memory of an array.
 
     Labels may be a read-only memory map of many gigabytes: nothing is copied, and nothing may be written.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors and says so
+        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors and warns
         return torch.from_numpy(array)

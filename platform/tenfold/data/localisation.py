@@ -1,6 +1,6 @@
-"""Images with one class each and the truth about where it is: what every reader gives, whatever the data set.
+"""Single-label image data with boxes or masks of the objects: the type that every loader returns.
 
-Coordinates are pixels of the square image of side S that ``read`` gives; a box is x0, y0, x1, y1 with the ends
+Coordinates are pixels of the square image of side S that ``read`` returns; a box is x0, y0, x1, y1 with the ends
 included, as in ``metrics.localisation``.
 """
 
@@ -17,24 +17,24 @@ from tenfold.types import ImageSource
 IGNORED = 255
 """Value of mask pixels that count neither as object nor as background."""
 NUM_CUB_POINTS = 15
-"""Kinds of points that CUB's annotators marked, numbered from 1."""
+"""Number of keypoints that CUB annotates, numbered from 1."""
 
 
 class MaskSource(Protocol):
-    """Masks by row; a large set reads them from files when they are asked for."""
+    """Masks by row; a large data set reads them lazily from files."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, S, S)``: 1 object, 0 background, 255 ignored."""
+        """Return uint8 ``(B, S, S)``: 1 object, 0 background, 255 ignored."""
         ...
 
 
 class ArrayMasks:
-    """Masks that lie in an array or a memory map, uint8 ``(N, S, S)``.
+    """Masks in an array or a memory map, uint8 ``(N, S, S)``.
 
     Raises:
-        ValueError: Another type or shape.
+        ValueError: Another dtype or shape.
     """
 
     def __init__(self, array: np.ndarray) -> None:
@@ -46,7 +46,7 @@ class ArrayMasks:
         return len(self.array)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, S, S)``, a copy."""
+        """Return uint8 ``(B, S, S)``, a copy."""
         return np.asarray(self.array)[np.asarray(indices, dtype=np.int64)]
 
 
@@ -55,9 +55,9 @@ class LocalisationSplit:
     """One part (train, val or test) of a data set.
 
     Raises:
-        ValueError: Labels, boxes or masks that are not as many as the images, of another type or shape; a box that
+        ValueError: Labels, boxes or masks of another length than the images, or of another dtype or shape; a box that
             ends before it begins or begins left of or above the image; a mask with a value other than 0, 1 and 255
-            (those of a source are checked by the source when it reads them).
+            (a lazy source checks its masks when it reads them).
     """
 
     images: ImageSource
@@ -65,10 +65,10 @@ class LocalisationSplit:
     labels: np.ndarray
     """Class of each image, int64 ``(N,)``."""
     boxes: tuple[np.ndarray, ...] | None = None
-    """Boxes of the objects of every image, int64 ``(n, 4)`` each with n at least 1; None where nobody drew any."""
+    """Boxes of the objects of every image, int64 ``(n, 4)`` each with n at least 1; None where there are none."""
     masks: np.ndarray | MaskSource | None = None
-    """Which pixels show the object: uint8 ``(N, S, S)`` in {0, 1, 255 = ignored}, or a source that reads such rows
-    lazily (``read_masks`` serves both); None where nobody drew any."""
+    """Masks of the objects: uint8 ``(N, S, S)`` in {0, 1, 255 = ignored}, or a source that reads such rows lazily
+    (``read_masks`` handles both); None where there are none."""
 
     def __post_init__(self) -> None:
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
@@ -88,39 +88,39 @@ class LocalisationSplit:
         return len(self.labels)
 
     def read_masks(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, S, S)`` in {0, 1, 255} for the rows asked for, in their order.
+        """Return uint8 ``(B, S, S)`` in {0, 1, 255} for the given rows, in their order.
 
         Raises:
             ValueError: There are no masks, or a mask's file cannot be read.
         """
         if self.masks is None:
-            raise ValueError("this part has no masks; it may have boxes")
+            raise ValueError("this part has no masks, only boxes")
         source = ArrayMasks(self.masks) if isinstance(self.masks, np.ndarray) else self.masks
         return source.read(indices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CueTruth:
-    """What tells two kinds of birds apart, and where it is in every test image: the annotations of CUB-200-2011.
+    """Attributes that distinguish two bird species, and their locations in every test image, from CUB-200-2011.
 
-    Shapes: C classes, A attributes, N images of the test part, V visible points of an image.
+    Shapes: C classes, A attributes, N images of the test part, V visible keypoints of an image.
 
     Raises:
-        ValueError: Shapes that don't fit together, percentages outside 0..100, points that are not CUB's.
+        ValueError: Inconsistent shapes, percentages outside 0..100, or keypoints that are not CUB's.
     """
 
     class_attribute_percent: np.ndarray
-    """How often annotators saw every attribute in a class, float64 ``(C, A)`` in percent."""
+    """Share of annotations that see each attribute in a class, float64 ``(C, A)`` in percent."""
     attribute_names: tuple[str, ...]
     """A names such as "has_bill_shape::dagger"."""
     part_ids: tuple[np.ndarray, ...]
-    """Numbers of the visible points of every test image, int64 ``(V,)``, ascending in 1..15; V may be 0."""
+    """Ids of the visible keypoints of every test image, int64 ``(V,)``, ascending in 1..15; V may be 0."""
     part_xy: tuple[np.ndarray, ...]
-    """Where they are in the image before any resizing, float64 ``(V, 2)`` in pixels, x first."""
+    """Their positions in the unresized image, float64 ``(V, 2)`` in pixels, x first."""
     image_wh: np.ndarray
-    """Width and height of every test image before any resizing, int64 ``(N, 2)``."""
+    """Width and height of every unresized test image, int64 ``(N, 2)``."""
     foregrounds: MaskSource
-    """Which pixels of the resized test images show the bird, 0 or 1, ``(B, S, S)``."""
+    """Foreground masks of the resized test images, 0 or 1, ``(B, S, S)``."""
 
     def __post_init__(self) -> None:
         percent, names = self.class_attribute_percent, self.attribute_names
@@ -131,7 +131,7 @@ class CueTruth:
         lengths = [len(each) for each in (self.part_ids, self.part_xy, self.image_wh, self.foregrounds)]
         if len(set(lengths)) > 1 or self.image_wh.shape != (lengths[2], 2):
             raise ValueError(
-                f"part_ids, part_xy, image_wh (N, 2) and foregrounds must be as many, got {lengths} "
+                f"part_ids, part_xy, image_wh (N, 2) and foregrounds must have one length, got {lengths} "
                 f"and image_wh {self.image_wh.shape}"
             )
         if len(self.image_wh) and self.image_wh.min() < 1:
@@ -145,32 +145,31 @@ class CueTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisationData:
-    """A data set ready for learning from classes alone and for measuring how well their objects are found.
+    """A data set ready for weakly supervised localisation: class labels for training, boxes or masks for evaluation.
 
     Raises:
-        ValueError: No classes, a name that is empty or comes twice, an empty part, a label out of range, a class
-            without a training image, val or test without boxes and masks, a box that does not touch its image,
-            masks of another size, superclasses that are no division of the classes, or cues that are not of the test
-            part.
+        ValueError: No classes, a name that is empty or repeated, an empty part, a label out of range, a class without
+            a training image, val or test without boxes and masks, a box outside its image, masks of another size,
+            superclasses that do not partition the classes, or cues that are not those of the test part.
     """
 
     name: str
     classes: tuple[str, ...]
     """C names in label order."""
     train: LocalisationSplit
-    """Its images may be larger than ``image_size`` (to cut pieces out of), and it needs no boxes or masks."""
+    """Training part; its images may be larger than ``image_size`` for random crops, and it needs no boxes or masks."""
     val: LocalisationSplit
     test: LocalisationSplit
     image_size: int
-    """Side S of the images and masks of val and test; what their boxes count in."""
+    """Side S in pixels of the images and masks of val and test, and the unit of their boxes."""
     fingerprint: str
-    """Hex digest of what determines the stored images, their labels and their truth; resizing has no part in it."""
+    """Hex digest of the stored images, their labels and annotations; resizing does not enter."""
     mirrorable: bool = False
-    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""
+    """Whether horizontal flips preserve the class (photographs; not handwriting)."""
     superclasses: Mapping[int, tuple[int, ...]] | None = None
-    """For every class, the classes of its superclass, itself included; None where nobody grouped them."""
+    """For every class, the classes of its superclass, itself included; None without superclasses."""
     cues: CueTruth | None = None
-    """What tells classes apart and where, for the test part; None where nobody marked it."""
+    """Discriminative cues of the test part; None where they are not annotated."""
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -189,7 +188,7 @@ class LocalisationData:
         self._check_cues()
 
     def splits(self) -> Mapping[Split, LocalisationSplit]:
-        """The three parts by name."""
+        """Return the three parts by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def _check_truth(self, part: str, split: LocalisationSplit) -> None:
@@ -222,51 +221,51 @@ class LocalisationData:
 
 
 def check_mask_values(masks: np.ndarray, what: str) -> np.ndarray:
-    """``masks``, or a ValueError that says ``what`` they are, where one holds another value than 0, 1 and 255."""
-    # Blocks, so that a memory map is never in memory as a whole.
+    """Return ``masks``, or raise a ValueError that names ``what`` if one holds a value other than 0, 1 and 255."""
+    # In blocks, so that a memory map is never loaded as a whole.
     for start in range(0, len(masks), 256):
         block = np.asarray(masks[start : start + 256])
         strange = block[(block > 1) & (block != IGNORED)]
         if strange.size:
-            raise ValueError(f"{what} must hold 0, 1 and {IGNORED} (ignored) alone, got {int(strange[0])}")
+            raise ValueError(f"{what} must hold only 0, 1 and {IGNORED} (ignored), got {int(strange[0])}")
     return masks
 
 
 def check_superclasses(superclasses: Mapping[int, Sequence[int]], num_classes: int, where: str) -> None:
-    """ValueError that says ``where``, unless the superclasses put every class into one group, its own."""
+    """Raise a ValueError that names ``where`` unless the superclasses partition the classes."""
     for label in range(num_classes):
         group = superclasses.get(label)
         if group is None or label not in group:
-            raise ValueError(f"{where}: superclasses must give class {label} a group that it is in, got {group}")
+            raise ValueError(f"{where}: superclasses must map class {label} to a group that holds it, got {group}")
     members = sorted(label for group in {tuple(group) for group in superclasses.values()} for label in group)
     if members != list(range(num_classes)):
         twice = next((one for one, other in pairwise(members) if one == other), None)
-        fault = f"got {members[-1]}" if twice is None else f"but class {twice} is in two or comes twice"
-        raise ValueError(f"{where}: superclasses must divide the classes 0..{num_classes - 1} into groups, {fault}")
+        fault = f"got {members[-1]}" if twice is None else f"but class {twice} is in two groups or is repeated"
+        raise ValueError(f"{where}: superclasses must partition the classes 0..{num_classes - 1}, {fault}")
 
 
 def scale_boxes(boxes: np.ndarray, from_wh: "np.ndarray | Sequence[int]", size: int) -> np.ndarray:
-    """Boxes in images that were stretched to a square, cut off to whole pixels: int64 ``(n, 4)``.
+    """Scale boxes with images that are stretched to a square, truncated to whole pixels: int64 ``(n, 4)``.
 
     Args:
         boxes: ``(n, 4)``.
-        from_wh: Width and height before, ``(2,)`` for all or ``(n, 2)``.
+        from_wh: Width and height before the stretch, ``(2,)`` for all or ``(n, 2)``.
         size: Side of the square.
     """
     return (boxes.astype(np.float64) * size / np.tile(np.asarray(from_wh, dtype=np.float64), 2)).astype(np.int64)
 
 
 def nearest_pixels(length: int, size: int) -> np.ndarray:
-    """For each of ``size`` pixels the one of ``length`` that it shows: i * length / size cut off, int64 ``(size,)``.
+    """Return the source pixel of each resized pixel, floor(i * length / size), int64 ``(size,)``.
 
-    The rule of OpenCV's nearest neighbour (Pillow's takes the centre of the pixel), which the published masks of the
-    protocol are resized by.
+    This is OpenCV's nearest neighbour (Pillow's takes the centre of the pixel), by which the published masks of the
+    protocol are resized.
     """
     return np.arange(size, dtype=np.int64) * length // size
 
 
 class ResizedMasks:
-    """Another source of masks at another size, by nearest neighbour, resized at each reading."""
+    """Another source of masks at another size, resized by nearest neighbour on every read."""
 
     def __init__(self, source: MaskSource, size: int) -> None:
         if size < 1:
@@ -278,7 +277,7 @@ class ResizedMasks:
         return len(self.source)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, size, size)``."""
+        """Return uint8 ``(B, size, size)``."""
         masks = self.source.read(indices)
         rows, columns = (nearest_pixels(length, self.size) for length in masks.shape[1:])
         return masks[:, rows[:, None], columns]

@@ -1,6 +1,6 @@
-"""Multi-label images: what every reader gives, whatever the data set.
+"""Multi-label image data: the type that every loader returns.
 
-Label coding of the platform: ``full`` holds the truth in {0, 1}; ``observed`` holds what a learner may see in
+Label coding of the platform: ``full`` holds the true labels in {0, 1}; ``observed`` the labels shown to the learner in
 {-1, 0, +1} = observed negative, unobserved, observed positive.
 """
 
@@ -17,9 +17,9 @@ class MultiLabelSplit:
 
     images: ImageSource
     full: np.ndarray
-    """True labels, int8 ``(N, K)`` in {0, 1}; for data born partial (OpenImages): -1 where nobody looked."""
+    """True labels, int8 ``(N, K)`` in {0, 1}; -1 where a partially annotated data set (OpenImages) has none."""
     observed: np.ndarray
-    """Labels a learner may see, int8 ``(N, K)`` in {-1, 0, +1}."""
+    """Labels shown to the learner, int8 ``(N, K)`` in {-1, 0, +1}."""
 
     def __post_init__(self) -> None:
         expected = (len(self.images), *self.full.shape[1:])
@@ -41,6 +41,6 @@ class MultiLabelData:
     test: MultiLabelSplit
     image_size: int
     fingerprint: str
-    """Hex digest of everything that determines the bytes: enters stage keys and the registry's comparison."""
+    """Hex digest of everything that determines the bytes; enters stage keys and the registry's comparison."""
     mirrorable: bool = False
-    """Whether an image mirrored left to right is as good an image (photographs; not handwriting)."""
+    """Whether horizontal flips preserve the labels (photographs; not handwriting)."""

@@ -1,4 +1,4 @@
-"""Which labels a learner may see: single-positive and partial-label draws, and the split of the training part.
+"""Partial labels: single-positive and partial-label draws, and the split of the training part.
 
 The draws are those of Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021), number for number:
 numpy's legacy ``RandomState``, one row after the other, so that results compare with published ones of the same seed.
@@ -11,13 +11,13 @@ import numpy as np
 
 
 def observe_labels(full: np.ndarray, num_pos: int = 1, num_neg: int = 0, seed: int = 1200) -> np.ndarray:
-    """Show the learner a few labels of every image and hide the rest; exactly the published draw.
+    """Draw the observed labels of every image and hide the rest; exactly the published draw.
 
     Args:
         full: True labels ``(N, K)``, any real or boolean dtype, values in {0, 1}.
-        num_pos: Positives shown for an image; all of them if it has fewer, or if ``num_pos`` is -1.
-        num_neg: Negatives shown for an image, likewise.
-        seed: Of a fresh ``numpy.random.RandomState``.
+        num_pos: Positives observed in each image; all of them if it has fewer, or if ``num_pos`` is -1.
+        num_neg: Negatives observed in each image, likewise.
+        seed: Seed of a fresh ``numpy.random.RandomState``.
 
     Returns:
         int8 ``(N, K)``: +1 observed positive, 0 unobserved, -1 observed negative.
@@ -35,7 +35,7 @@ def observe_labels(full: np.ndarray, num_pos: int = 1, num_neg: int = 0, seed: i
         rng.shuffle(candidates)
         shown[candidates if num_pos == -1 else candidates[:num_pos]] = 1
         candidates = np.flatnonzero(~labels)
-        rng.shuffle(candidates)  # also when none is shown: the published draw consumes these numbers
+        rng.shuffle(candidates)  # also when none is shown: the published draw consumes these random numbers
         shown[candidates if num_neg == -1 else candidates[:num_neg]] = -1
     return observed
 
@@ -46,7 +46,7 @@ def train_val_split(n: int, val_frac: float = 0.2, seed: int = 1200) -> tuple[np
     Args:
         n: Number of images.
         val_frac: Share that goes to validation, in (0, 1); the count is rounded half to even.
-        seed: Of a fresh ``numpy.random.RandomState``.
+        seed: Seed of a fresh ``numpy.random.RandomState``.
 
     Returns:
         Sorted int64 indices of training and validation. The share may round to an empty part when ``n`` is tiny.
@@ -55,7 +55,7 @@ def train_val_split(n: int, val_frac: float = 0.2, seed: int = 1200) -> tuple[np
         ValueError: If ``n`` is below 2 or ``val_frac`` outside (0, 1).
     """
     if n < 2:
-        raise ValueError(f"a split needs at least 2 images, got n = {n}")
+        raise ValueError(f"n must be at least 2, got {n}")
     if not 0 < val_frac < 1:
         raise ValueError(f"val_frac must lie strictly between 0 and 1, got {val_frac}")
     num_train = n - round(val_frac * n)
@@ -73,7 +73,7 @@ def subsample(
         val: Indices of the validation images ``(N2,)``.
         train_fraction: Share of ``train`` to keep, in (0, 1].
         val_fraction: Share of ``val`` to keep, in (0, 1].
-        seed: Of one ``numpy.random.RandomState`` that serves training first, then validation.
+        seed: Seed of one ``numpy.random.RandomState``, used for training first, then validation.
 
     Returns:
         The kept indices, in the order in which they were given.
@@ -102,9 +102,9 @@ def _positives(full: np.ndarray) -> np.ndarray:
         raise ValueError(f"full labels must be (N, K), got shape {full.shape}")
     positive: np.ndarray = full == 1
     if not np.all(positive | (full == 0)):
-        raise ValueError("full labels must be 0 or 1; code what nobody looked at before drawing")
+        raise ValueError("full labels must be 0 or 1; recode unobserved entries before the draw")
     if full.size == 0 or positive.all() or not positive.any():
-        raise ValueError(f"full labels {full.shape} hold fewer than two distinct values: nothing could be learnt")
+        raise ValueError(f"full labels {full.shape} hold fewer than two distinct values: nothing can be learnt")
     return positive
 
 

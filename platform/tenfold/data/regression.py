@@ -1,4 +1,4 @@
-"""Inputs by name with real-valued targets: what every reader gives, whatever is regressed."""
+"""Regression data: named inputs with real-valued targets, the type that every loader returns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class RegressionSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: "np.ndarray | Sequence[int]") -> Batch:
-        """Every input by its name, and ``targets`` float32 ``(B, ...)``."""
+        """Return every input by its name, and ``targets`` float32 ``(B, ...)``."""
         ...
 
 
@@ -32,17 +32,17 @@ class ArraySource:
     """Examples in memory.
 
     Args:
-        inputs: By name, first axis N.
+        inputs: Arrays by name, first axis N.
         targets: float32 ``(N, ...)``, the channel axis first.
 
     Raises:
-        ValueError: Arrays of other lengths, no example, targets that are no float32 or not finite.
+        ValueError: Arrays of different lengths, no example, or targets that are not float32 or not finite.
     """
 
     def __init__(self, inputs: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
         lengths = {name: len(array) for name, array in {**inputs, TARGETS: targets}.items()}
         if len(set(lengths.values())) != 1 or not len(targets):
-            raise ValueError(f"inputs and targets must have one row for each example, at least one; got {lengths}")
+            raise ValueError(f"inputs and targets must have one row for each example, at least one, got {lengths}")
         check_finite(targets, TARGETS)
         self._arrays = {**inputs, TARGETS: targets}
 
@@ -54,28 +54,28 @@ class ArraySource:
 
 
 class PairFiles:
-    """Examples as pairs of ``.npy`` files, read when they are asked for.
+    """Examples as pairs of ``.npy`` files, read lazily.
 
     Args:
-        inputs: A file of each example, float32 ``(C, ...)``, all of one shape.
-        targets: The file of its target.
+        inputs: Input file of each example, float32 ``(C, ...)``, all of one shape.
+        targets: Target file of each example.
 
     Raises:
-        ValueError: No pair, or as many inputs as targets there are not; in ``read`` a file that is none or holds
-            another shape, dtype or values that are not finite, with its path.
+        ValueError: No pair, or different numbers of inputs and targets; in ``read``, a file that is not ``.npy``, or
+            with another shape, another dtype or values that are not finite, with its path.
     """
 
     def __init__(self, inputs: Sequence[Path], targets: Sequence[Path]) -> None:
         if not inputs or len(inputs) != len(targets):
             raise ValueError(
-                f"there must be as many inputs as targets, at least one; got {len(inputs)} and {len(targets)}"
+                f"there must be as many inputs as targets, at least one, got {len(inputs)} and {len(targets)}"
             )
         self._paths = {"input": list(inputs), TARGETS: list(targets)}
         self._shapes = {name: load_array(paths[0]).shape for name, paths in self._paths.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of ``input`` and ``targets``, the example axis left out."""
+        """Shapes of ``input`` and ``targets`` without the example axis."""
         return self._shapes
 
     def __len__(self) -> int:
@@ -100,23 +100,23 @@ class RegressionData:
     """The architecture that the published experiments use for such data."""
     inputs: tuple[TensorSchema, ...]
     targets: tuple[str, ...]
-    """What the channels (first axis after the example's) of the targets are called, with units in brackets."""
+    """Names of the channels (first axis after the example's) of the targets, with units in brackets."""
     train: RegressionSource
     val: RegressionSource
     test: RegressionSource
     fingerprint: str
-    """Hex digest of what determines the examples."""
+    """Hex digest of everything that determines the examples."""
     max_value: float | None = None
-    """Largest value that a pixel can have; None where the targets are no images."""
+    """Largest possible pixel value; None where the targets are not images."""
     upscale: int = 1
-    """How much larger, in each direction of space, the targets are than the input."""
+    """Factor by which the targets are larger than the input along each spatial axis."""
 
     def __post_init__(self) -> None:
         if not self.targets or not self.inputs:
             raise ValueError(f"{self.name} needs at least one input and one target")
 
     def part(self, name: Part) -> RegressionSource:
-        """One of the three parts."""
+        """Return one of the three parts."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
@@ -151,10 +151,10 @@ class GeneratedConfig:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """A ``.npy`` file as float32.
+    """Load a ``.npy`` file as float32.
 
     Raises:
-        ValueError: It is missing, no array of numbers, or holds values that are not finite, with its path.
+        ValueError: It is missing, not an array of numbers, or holds values that are not finite, with its path.
     """
     try:
         array = np.load(path, allow_pickle=False)
@@ -168,10 +168,10 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def check_finite(values: np.ndarray, name: str) -> None:
-    """Refuse values that nothing can be learnt from.
+    """Refuse values that are not finite float32.
 
     Raises:
-        ValueError: Not float32, or NaN or infinite somewhere; says where first and how many.
+        ValueError: Another dtype, or NaN or infinite values; says how many and where the first is.
     """
     if values.dtype != np.float32:
         raise ValueError(f"{name} must be float32, got {values.dtype}")
@@ -179,19 +179,19 @@ def check_finite(values: np.ndarray, name: str) -> None:
     if wrong.any():
         first = tuple(int(index) for index in np.argwhere(wrong)[0])
         raise ValueError(
-            f"{name} must be finite, got {int(wrong.sum())} values that are not, the first at {first}: "
-            f"leave these examples out or fill them in"
+            f"{name} must be finite, got {int(wrong.sum())} values that are not, the first at {first}; "
+            f"drop these examples or impute them"
         )
 
 
 def digest_of(*parts: object) -> str:
-    """Hex digest of texts, numbers and arrays, in their order."""
+    """Return the hex digest of texts, numbers and arrays, in their order."""
     return bytes_sha256(
         (part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()) + b"/" for part in parts
     )
 
 
 def digest_of_files(paths: Sequence[Path], *parts: object) -> str:
-    """Hex digest of files by name, size and time of change, which is quick, and of further settings."""
+    """Return the hex digest of files by name, size and modification time, which is quick, and of further settings."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return digest_of(stats, *parts)

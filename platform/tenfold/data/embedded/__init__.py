@@ -1,1 +1,1 @@
-"""Data that a fresh machine has: drawn, simulated, or shipped inside a package."""
+"""Data sets that need no download: synthetic, simulated, or shipped inside a package."""

@@ -1,4 +1,4 @@
-"""A stand-in for brain scans in two contrasts: ellipses of tissue, drawn as T1 and T2 would show them."""
+"""Synthetic brain scans in two contrasts: ellipses of tissue with the intensities of T1 and T2."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ _TISSUES = {
     "fluid": (0.15, 0.95),
     "lesion": (0.45, 0.80),
 }
-"""Brightness in the input's contrast and in the target's."""
+"""Intensity in the input's contrast and in the target's."""
 _T1, _T2 = (np.array([pair[contrast] for pair in _TISSUES.values()], dtype=np.float32) for contrast in (0, 1))
 _NAMES = tuple(_TISSUES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomsConfig(GeneratedConfig):
-    """How many heads, how large, how noisy."""
+    """Number, size and noise of the heads."""
 
     name: str = "phantoms"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     size: int = 64
     """Side in pixels, a multiple of 16."""
     noise: float = 0.04
@@ -38,7 +38,7 @@ class PhantomsConfig(GeneratedConfig):
     num_test: int = 150
     """Heads for the test."""
     seed: int = 0
-    """Of anatomy and noise."""
+    """Seed of anatomy and noise."""
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 16 or self.noise < 0:
@@ -47,7 +47,7 @@ class PhantomsConfig(GeneratedConfig):
 
 
 def load_phantoms(config: PhantomsConfig) -> RegressionData:
-    """Pairs ``(1, S, S)`` of the two contrasts; every head is a subject of its own."""
+    """Load pairs ``(1, S, S)`` of the two contrasts; every head is a subject of its own."""
     sources = {part: ArraySource(*draw_pairs(config, part)) for part in PARTS}
     settings = (_VERSION, config.size, config.noise, config.seed, config.counts)
     return RegressionData(
@@ -64,11 +64,11 @@ def load_phantoms(config: PhantomsConfig) -> RegressionData:
 
 
 def draw_pairs(config: PhantomsConfig, part: Part) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Input and target of all heads of a part, float32 ``(N, 1, S, S)``.
+    """Draw input and target of all heads of a part, float32 ``(N, 1, S, S)``.
 
-    Each head has a skull, grey and white matter, ventricles and up to three lesions, all ellipses of random place and
-    form, and a receive field that brightens one side. White matter's brightness in the target varies from head to head,
-    which the input does not tell: what can't be known differs between tissues.
+    Each head has a skull, grey and white matter, ventricles and up to three lesions, all ellipses of random position
+    and shape, and a receive field that brightens one side. The target intensity of white matter varies from head to
+    head and cannot be predicted from the input, so aleatoric uncertainty differs between tissues.
     """
     random = np.random.default_rng([config.seed, PARTS.index(part)])
     num, size = config.counts[part], config.size

@@ -1,4 +1,4 @@
-"""Super-resolution: photographs, and the same ones four times smaller."""
+"""Super-resolution data: photographs and the same ones downscaled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,30 +19,30 @@ _EMBEDDED: dict[Part, tuple[str, ...]] = {
     "val": ("rocket.jpg",),
     "test": ("chelsea.png", "hubble_deep_field.jpg"),
 }
-"""Photographs that scikit-image ships; no part shares one, nor the two views of one scene."""
+"""Photographs that scikit-image ships; parts share neither a photograph nor a scene."""
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotographsConfig(GeneratedConfig):
-    """Which photographs, and how they are cut."""
+    """Settings of the photographs and their crops."""
 
     name: str = "photographs"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     root: str | None = None
     """Folder with ``{train,val,test}/`` of RGB images; None: the photographs that scikit-image ships."""
     crop: int = 32
-    """Side in pixels of the squares that are learnt from, a multiple of ``scale``."""
+    """Side of the crops in pixels, a multiple of ``scale``."""
     scale: int = 4
-    """How much smaller the input is than the target, bicubic with antialiasing."""
+    """Downscaling factor from target to input, bicubic with antialiasing."""
     num_train: int = 1500
-    """Squares cut for training, at seeded random places."""
+    """Crops for training, at seeded random positions."""
     num_val: int = 300
-    """Squares for validation."""
+    """Crops for validation."""
     num_test: int = 600
-    """Squares for the test."""
+    """Crops for the test."""
     seed: int = 0
-    """Of the places."""
+    """Seed of the positions."""
 
     def __post_init__(self) -> None:
         if self.scale < 2 or self.crop < self.scale or self.crop % self.scale:
@@ -53,12 +53,12 @@ class PhotographsConfig(GeneratedConfig):
 
 
 class Squares:
-    """Squares of photographs, cut and made smaller when they are read.
+    """Square crops of photographs, cropped and downscaled when they are read.
 
     Args:
         images: uint8 ``(H, W, 3)`` each, at least ``crop`` pixels in both directions.
-        places: Image, top and left of each square, int64 ``(N, 3)``.
-        crop, scale: As in ``PhotographsConfig``.
+        places: Image, top and left of each crop, int64 ``(N, 3)``.
+        crop, scale: See ``PhotographsConfig``.
     """
 
     def __init__(self, images: list[np.ndarray], places: np.ndarray, crop: int, scale: int) -> None:
@@ -68,7 +68,7 @@ class Squares:
         return len(self._places)
 
     def read(self, rows: "np.ndarray | Sequence[int]") -> Batch:
-        """``input (B, 3, S / scale, S / scale)`` and ``targets (B, 3, S, S)``, both in [0, 1]."""
+        """Return ``input (B, 3, S / scale, S / scale)`` and ``targets (B, 3, S, S)``, both in [0, 1]."""
         squares = torch.stack([self._square(*place) for place in self._places[rows]]).permute(0, 3, 1, 2).float() / 255
         return {"input": shrink(squares, self._scale), TARGETS: squares.contiguous()}
 
@@ -77,10 +77,10 @@ class Squares:
 
 
 def load_photographs(config: PhotographsConfig) -> RegressionData:
-    """Squares of the photographs of each part, from each photograph about as many as from any other.
+    """Load crops of the photographs of each part, about equally many of each photograph.
 
     Raises:
-        ValueError: A folder is missing or holds no image, an image can't be read or is smaller than ``crop``; with
+        ValueError: A folder is missing or holds no image, an image cannot be read or is smaller than ``crop``; with
             the path.
     """
     paths = {part: _paths(config, part) for part in PARTS}
@@ -110,7 +110,7 @@ def load_photographs(config: PhotographsConfig) -> RegressionData:
 
 
 def shrink(images: Tensor, scale: int) -> Tensor:
-    """Bicubic with antialiasing, cut to [0, 1]: ``(B, 3, H, W)`` to ``(B, 3, H / scale, W / scale)``."""
+    """Downscale ``(B, 3, H, W)`` to ``(B, 3, H / scale, W / scale)``, bicubic with antialiasing, clamped to [0, 1]."""
     size = (images.shape[2] // scale, images.shape[3] // scale)
     return functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
@@ -123,7 +123,7 @@ def _paths(config: PhotographsConfig, part: Part) -> list[Path]:
         return [folder / name for name in _EMBEDDED[part]]
     folder = Path(config.root) / part
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: data.root needs train/, val/ and test/ with images")
+        raise ValueError(f"{folder} is missing: data.root must hold train/, val/ and test/ with images")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
     if not found:
         raise ValueError(f"{folder} holds no image ({', '.join(_ENDINGS)})")
@@ -134,7 +134,7 @@ def _read(path: Path, crop: int) -> np.ndarray:
     try:
         image = decode_image(path.read_bytes(), max_pixels=Image.MAX_IMAGE_PIXELS or 89_478_485)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as an image: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if min(image.shape[:2]) < crop:
         raise ValueError(f"{path} must be at least {crop} pixels high and wide, got {image.shape[1]}x{image.shape[0]}")
     return image

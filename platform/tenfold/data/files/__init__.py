@@ -1,1 +1,1 @@
-"""Data sets that are read from files of the user's own."""
+"""Data sets read from files on disk."""

@@ -1,11 +1,11 @@
-"""Checks that the data sets read from files share."""
+"""Checks shared by the data sets read from files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
 def check_settings(name: str, names: Sequence[str], root: str, num_workers: int) -> None:
-    """Refuse the settings that no data set read from files can have.
+    """Refuse settings that are invalid for every data set read from files.
 
     Raises:
         ValueError: ``name`` is not among ``names``, ``root`` is empty, or ``num_workers`` is below 1.
@@ -26,7 +26,7 @@ def require_root(root: str, name: str) -> Path:
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: root must be where the data set {name} lies")
+        raise ValueError(f"root must be the folder of the data set {name}, got {folder}, which is not a folder")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Real data sets with one class for each image, from disk: reader, parts, images and fingerprint in one call."""
+"""Single-label data sets from disk: lists, split, images and fingerprint in one call."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -45,33 +45,33 @@ NAMES = tuple(sorted((*_READERS, *_NEED_SETTINGS)))
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationFilesConfig:
-    """Which data set, where, and how it is divided."""
+    """Name, location and split of the data set."""
 
     name: str
     """One of ``NAMES``; ``folders`` is any data set in ``{train,val,test}/<class>/`` or ``<class>/``."""
     root: str
-    """Folder of the data set; what it holds is said with each reader."""
+    """Folder of the data set; its layout is documented with each reader."""
     split_file: str | None = None
-    """Who is in train, val and test, by a path that starts at ``root`` or is absolute: a CSV with the header
-    ``split,filename``, JSON of ``[path, label, name]`` by part, or a folder of ``train.txt`` ... with lines
-    ``path,label`` (one such file is the training part). None: the official parts. A part that the file does not
-    have is absent, but for the official test part."""
+    """Split file, absolute or relative to ``root``: a CSV with the header ``split,filename``, JSON of
+    ``[path, label, name]`` by part, or a folder of ``train.txt`` ... with lines ``path,label`` (one such file is the
+    training part). None: the official parts. A part that the file does not have is absent, except for the official
+    test part."""
     few_shot_folder: str | None = None
-    """Prepared shots ``<class>/<file>`` that become the training part, by a path that starts at ``root`` or is
-    absolute (such as ``real_train_fewshot/seed0``); None: the training part is what the lists say."""
+    """Folder of prepared shots ``<class>/<file>``, absolute or relative to ``root`` (such as
+    ``real_train_fewshot/seed0``), used as the training part; None: the training part of the lists."""
     level: str = "variant"
     """FGVC aircraft: 100 classes by ``variant``, or 70 by ``family``."""
     classes_file: str = "classes.txt"
-    """imagenet_100: the classes in label order, a WordNet id and optionally a name a line; starts at ``root``."""
+    """imagenet_100: file of the classes in label order, a WordNet id and optionally a name a line, under ``root``."""
     domain_word: str | None = None
-    """What the images show, for prompts, with a space at its end; None: what is usual for the data set."""
+    """Domain of the images, for prompts, with a trailing space; None: the default of the data set."""
     concept: str | None = None
-    """What the classes have in common; None: what is usual for the data set, an empty text: nothing."""
+    """High-level concept of the classes; None: the default of the data set, an empty string: none."""
     mirrorable: bool = True
-    """Whether an image mirrored left to right is as good an image."""
+    """Whether horizontal flips preserve the class."""
     cache: str | None = None
-    """Folder for decoded validation and test images (N * image_size^2 * 3 bytes); None decodes at each reading.
-    Training images are always decoded at each reading: few of many are used."""
+    """Cache folder of decoded validation and test images (N * image_size^2 * 3 bytes); None decodes on every read.
+    Training images are always decoded on every read, since few of many are used."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -81,7 +81,9 @@ class ClassificationFilesConfig:
         if self.level not in ("variant", "family"):
             raise ValueError(f"level must be variant or family, got {self.level!r}")
         if self.level != "variant" and self.name != "fgvc_aircraft":
-            raise ValueError(f"level is a setting of fgvc_aircraft, {self.name} has none: leave it at variant")
+            raise ValueError(
+                f"level must be variant for {self.name}, got {self.level!r}; only fgvc_aircraft has levels"
+            )
         if self.domain_word and not self.domain_word.endswith(" "):
             raise ValueError(f"domain_word must end with a space, got {self.domain_word!r}")
         if self.split_file is not None and Path(self.split_file).suffix not in ("", ".csv", ".json", ".txt"):
@@ -91,10 +93,10 @@ class ClassificationFilesConfig:
 def load_classification_files(
     config: ClassificationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """Read the lists of the parts asked for and check that every image exists; no image is decoded without a cache.
+    """Load the requested parts and check that every image exists; images are decoded lazily unless cached.
 
-    The test part is always read; a part that the data set does not have is None. The fingerprint covers the parts
-    that were read.
+    The test part is always loaded; a part that the data set does not have is None. The fingerprint covers the loaded
+    parts.
 
     Raises:
         ValueError: Anything missing or malformed, with its path and what was expected; an image in two parts.
@@ -141,7 +143,7 @@ def _read_lists(config: ClassificationFilesConfig, root: Path, wanted: tuple[Spl
         if path.suffix in (".csv", ".json"):
             lists = read(root, SPLITS)
             if any(isinstance(part.images, np.ndarray) for part in lists.parts.values()):
-                raise ValueError(f"{config.name} keeps its images in one file: a split_file cannot name them")
+                raise ValueError(f"{config.name} stores its images in one file, so split_file must be null")
             divided = read_split_file(path, lists)
         else:
             lists = read(root, ("test",))
@@ -166,7 +168,7 @@ def _reader(config: ClassificationFilesConfig) -> _Reader:
 
 
 def _sizes(listed: ImageList) -> np.ndarray:
-    """Bytes of each image's file, int64 ``(N,)``."""
+    """Return the file size of each image in bytes, int64 ``(N,)``."""
     if isinstance(listed.images, np.ndarray):
         return np.full(len(listed), listed.images[0].nbytes, dtype=np.int64)
     return file_table(listed.images)[0]
@@ -192,7 +194,7 @@ def _split(
 
 
 def _fingerprint(name: str, root: Path, lists: ImageLists, sizes: dict[Split, np.ndarray]) -> str:
-    """SHA-256 of classes, names and sizes of the image files, and labels; not of where things lie."""
+    """Return the SHA-256 of classes, image file names and sizes, and labels, independent of the location."""
     prefix = f"{root}/"
 
     def chunks() -> Iterator[bytes]:

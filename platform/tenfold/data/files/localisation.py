@@ -1,6 +1,6 @@
-"""CUB, ImageNet and OpenImages with the boxes and masks of the weakly supervised localisation protocol, from disk.
+"""Weakly supervised localisation data from disk: CUB, ImageNet and OpenImages with boxes or masks.
 
-Train has classes alone; val (a small set with boxes or masks, for choosing settings) and test have the truth. Choe et
+Train has class labels only; val (a small set with boxes or masks, for model selection) and test are annotated. Choe et
 al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020; CUB's cues: Kim et al., "Keep CALM
 and Improve Visual Feature Attribution", ICCV 2021.
 """
@@ -35,14 +35,14 @@ from tenfold.types import ImageSource, Preprocessing
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where one data set keeps its things, by paths that start at the root."""
+    """Layout of a data set, as paths relative to the root."""
 
     lists: str
-    """Folder inside the metadata."""
+    """Folder of the lists in the metadata."""
     images: Mapping[Split, tuple[str, ...]]
-    """Where the paths of a part start: the first of these folders that exists."""
+    """Image folder of each part: the first of these that exists."""
     masks: bool = False
-    """Whether objects are marked by masks; else by boxes."""
+    """Whether objects are annotated by masks instead of boxes."""
 
 
 _LAYOUTS = {
@@ -60,7 +60,7 @@ NAMES = tuple(_LAYOUTS)
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisationFilesConfig:
-    """Which data set, and where."""
+    """Name and location of the data set."""
 
     name: str
     """One of ``NAMES``."""
@@ -68,15 +68,15 @@ class LocalisationFilesConfig:
     """Folder that holds ``CUB/images`` and ``CUBV2``, or ``ILSVRC`` and ``ImageNetV2`` (or ``ILSVRC/val2``), or
     ``OpenImages`` (images and masks)."""
     metadata: str | None = None
-    """Folder of the lists, ``<data set>/<part>/*.txt`` for CUB, ILSVRC or OpenImages, by a path that starts at ``root``
-    or is absolute; None: ``metadata`` in ``root``."""
+    """Folder of the lists, ``<data set>/<part>/*.txt`` for CUB, ILSVRC or OpenImages, absolute or relative to ``root``;
+    None: ``metadata`` in ``root``."""
     superclasses: str | None = None
-    """Which classes are kinds of one thing, by a path that starts at ``root`` or is absolute: JSON of a name to a list
-    of classes, or text of lines 'class,superclass'. None: all of CUB is one, the others have none."""
+    """Superclass file, absolute or relative to ``root``: JSON of a name to a list of classes, or text of lines
+    'class,superclass'. None: all classes of CUB form one superclass, the others have none."""
     mirrorable: bool = True
-    """Whether an image mirrored left to right is as good an image."""
+    """Whether horizontal flips preserve the class."""
     cache: str | None = None
-    """Folder for decoded validation and test images (N * image_size^2 * 3 bytes); None decodes at each reading."""
+    """Cache folder of decoded validation and test images (N * image_size^2 * 3 bytes); None decodes on every read."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -87,7 +87,7 @@ class LocalisationFilesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The lists of one part, in the numbers of the stored images."""
+    """Lists of one part, in pixels of the stored images."""
 
     names: list[str]
     paths: list[str]
@@ -98,7 +98,7 @@ class _Part:
     folder: Path
 
     def mask_paths(self) -> list[str]:
-        """All files of masks."""
+        """Return the paths of all mask files."""
         names = [name for files in self.masks or () for name in (*files.objects, files.ignored) if name]
         return [str(self.folder / name) for name in names]
 
@@ -106,25 +106,25 @@ class _Part:
 def load_localisation_files(
     config: LocalisationFilesConfig, preprocessing: Preprocessing, train_size: int | None = None
 ) -> LocalisationData:
-    """Read all lists, check them against each other and that every file exists; nothing is decoded without a cache.
+    """Load all parts, check their lists and that every file exists; images are decoded lazily unless cached.
 
-    Images are stretched to squares; boxes follow, cut off to whole pixels, and masks by nearest neighbour. CUB's cues
-    are read where ``CUB/segmentations`` is there, which serves nothing else.
+    Images are stretched to squares; boxes are scaled with them, truncated to whole pixels, and masks are resized by
+    nearest neighbour. CUB's cues are read if ``CUB/segmentations`` exists, which is used for nothing else.
 
     Args:
-        config: Which data set, and where.
-        preprocessing: Of the network; its size is that of val and test.
-        train_size: Side of the training images, to cut pieces out of; None: as the others.
+        config: Settings of the data set.
+        preprocessing: The network's; its size is that of val and test.
+        train_size: Side of the training images before random crops; None: the network's size.
 
     Raises:
-        ValueError: Anything missing or malformed, with its path and line; a network whose images are cropped, so
-            that boxes would not fit; ``train_size`` below 1.
+        ValueError: Anything missing or malformed, with its path and line; a network that crops its images, which boxes
+            would not fit; ``train_size`` below 1.
         OSError: No room for the cache.
     """
     if preprocessing.resize != "stretch":
         raise ValueError(
-            f"{config.name} is read with images stretched to squares, which boxes and masks follow; preprocessing "
-            f"must have resize='stretch', got {preprocessing.resize!r}"
+            f"preprocessing must have resize='stretch' for {config.name}, whose boxes and masks are stretched with the "
+            f"images, got {preprocessing.resize!r}"
         )
     size = preprocessing.image_size
     train_size = size if train_size is None else train_size
@@ -158,7 +158,7 @@ def load_localisation_files(
 def load_localisation_classes(
     config: LocalisationFilesConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """The same images with their classes alone, resized as the network wants; boxes and masks need not be there.
+    """Load the same images as single-label data, resized for the network; boxes and masks are not needed.
 
     Raises:
         ValueError: As in ``load_localisation_files``; no part, or an unknown one.
@@ -189,14 +189,14 @@ def load_localisation_classes(
 def _read(
     config: LocalisationFilesConfig, root: Path, wanted: Sequence[Split], *, truth: bool
 ) -> tuple[tuple[str, ...], dict[Split, _Part]]:
-    """Names of the classes, and the lists of the parts."""
+    """Return the class names and the lists of the parts."""
     layout = _LAYOUTS[config.name]
     lists = root / (config.metadata or "metadata") / layout.lists
     if not lists.is_dir():
         raise ValueError(f"{lists} is not a folder: expected the lists of {config.name}, {', '.join(SPLITS)}/*.txt")
     classes = _class_names(config.name, root)
     if classes is None:
-        # No list of names: the training part has every class.
+        # Without a list of names: the training part has every class.
         training = lists / "train"
         labels = read_labels(training, ImageIndex(training), None)
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
@@ -254,7 +254,7 @@ def _split(
 def _images(
     config: LocalisationFilesConfig, preprocessing: Preprocessing, part: _Part, size: int, *, keep: bool
 ) -> ImageSource:
-    """Images of a part; ``keep``: decoded ones in the cache, where there is one."""
+    """Return the images of a part; ``keep`` caches decoded ones if there is a cache."""
     files = FileImages(
         part.paths,
         size,
@@ -272,7 +272,7 @@ def _fingerprint(
     superclasses: Mapping[int, tuple[int, ...]] | None,
     cues: CueTruth | None,
 ) -> str:
-    """SHA-256 of lists, labels, truth and the sizes of all files; not of where things lie."""
+    """Return the SHA-256 of lists, labels, annotations and file sizes, independent of the location."""
     groups = None if superclasses is None else [superclasses[label] for label in range(len(classes))]
 
     def chunks() -> Iterator[bytes]:

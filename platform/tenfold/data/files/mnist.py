@@ -1,4 +1,4 @@
-"""MNIST in torchvision's layout, with notMNIST and FashionMNIST as what does not belong."""
+"""MNIST in torchvision's layout, with notMNIST and FashionMNIST as out-of-distribution data."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ _BROKEN = (RuntimeError, OSError, ValueError, AssertionError)
 
 @dataclass(frozen=True, kw_only=True)
 class MnistConfig:
-    """Where MNIST is, and what is held against it."""
+    """Location of MNIST and of its out-of-distribution data."""
 
     name: str = "mnist"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     root: str
-    """Folder with ``MNIST/raw/train-images-idx3-ubyte`` and its three siblings, as torchvision keeps them."""
+    """Folder with ``MNIST/raw/train-images-idx3-ubyte`` and its three siblings, in torchvision's layout."""
     notmnist: str | None = None
-    """Folder of notMNIST: ``Test/{A..J}/<name>.png`` of 28x28 grey pixels; None: it is not used."""
+    """Folder of notMNIST: ``Test/{A..J}/<name>.png`` of 28x28 grey pixels; None: not used."""
     fashion: str | None = None
-    """Folder with ``FashionMNIST/raw/``, as torchvision keeps it; None: it is not used."""
+    """Folder with ``FashionMNIST/raw/``, in torchvision's layout; None: not used."""
     num_val: int = 5000
-    """Training digits kept apart for validation and calibration."""
+    """Training digits held out for validation and calibration."""
     seed: int = 0
-    """Of that division, and of the blends."""
+    """Seed of that split and of the blends."""
 
     def __post_init__(self) -> None:
         if self.name != "mnist":
@@ -47,10 +47,10 @@ class MnistConfig:
 def load_mnist(
     config: MnistConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """The digits as a data set with one class for each image, grey as RGB, white on black.
+    """Load the digits as single-label data, grey as RGB, white on black.
 
     Raises:
-        ValueError: Files that are missing or no MNIST, with their folder; too few digits for ``num_val``.
+        ValueError: Files that are missing or not MNIST, with their folder; too few digits for ``num_val``.
     """
     parts = check_splits(splits)
     pixels, labels = _read(Path(config.root), datasets.MNIST, train=True)
@@ -78,10 +78,10 @@ def load_mnist(
 
 
 def load_uncertain_mnist(config: MnistConfig) -> UncertaintyData:
-    """MNIST with notMNIST and FashionMNIST outside, as far as they are named, and blends of two digits.
+    """Load MNIST with the configured out-of-distribution sets and ambiguous blends of two digits.
 
     Raises:
-        ValueError: As in ``load_mnist``; neither of the two is named, or a folder holds no such images.
+        ValueError: As in ``load_mnist``; neither notMNIST nor FashionMNIST is configured, or a folder lacks them.
     """
     as_stored = Preprocessing(image_size=SIDE)
     outside: dict[str, ImageSource] = {}
@@ -90,14 +90,16 @@ def load_uncertain_mnist(config: MnistConfig) -> UncertaintyData:
     if config.fashion is not None:
         outside["fashion"] = _as_images(_read(Path(config.fashion), datasets.FashionMNIST, train=False)[0], as_stored)
     if not outside:
-        raise ValueError("data.notmnist or data.fashion must name a folder: images that are no digits are needed")
+        raise ValueError(
+            "data.notmnist or data.fashion must name a folder, got none; out-of-distribution images are needed"
+        )
     inside = load_mnist(config, as_stored)
     blends = blend_pairs(inside.test, config.seed)
     return UncertaintyData(inside=inside, outside=outside, ambiguous={"blends": blends})
 
 
 def read_notmnist(root: Path, part: str = "Test") -> np.ndarray:
-    """All letters of ``root/Test/{A..J}/*.png``; a file that can't be read is left out with a warning.
+    """Read all letters of ``root/Test/{A..J}/*.png``; a file that cannot be decoded is skipped with a warning.
 
     Returns:
         uint8 ``(N, 28, 28)``.
@@ -109,29 +111,31 @@ def read_notmnist(root: Path, part: str = "Test") -> np.ndarray:
     for letter in LETTERS:
         folder = root / part / letter
         if not folder.is_dir():
-            raise ValueError(f"{folder} is missing: notMNIST has {part}/A to {part}/J with PNG files of 28x28 pixels")
+            raise ValueError(
+                f"{folder} is missing: expected notMNIST, {part}/A to {part}/J with PNG files of 28x28 pixels"
+            )
         for path in sorted(folder.glob("*.png")):
             try:
                 image = decode_image(path.read_bytes())
             except ValueError as error:
-                warnings.warn(f"{path} is left out: {error}", stacklevel=2)
+                warnings.warn(f"{path} is skipped: {error}", stacklevel=2)
                 continue
             if image.shape[:2] != (SIDE, SIDE):
                 raise ValueError(f"{path} must be {SIDE}x{SIDE} pixels, got {image.shape[1]}x{image.shape[0]}")
             images.append(image[..., 0])
     if not images:
-        raise ValueError(f"{root / part} holds no PNG file that can be read")
+        raise ValueError(f"{root / part} holds no PNG file that can be decoded")
     return np.stack(images)
 
 
 def _read(root: Path, kind: type[datasets.MNIST], *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Grey images uint8 ``(N, 28, 28)`` and labels int64 ``(N,)``."""
+    """Read grey images uint8 ``(N, 28, 28)`` and labels int64 ``(N,)``."""
     folder = root / kind.__name__ / "raw"
     try:
         stored = kind(str(root), train=train, download=False)
     except _BROKEN as error:
         raise ValueError(
-            f"{folder} does not hold {kind.__name__} as torchvision keeps it "
+            f"{folder} must hold {kind.__name__} in torchvision's layout "
             f"({'train' if train else 't10k'}-images-idx3-ubyte and its labels): {error}"
         ) from error
     pixels, labels = stored.data.numpy(), stored.targets.numpy().astype(np.int64)

@@ -1,7 +1,7 @@
-"""Real multi-label data sets from disk: reader, observed labels, split, images and fingerprint in one call.
+"""Multi-label data sets from disk: lists, observed labels, split, images and fingerprint in one call.
 
 The order is that of the published experiments: labels are drawn on the whole official training list and on the test
-list, each from the same seed; then a validation part is split off the training list; then a share is kept.
+list, each with the same seed; then a validation part is split off the training list; then both are subsampled.
 """
 
 import json
@@ -28,46 +28,46 @@ from tenfold.types import ImageSource
 
 _LOG = logging.getLogger(__name__)
 
-# Where the paths of formatted_*_images.npy start from, and the number of columns.
+# Folders that the paths of formatted_*_images.npy are relative to, and the number of columns.
 _MATRIX_FOLDERS = {"coco": ".", "nuswide": "Flickr", "cub": "CUB_200_2011/images", "openimages": ".", "matrices": "."}
 _MATRIX_FOLDERS["voc"] = "VOCdevkit/VOC2012/JPEGImages"
 _NUM_CLASSES = {"coco": 80, "voc": 20, "nuswide": 81, "cub": 312, "openimages": 5000}
 
-# Labels born partial are dense int8 in memory up to this many bytes, and memory-mapped above.
+# Partial annotations are dense int8 in memory up to this many bytes, and memory-mapped above.
 _MAX_DENSE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelFilesConfig:
-    """Which data set, where, and how its labels are drawn and split."""
+    """Name, location, split and label draw of the data set."""
 
     name: str
     """coco, voc, nuswide, cub, openimages, or matrices (any data set as ``formatted_*.npy`` label matrices)."""
     root: str
-    """Folder of the data set; ``formatted_*.npy`` files in it win over the original annotations."""
+    """Folder of the data set; ``formatted_*.npy`` files in it take precedence over the original annotations."""
     image_size: int = 448
     val_fraction: float = 0.2
-    """Share of the official training list that becomes validation; OpenImages brings its own validation list."""
+    """Share of the official training list that becomes validation; OpenImages has its own validation list."""
     split_seed: int = 1200
     num_pos: int = 1
-    """Positive labels shown for an image; -1 for all."""
+    """Positive labels observed in each image; -1 for all."""
     num_neg: int = 0
-    """Negative labels shown for an image; -1 for all."""
+    """Negative labels observed in each image; -1 for all."""
     label_seed: int = 1200
     observed_files: bool = True
-    """Take ``formatted_*_labels_obs.npy`` where it exists instead of drawing."""
+    """Whether to use ``formatted_*_labels_obs.npy`` where it exists instead of drawing."""
     subset_fraction: float = 1.0
     """Share of the training and validation images to keep; the test set stays whole."""
     image_folder: str | None = None
-    """Where the paths in ``formatted_*_images.npy`` start from; None is the data set's usual place under ``root``."""
+    """Folder that the paths in ``formatted_*_images.npy`` are relative to; None: the default place under ``root``."""
     classes_file: str | None = None
-    """OpenImages: file of label ids, one a line; None is ``classes-trainable.txt`` under ``root``."""
+    """OpenImages: file of label ids, one a line; None: ``classes-trainable.txt`` under ``root``."""
     missing_images: str = "error"
-    """Listed images that are not on disk: error, or drop (some of OpenImages can no longer be fetched)."""
+    """Action for listed images that are not on disk: error, or drop (some of OpenImages are no longer online)."""
     cache: str | None = None
-    """Folder for what is computed once: decoded images, and labels too large for memory."""
+    """Cache folder of decoded images, and of labels too large for memory."""
     cache_images: bool = True
-    """Whether images go into ``cache`` (N * image_size^2 * 3 bytes); False decodes them at every reading."""
+    """Whether images go into ``cache`` (N * image_size^2 * 3 bytes); False decodes them on every read."""
     num_workers: int = 8
     """Decoding threads."""
     progress: bool = True
@@ -92,11 +92,11 @@ class MultiLabelFilesConfig:
 
 
 def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
-    """Read lists and labels, check that every image exists, draw, split. No image is decoded without a cache.
+    """Load lists and labels, check that every image exists, draw observed labels and split.
 
-    For OpenImages ``full`` holds -1 where nobody looked. Its dense labels above 1 GiB are memory maps in
-    ``config.cache``: 2 bytes for each image and class, that is 34 GB for the 3.4 million training images and 5,000
-    classes, written once.
+    Images are decoded lazily unless cached. For OpenImages ``full`` holds -1 where an image has no annotation. Its
+    dense labels above 1 GiB are memory maps in ``config.cache``: 2 bytes for each image and class, that is 34 GB for
+    the 3.4 million training images and 5,000 classes, written once.
 
     Raises:
         ValueError: Anything missing or malformed, with its path and what was expected.
@@ -104,7 +104,7 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
     """
     root = require_root(config.root, config.name)
     lists = _read_lists(config, root)
-    # The draw comes first: it runs over the whole official list, whatever is kept of it.
+    # The draw comes first: it covers the whole official list, whatever is kept of it.
     train, train_sizes = _existing(config, _with_observed(config, lists.train))
     test, test_sizes = _existing(config, _with_observed(config, lists.test))
     if lists.val is None:
@@ -121,7 +121,7 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
     }
     for name, part in parts.items():
         if not part.rows.size:
-            raise ValueError(f"{root}: the {name} part is empty; raise val_fraction or subset_fraction")
+            raise ValueError(f"{root}: the {name} part is empty; increase val_fraction or subset_fraction")
 
     fingerprint = _fingerprint(config, lists.classes, parts)
     sources = _image_sources(config, parts)
@@ -141,9 +141,9 @@ def load_multilabel_files(config: MultiLabelFilesConfig) -> MultiLabelData:
 class _Part(NamedTuple):
     listing: Listing
     rows: np.ndarray
-    """Which images of ``listing`` belong to the part."""
+    """Rows of ``listing`` that belong to the part."""
     sizes: np.ndarray
-    """Bytes of every image file of ``listing``."""
+    """Size in bytes of every image file of ``listing``."""
 
 
 def _read_lists(config: MultiLabelFilesConfig, root: Path) -> OfficialLists:
@@ -171,7 +171,7 @@ def _optional_path(path: str | None) -> Path | None:
 
 def _matrix_classes(config: MultiLabelFilesConfig, root: Path) -> tuple[str, ...] | None:
     if (root / "classes.txt").exists():
-        return None  # the reader takes the names from there
+        return None  # the reader reads the names from there
     if config.name == "cub":
         return cub.read_cub_classes(root)
     if config.name == "openimages":
@@ -191,20 +191,20 @@ def _with_observed(config: MultiLabelFilesConfig, listing: Listing) -> Listing:
     asked = (config.num_pos, config.num_neg, config.label_seed)
     if asked != (1, 0, 1200):
         raise ValueError(
-            f"{config.root} holds formatted_*_labels_obs.npy, which fixes the observed labels, but the config asks "
-            f"for num_pos, num_neg, label_seed = {asked}; set observed_files to false to draw"
+            f"num_pos, num_neg, label_seed must be (1, 0, 1200) where {config.root} has formatted_*_labels_obs.npy, "
+            f"got {asked}; set observed_files to false to draw"
         )
     return listing
 
 
 def _existing(config: MultiLabelFilesConfig, listing: Listing) -> tuple[Listing, np.ndarray]:
-    """The listing without images that may be missing, and the file sizes, int64 ``(N,)``."""
+    """Return the listing without missing images, and the file sizes, int64 ``(N,)``."""
     sizes, _ = file_table(listing.paths(), allow_missing=config.missing_images == "drop")
     rows = np.flatnonzero(sizes >= 0)
     if len(rows) == len(sizes):
         return listing, sizes
     _LOG.warning(
-        "%d of %d listed images under %s are missing: left out", len(sizes) - len(rows), len(sizes), listing.folder
+        "%d of %d listed images under %s are missing and skipped", len(sizes) - len(rows), len(sizes), listing.folder
     )
     kept = replace(
         listing,
@@ -216,7 +216,7 @@ def _existing(config: MultiLabelFilesConfig, listing: Listing) -> tuple[Listing,
 
 
 def _image_sources(config: MultiLabelFilesConfig, parts: dict[str, _Part]) -> dict[str, ImageSource]:
-    """One source for each listing, seen through the rows of each part: another split needs no new cache."""
+    """Return subsets of one source for each listing, so that another split needs no new cache."""
     sources: dict[str, ImageSource] = {}
     for name, part in parts.items():
         if name in sources:
@@ -241,21 +241,21 @@ def _split(config: MultiLabelFilesConfig, part: _Part, images: ImageSource) -> M
 
 
 def _labels(part: _Part) -> tuple[np.ndarray | None, np.ndarray | csr_array]:
-    """Full (None where born partial) and observed labels of the part's rows."""
+    """Return full (None if partially annotated) and observed labels of the part's rows."""
     full, observed = part.listing.full, part.listing.observed
     assert observed is not None  # read or drawn by _with_observed
     return None if full is None else full[part.rows], observed[part.rows]
 
 
 def _dense(config: MultiLabelFilesConfig, labels: csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """``full`` in {-1 = unobserved, 0, 1} and ``observed`` in {-1, 0, +1}, both int8 ``(N, K)``."""
+    """Return ``full`` in {-1 = unobserved, 0, 1} and ``observed`` in {-1, 0, +1}, both int8 ``(N, K)``."""
     if 2 * labels.shape[0] * labels.shape[1] <= _MAX_DENSE_BYTES:
         observed = labels.toarray()
         return _full_coding(observed), observed
     if config.cache is None:
         size = 2 * labels.shape[0] * labels.shape[1] / 1e9
         raise ValueError(
-            f"dense labels {labels.shape} take {size:.1f} GB: set cache to a folder that has room for them"
+            f"cache must be a folder with room for the dense labels {labels.shape}, {size:.1f} GB, got none"
         )
     arrays = (np.ascontiguousarray(array).tobytes() for array in (labels.indptr, labels.indices, labels.data))
     stem = Path(config.cache) / f"labels-{bytes_sha256([repr(labels.shape).encode(), *arrays])[:24]}"
@@ -277,7 +277,7 @@ def _full_coding(observed: np.ndarray) -> np.ndarray:
 
 
 def _fingerprint(config: MultiLabelFilesConfig, classes: tuple[str, ...], parts: dict[str, _Part]) -> str:
-    """SHA-256 of lists, labels, sizes of the image files and of what the config changes; not of where things lie."""
+    """Return the SHA-256 of lists, labels, image file sizes and settings, independent of the location."""
     where = ("root", "image_folder", "classes_file", "cache", "cache_images", "num_workers", "progress")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
 

@@ -1,4 +1,4 @@
-"""Pairs of arrays in folders: series, images or slices, and the slices of brain scans."""
+"""Pairs of arrays in folders: series or images, and slices of brain scans."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ _SLICE = re.compile(r"(?P<volume>.+)_dim_1_slice(?P<slice>\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """Arrays of one's own."""
+    """Settings of custom arrays."""
 
     name: str = "pairs"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     root: str
     """Folder with ``{train,val,test}/{input,target}/<id>.npy``, float32 ``(channels, ...)``, one shape throughout."""
     kind: Literal["series", "pictures"] = "series"
     """``series`` are ``(C, T)``; ``pictures`` are ``(C, H, W)``."""
     max_value: float = 1.0
-    """Largest value that a pixel can have, for PSNR and SSIM; unused for series."""
+    """Largest possible pixel value, for PSNR and SSIM; unused for series."""
 
     def __post_init__(self) -> None:
         if self.name != "pairs" or self.kind not in ("series", "pictures"):
@@ -36,24 +36,24 @@ class PairsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlicesConfig:
-    """Slices of scans in two contrasts, as IXI's T1 and T2 are cut."""
+    """Settings of slices of scans in two contrasts, such as T1 and T2 of IXI."""
 
     name: str = "slices"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     root: str
     """Folder with ``T1/`` and ``T2/``, each of slices ``<volume>_dim_1_slice<k>.npy`` by the same names."""
     source: str = "T1"
     """Folder of the input's contrast."""
     target: str = "T2"
-    """Folder of the contrast that is predicted."""
+    """Folder of the contrast to predict."""
     num_val: int = 20
     """Volumes for validation."""
     num_test: int = 30
-    """Volumes for the test."""
+    """Volumes for testing."""
     max_value: float = 1.0
-    """Largest value that a pixel can have, for PSNR and SSIM."""
+    """Largest possible pixel value, for PSNR and SSIM."""
     seed: int = 0
-    """Of the division by volume."""
+    """Seed of the split by volume."""
 
     def __post_init__(self) -> None:
         if self.name != "slices" or self.seed < 0:
@@ -66,45 +66,45 @@ class SlicesConfig:
 
 
 def load_pairs(config: PairsConfig) -> RegressionData:
-    """The three parts of ``root``.
+    """Load the three parts of ``root``.
 
     Raises:
-        ValueError: A folder is missing or empty, an input has no target or the other way round, an array has another
-            number of axes; with the path.
+        ValueError: A folder is missing or empty, an input has no target or vice versa, or an array has another number
+            of axes; with the path.
     """
     folders = {part: Path(config.root) / part for part in PARTS}
     pairs = {part: (_arrays(folder / "input"), _arrays(folder / "target")) for part, folder in folders.items()}
     for part, (inputs, targets) in pairs.items():
         if unpaired := sorted(inputs.keys() ^ targets.keys()):
             raise ValueError(
-                f"{folders[part]}: {unpaired[0]} is in one of input/ and target/ only ({len(unpaired)} such)"
+                f"{folders[part]}: {unpaired[0]} is in only one of input/ and target/ ({len(unpaired)} such)"
             )
     return _data(config.name, pairs, config.kind, config.max_value, ("target",))
 
 
 def load_slices(config: SlicesConfig) -> RegressionData:
-    """Slices divided by volume, so that no volume is in two parts.
+    """Load slices, split by volume, so that no volume is in two parts.
 
     Raises:
-        ValueError: A folder is missing, a name is none of a slice, a slice lacks its counterpart, or there are too few
-            volumes; with the path.
+        ValueError: A folder is missing, a file name is not that of a slice, a slice lacks its counterpart, or there are
+            too few volumes; with the path.
     """
     root = Path(config.root)
     inputs, targets = (_arrays(root / folder) for folder in (config.source, config.target))
     if unpaired := sorted(inputs.keys() ^ targets.keys()):
         raise ValueError(
-            f"{root}: {unpaired[0]} is in one of {config.source}/ and {config.target}/ only ({len(unpaired)} such)"
+            f"{root}: {unpaired[0]} is in only one of {config.source}/ and {config.target}/ ({len(unpaired)} such)"
         )
     volumes: dict[str, list[str]] = {}
     for name in inputs:
         match = _SLICE.fullmatch(name)
         if match is None:
-            raise ValueError(f"{inputs[name]}: a slice is named <volume>_dim_1_slice<k>.npy")
+            raise ValueError(f"{inputs[name]} must be named <volume>_dim_1_slice<k>.npy")
         volumes.setdefault(match["volume"], []).append(name)
     order = [sorted(volumes)[row] for row in np.random.default_rng(config.seed).permutation(len(volumes))]
     kept_apart = config.num_val + config.num_test
     if len(order) <= kept_apart:
-        raise ValueError(f"{root} has {len(order)} volumes: more than num_val + num_test = {kept_apart} are needed")
+        raise ValueError(f"{root} must hold more than num_val + num_test = {kept_apart} volumes, got {len(order)}")
     of_part = {
         "val": order[: config.num_val],
         "test": order[config.num_val : kept_apart],
@@ -137,7 +137,7 @@ def _data(
     upscale = shapes["targets"][-1] // shapes["input"][-1]
     if tuple(length * upscale for length in shapes["input"][1:]) != shapes["targets"][1:]:
         raise ValueError(
-            f"{name}: targets must be a whole number of times as long as the input in each direction, "
+            f"{name}: targets must be an integer multiple of the input along each spatial axis, "
             f"got {shapes['targets']} for {shapes['input']}"
         )
     network: Network = "cnn1d" if kind == "series" else "unet2d" if upscale == 1 else "cnn2d_sr"
@@ -166,7 +166,7 @@ def _data(
 
 def _arrays(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is missing: it should hold .npy files")
+        raise ValueError(f"{folder} is missing: expected a folder of .npy files")
     found = {path.stem: path for path in sorted(folder.glob("*.npy"))}
     if not found:
         raise ValueError(f"{folder} holds no .npy file")

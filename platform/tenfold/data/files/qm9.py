@@ -1,4 +1,4 @@
-"""QM9: properties of small organic molecules, as the public code of EGNN stores them.
+"""QM9: properties of small organic molecules, in the file format of the public EGNN code.
 
 Ramakrishnan et al., "Quantum chemistry structures and properties of 134 kilo molecules", 2014.
 """
@@ -18,15 +18,15 @@ FILES: dict[Part, str] = {"train": "train.npz", "val": "valid.npz", "test": "tes
 
 @dataclass(frozen=True, kw_only=True)
 class Qm9Config:
-    """Which property of which files."""
+    """Location of the files and property to predict."""
 
     name: str = "qm9"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     root: str
     """Folder with ``train.npz``, ``valid.npz`` and ``test.npz``, each with ``num_atoms (N,)``, ``charges (N, A)``,
     ``positions (N, A, 3)`` in Angstrom and an array ``(N,)`` for each property."""
     target: str = "alpha"
-    """Property; ``X_thermo``, where the files have it, is subtracted from X."""
+    """Property to predict; ``X_thermo``, where the files have it, is subtracted from X."""
 
     def __post_init__(self) -> None:
         if self.name != "qm9":
@@ -36,7 +36,7 @@ class Qm9Config:
 
 
 def load_qm9(config: Qm9Config) -> RegressionData:
-    """Features ``(A, 15)``, positions ``(A, 3)`` and number of atoms to one property, in the unit of the files.
+    """Load features ``(A, 15)``, positions ``(A, 3)``, number of atoms and one property, in the unit of the files.
 
     Raises:
         ValueError: A file is missing, lacks an array or holds one of another shape, an unknown element, counts outside
@@ -65,11 +65,11 @@ def load_qm9(config: Qm9Config) -> RegressionData:
 
 def _read(path: Path, target: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is missing or no .npz file: data.root needs {', '.join(FILES.values())}")
+        raise ValueError(f"{path} is missing or not a .npz file: data.root must hold {', '.join(FILES.values())}")
     wanted = ["num_atoms", "charges", "positions", target]
     with np.load(path, allow_pickle=False) as file:
         if missing := [name for name in wanted if name not in file.files]:
-            raise ValueError(f"{path} must hold the arrays {', '.join(wanted)}, it lacks {', '.join(missing)}")
+            raise ValueError(f"{path} must hold the arrays {', '.join(wanted)}, but lacks {', '.join(missing)}")
         n_atoms, charges, positions, values = (file[name] for name in wanted)
         if f"{target}_thermo" in file.files:
             values = values - file[f"{target}_thermo"]

@@ -1,4 +1,4 @@
-"""Rows of a table: numbers in, numbers out."""
+"""Tabular data: numeric inputs and numeric targets."""
 
 import csv
 from collections.abc import Sequence
@@ -13,52 +13,52 @@ from tenfold.types import TensorSchema
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """Which table, and what of it is predicted."""
+    """Table, columns to predict and split."""
 
     name: str = "table"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     file: str | None = None
-    """CSV with a header and numbers; None: 442 diabetes patients, which scikit-learn ships (ten measurements, and how
-    far the illness has progressed a year later)."""
+    """CSV with a header and numbers; None: 442 diabetes patients, which scikit-learn ships (ten measurements, and the
+    progression of the disease after a year)."""
     targets: tuple[str, ...] = ("progression",)
-    """Names of the columns that are predicted; all others are inputs."""
+    """Names of the target columns; all others are inputs."""
     val_fraction: float = 0.15
     """Share of rows for validation, in (0, 1)."""
     test_fraction: float = 0.25
-    """Share of rows for the test, in (0, 1)."""
+    """Share of rows for testing, in (0, 1)."""
     seed: int = 0
-    """Of the division."""
+    """Seed of the split."""
 
     def __post_init__(self) -> None:
         if self.name != "table" or not self.targets or self.seed < 0:
             raise ValueError(
-                f"name must be 'table', targets at least one, seed at least 0; got {self.name!r}, {self.targets} and "
-                f"{self.seed}"
+                f"name must be 'table', targets at least one and seed at least 0, "
+                f"got {self.name!r}, {self.targets} and {self.seed}"
             )
         if min(self.val_fraction, self.test_fraction) <= 0 or self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
-                f"val_fraction and test_fraction must be positive and leave something for training, "
+                f"val_fraction and test_fraction must be positive with a sum below 1, "
                 f"got {self.val_fraction} and {self.test_fraction}"
             )
 
 
 def load_table(config: TableConfig) -> RegressionData:
-    """The table, its rows divided at random; inputs are standardised by the training rows.
+    """Load the table with a random split of its rows; inputs are standardised by the training rows.
 
     Raises:
-        ValueError: The file is missing or malformed (with its line), a target is no column, or nothing else is one, or
-            there are too few rows.
+        ValueError: The file is missing or malformed (with its line), a target is not a column, there are no input
+            columns, or there are too few rows.
     """
     columns, values = _diabetes() if config.file is None else read_table(Path(config.file))
     if unknown := [name for name in config.targets if name not in columns]:
-        raise ValueError(f"data.targets: there is no column {unknown[0]!r}; there are {', '.join(columns)}")
+        raise ValueError(f"data.targets must be among the columns {', '.join(columns)}, got {unknown[0]!r}")
     inputs = [index for index, name in enumerate(columns) if name not in config.targets]
     if not inputs:
-        raise ValueError(f"every column is a target: leave some of {', '.join(columns)} to predict from")
+        raise ValueError(f"data.targets must leave some of the columns {', '.join(columns)} as inputs, got all")
     order = np.random.default_rng(config.seed).permutation(len(values))
     num_test, num_val = (int(len(values) * share) for share in (config.test_fraction, config.val_fraction))
     if min(num_test, num_val) < 1:
-        raise ValueError(f"{len(values)} rows are too few to leave some for validation and test")
+        raise ValueError(f"{len(values)} rows are too few for a validation and a test part")
     rows = {
         "test": order[:num_test],
         "val": order[num_test : num_test + num_val],
@@ -85,17 +85,17 @@ def load_table(config: TableConfig) -> RegressionData:
 
 
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Column names and numbers float32 ``(N, columns)`` of a CSV file with a header.
+    """Read column names and numbers, float32 ``(N, columns)``, of a CSV file with a header.
 
     Raises:
-        ValueError: It is missing, a column has no name or comes twice, a line has another length or holds what is no
-            finite number; with the line.
+        ValueError: It is missing, a column has no name or is repeated, a line has another length or a field that is not
+            a finite number; with the line.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as CSV: {error}") from error
+        raise ValueError(f"{path} cannot be read as CSV: {error}") from error
     if len(lines) < 2:
         raise ValueError(f"{path} must have a header and at least one row")
     columns = [name.strip() for name in lines[0]]

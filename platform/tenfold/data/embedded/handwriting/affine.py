@@ -7,23 +7,22 @@ import numpy as np
 from tenfold.data.embedded.handwriting.raster import FIXED
 
 WARP_PARAMETERS = ("rotation_deg", "translate_x_px", "translate_y_px", "scale", "shear")
-"""Columns of ``Warps.parameters``. A point p of the original, measured from the centre with y down, goes to
-``R(rotation) @ [[1, shear], [0, 1]] @ (scale * p) + translate``; to the eye, a positive rotation is
-counter-clockwise."""
+"""Columns of ``Warps.parameters``. A point p of the original, relative to the centre with y down, maps to
+``R(rotation) @ [[1, shear], [0, 1]] @ (scale * p) + translate``; a positive rotation appears counter-clockwise."""
 
 DEGREES, PIXELS, RATIO = 10, 16, 256
-"""Steps in which parameters are drawn: tenths of a degree, 16ths of a pixel, 256ths of scale and shear."""
+"""Resolution of the drawn parameters: tenths of a degree, 16ths of a pixel, 256ths of scale and shear."""
 
 # A sine may differ in its last bit between C libraries; rounded to 30 bits it does not.
 _TRIG = 1 << 30
 
 
 def inverse_matrices(steps: np.ndarray, source_size: int, target_size: int) -> np.ndarray:
-    """Maps from output pixels back to source pixels, for ``raster.warp``.
+    """Compute the maps from output pixels back to source pixels, for ``raster.warp``.
 
     Args:
-        steps: Rotation, translation x and y, scale and shear in the steps above, int64 ``(N, 5)``; translation in
-            output pixels.
+        steps: Rotation, translation x and y, scale and shear in the resolution above, int64 ``(N, 5)``;
+            translation in output pixels.
         source_size: Side of the source image.
         target_size: Side of the output; without translation its centre maps to the centre of the source.
 
@@ -43,5 +42,5 @@ def inverse_matrices(steps: np.ndarray, source_size: int, target_size: int) -> n
 
 
 def parameters(steps: np.ndarray) -> np.ndarray:
-    """The drawn steps in units of ``WARP_PARAMETERS``, float32 ``(N, 5)``."""
+    """Convert drawn steps to the units of ``WARP_PARAMETERS``, float32 ``(N, 5)``."""
     return (steps / np.array([DEGREES, PIXELS, PIXELS, RATIO, RATIO])).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Builds the embedded data once and hands out its arrays, memory-mapped."""
+"""Builder of the embedded data: every task is built once and read memory-mapped."""
 
 import os
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from tenfold.data.embedded.handwriting.store import StoredFolder, cache_root, cr
 from tenfold.data.embedded.handwriting.stream import Stream
 
 BUILDER_VERSION = 1
-"""Raised with every change that alters bytes: old caches are then left alone and new ones built."""
+"""Incremented with every change that alters bytes: old caches are then ignored and new ones built."""
 
 BLOCK = 256
-"""Images drawn together. Each block has random numbers of its own and is always drawn whole, so neither the number
-of workers nor the number of images asked for alters an image."""
+"""Images drawn together. Each block has its own random stream and is always drawn whole, so neither the number of
+workers nor the number of images requested alters an image."""
 
 TaskName = Literal["digits", "glyphs", "letters", "scenes", "warps", "ambiguous"]
 KINDS: dict[TaskName, type] = {
@@ -52,26 +52,26 @@ class HandwritingFolder:
         return self.stored.fingerprint
 
     def split(self, split: Split) -> dict[str, np.ndarray]:
-        """All arrays of a split by name, read-only and memory-mapped."""
+        """Return all arrays of a split by name, read-only and memory-mapped."""
         return {column.name: self.stored.array(split, column.name) for column in fields(KINDS[self.task])}
 
 
 def build(
     task: TaskName, config: HandwritingConfig, *, workers: int | None = None, progress: bool = True
 ) -> HandwritingFolder:
-    """A task of the embedded data, from the cache or built into it.
+    """Return a task of the embedded data, building it into the cache if it is missing.
 
-    Blocks are drawn by threads (numpy releases the interpreter lock while it draws), so building works alike in a
-    script, a notebook, a daemon and a worker of a cluster, and starts no process.
+    Blocks are drawn by threads (numpy releases the interpreter lock), so building works the same way in a script, a
+    notebook, a daemon and a cluster worker, and starts no process.
 
     Args:
         task: One of ``KINDS``.
-        config: What to draw; only the fields that concern the task's content enter the cache key.
-        workers: Threads; None: as many as there are usable cores.
-        progress: whether a build of more than a second shows a progress bar (on a terminal).
+        config: Settings of the data; only the fields that affect the task's content enter the cache key.
+        workers: Threads; None: the number of usable cores.
+        progress: Whether a build of more than a second shows a progress bar (on a terminal).
 
     Raises:
-        ValueError: If there is no such task, or ``workers`` is below 1.
+        ValueError: If the task is unknown, or ``workers`` is below 1.
         OSError: If the cache folder cannot be written.
     """
     if task not in KINDS:
@@ -112,11 +112,11 @@ def build(
 
 
 def load(kind: type[Kind], config: HandwritingConfig, split: Split) -> Kind:
-    """The arrays of one split as a typed value: ``load(Scenes, config, "train").boxes``; built first where missing.
+    """Load the arrays of a split as a typed value, ``load(Scenes, config, "train").boxes``; builds them if missing.
 
     Args:
         kind: ``Digits``, ``Glyphs``, ``Letters``, ``Scenes``, ``Warps`` or ``Ambiguous``.
-        config: What to draw.
+        config: Settings of the data.
         split: "train", "val" or "test".
 
     Raises:
@@ -132,7 +132,7 @@ def load(kind: type[Kind], config: HandwritingConfig, split: Split) -> Kind:
 
 
 def source_digits(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 source digits, cached: uint8 ``(5000, 28, 28)`` and their classes int64 ``(5000,)``."""
+    """Return the 5,000 source digits, cached: uint8 ``(5000, 28, 28)`` and their classes int64 ``(5000,)``."""
 
     def fill(folder: Path) -> None:
         source_images, labels = read_source()
@@ -162,9 +162,9 @@ def _settings(task: TaskName, config: HandwritingConfig) -> dict[str, Any]:
 
 
 def _drawer(task: TaskName, config: HandwritingConfig, root: Path) -> Callable[[Split, int], dict[str, np.ndarray]]:
-    """The function that draws one block: split and first row to arrays of ``BLOCK`` rows (or fewer for "digits")."""
+    """Return the function that draws a block: split and first row to arrays of ``BLOCK`` rows (fewer for "digits")."""
     if task in ("glyphs", "letters"):
-        glyphs()  # kept from here on, so that not every thread draws them
+        glyphs()  # fills the cache, so that not every thread draws them
         return lambda split, start: draw_glyphs(
             split, Stream(task, config.seed, split, start), BLOCK, letters=task == "letters"
         )

@@ -1,4 +1,4 @@
-"""Sentences that say exactly what an image shows."""
+"""Captions that state exactly what an image shows."""
 
 import numpy as np
 
@@ -10,18 +10,18 @@ NUM_WORDINGS = 2 * len(_TEMPLATES)
 
 
 def digit_captions(labels: np.ndarray) -> list[str]:
-    """ "a photo of the digit three" for each label."""
+    """Return "a photo of the digit three" for each label."""
     return [f"a photo of the digit {DIGIT_WORDS[label]}" for label in labels]
 
 
 def glyph_captions(labels: np.ndarray, fonts: np.ndarray, wordings: np.ndarray, letters: bool) -> list[str]:
-    """Captions of printed characters.
+    """Compose the captions of printed characters.
 
     Args:
         labels: Class 0..9, ``(N,)``.
         fonts: Index into ``FONTS``, ``(N,)``.
-        wordings: Which wording, 0..``NUM_WORDINGS`` - 1, ``(N,)``; the upper half names the style of the font.
-        letters: Whether class 0 is the letter A, not the digit zero.
+        wordings: Index of the wording, 0..``NUM_WORDINGS`` - 1, ``(N,)``; the upper half names the style of the font.
+        letters: Whether class 0 is the letter A instead of the digit zero.
     """
     kind, names = ("letter", LETTERS) if letters else ("digit", DIGIT_WORDS)
     sentences = []
@@ -35,7 +35,7 @@ def glyph_captions(labels: np.ndarray, fonts: np.ndarray, wordings: np.ndarray, 
 
 
 def scene_captions(digits: np.ndarray, colours: np.ndarray, boxes: np.ndarray) -> list[str]:
-    """Captions of scenes: objects two by two with how they stand to each other, in the order of slots.
+    """Compose the captions of scenes: pairs of objects with their spatial relation, in slot order.
 
     Args:
         digits: Class in each slot, -1 for empty, ``(N, K)``.

@@ -18,15 +18,15 @@ _WARP_RANGES = np.array([(-450, 451), (-64, 65), (-64, 65), (179, 308), (-77, 78
 _CONFUSABLE = np.array(
     [(0, 6), (1, 7), (2, 3), (2, 7), (3, 5), (3, 8), (4, 6), (4, 9), (5, 6), (5, 8), (7, 9), (8, 9)], dtype=np.int64
 )
-"""Pairs of classes whose blend can be read as either; the others look like two digits on top of each other."""
+"""Pairs of classes whose blend can be read as either; others look like two superimposed digits."""
 _TRIES = 4
-"""Digits of the first class that look for their closest of the second; the closest couple is blended."""
+"""Candidates of the first class, each matched to its nearest digit of the second; the closest pair is blended."""
 
 Arrays = dict[str, np.ndarray]
 
 
 def draw_digits(rows: np.ndarray, source_images: np.ndarray, labels: np.ndarray) -> Arrays:
-    """The source digits of ``rows (N,)`` as fields of ``Digits``."""
+    """Return the source digits of ``rows (N,)`` as fields of ``Digits``."""
     return {
         "images": _as_rgb(_framed(source_images[rows])),
         "labels": labels[rows],
@@ -37,7 +37,7 @@ def draw_digits(rows: np.ndarray, source_images: np.ndarray, labels: np.ndarray)
 
 
 def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays:
-    """``num`` printed characters as fields of ``Glyphs`` (or ``Letters``)."""
+    """Draw ``num`` printed characters as fields of ``Glyphs`` (or ``Letters``)."""
     labels = stream.integers(0, 10, (num,))
     choice = SPLIT_FONTS[split]
     fonts = stream.integers(choice.start, choice.stop, (num,))
@@ -60,7 +60,7 @@ def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays
 
 
 def draw_warps(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
-    """``num`` warped digits as fields of ``Warps``; ``rows (10, n)`` are the source digits allowed, by class."""
+    """Draw ``num`` warped digits as fields of ``Warps``; ``rows (10, n)`` are the allowed source digits by class."""
     labels = stream.integers(0, 10, (num,))
     sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
     steps = _draw_steps(stream, num, _WARP_RANGES)
@@ -77,14 +77,15 @@ def draw_warps(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num:
 
 
 def draw_ambiguous(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
-    """``num`` blends as fields of ``Ambiguous``; ``rows (10, n)`` are the source digits allowed, by class."""
+    """Draw ``num`` blends as fields of ``Ambiguous``; ``rows (10, n)`` are the allowed source digits by class."""
     pairs = _CONFUSABLE[stream.integers(0, len(_CONFUSABLE), (num,))]
     labels = np.take_along_axis(pairs, stream.orders(num, 2), axis=1)
     tries = rows[labels[:, 0, None], stream.integers(0, rows.shape[1], (num, _TRIES))]  # (N, tries)
     first, second = _closest_couples(tries, labels[:, 1], rows, source_images)
     share = stream.integers(96, 161, (num,))[:, None, None]  # of 256
     ink, other = source_images[first].astype(np.int32), source_images[second].astype(np.int32)
-    blend = np.minimum(((ink * share + other * (256 - share)) * 5 // 4) >> 8, 255)  # lifted: strokes met by one only
+    # Brightened by 5/4, since a stroke of only one of the digits is dim.
+    blend = np.minimum(((ink * share + other * (256 - share)) * 5 // 4) >> 8, 255)
     weights = (np.stack([share[:, 0, 0], 256 - share[:, 0, 0]], axis=1) / 256).astype(np.float32)
     targets = np.zeros((num, 10), dtype=np.float32)
     np.put_along_axis(targets, labels, weights, axis=1)
@@ -100,7 +101,7 @@ def draw_ambiguous(rows: np.ndarray, source_images: np.ndarray, stream: Stream, 
 def _closest_couples(
     tries: np.ndarray, others: np.ndarray, rows: np.ndarray, source_images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row's ``tries (N, T)`` the digit that lies closest to one of class ``others (N,)``, and that one."""
+    """Pair each row's best candidate of ``tries (N, T)`` with its nearest digit of class ``others (N,)``."""
     wide = source_images.astype(np.uint16)
     coarse = wide[:, ::2, ::2] + wide[:, 1::2, ::2] + wide[:, ::2, 1::2] + wide[:, 1::2, 1::2]
     coarse = coarse.reshape(len(source_images), -1).astype(np.int32)  # 14x14 sums up to 1020: products fit

@@ -1,4 +1,4 @@
-"""Handwritten digits as a data set with one class for each image."""
+"""Handwritten digits as a single-label data set."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ from tenfold.types import ImageSource, Preprocessing
 def load_digits(
     config: HandwritingConfig, preprocessing: Preprocessing, splits: Sequence[str] = ("train", "val", "test")
 ) -> ClassificationData:
-    """3,000 / 750 / 1,250 handwritten digits, 32x32 white on black; built where the cache lacks them.
+    """Load 3,000 / 750 / 1,250 handwritten digits, 32x32 white on black, building them if the cache lacks them.
 
-    At another size than 32 they are resized at each reading. The test part is always there. Of the settings only
-    ``seed`` (the division of the source digits) and ``cache`` matter.
+    At a size other than 32 they are resized on every read. The test part is always loaded. Of the settings only
+    ``seed`` (the split of the source digits) and ``cache`` matter.
 
     Raises:
-        ValueError: ``splits`` is empty or names something else.
+        ValueError: ``splits`` is empty or holds an unknown part.
         OSError: The cache folder cannot be written.
     """
     parts = check_splits(splits)

@@ -1,11 +1,11 @@
-"""What is true of a digit by its class, and of a scene by what stands in it."""
+"""Concepts of a digit, fixed by its class, and of a scene, fixed by its objects."""
 
 import numpy as np
 
 from tenfold.data.embedded.handwriting.vocabulary import COLOURS, TEXTURES
 
 _ROWS = {
-    # Strokes of the seven-segment display that shows the digit (six, seven and nine in their common forms).
+    # Segments of a seven-segment display of the digit (six, seven and nine in their common forms).
     "segment_top": (0, 2, 3, 5, 6, 7, 8, 9),
     "segment_upper_right": (0, 1, 2, 3, 4, 7, 8, 9),
     "segment_lower_right": (0, 1, 3, 4, 5, 6, 7, 8, 9),
@@ -22,12 +22,12 @@ _ROWS = {
 }
 
 DIGIT_CONCEPTS = tuple(_ROWS)
-"""Concepts fixed by the class: seven segments, closed loops, only straight strokes, parity, primality, size."""
+"""Concepts of a class: seven segments, closed loops, only straight strokes, parity, primality, size."""
 
 DIGIT_CONCEPT_MATRIX = np.array(
     [[digit in members for members in _ROWS.values()] for digit in range(10)], dtype=np.int8
 )
-"""int8 ``(10, 13)`` in {0, 1}: row = class, column = ``DIGIT_CONCEPTS``; the ten rows differ."""
+"""int8 ``(10, 13)`` in {0, 1}: row = class, column = ``DIGIT_CONCEPTS``; the ten rows are distinct."""
 DIGIT_CONCEPT_MATRIX.flags.writeable = False
 
 SCENE_CONCEPTS = (
@@ -46,7 +46,7 @@ SCENE_CONCEPTS = (
     "any_in_lower_half",
 )
 """Concepts of a scene, in the order of the columns of ``Scenes.concepts``. ``any_*`` and ``colour_*``: at least one
-object has it; large: tile of ``LARGE_TILE`` pixels or more; a half: where the centre of the box lies."""
+object has it; large: tile of ``LARGE_TILE`` pixels or more; halves: by the centre of the box."""
 
 LARGE_TILE = 26
 
@@ -54,7 +54,7 @@ LARGE_TILE = 26
 def scene_concepts(
     digits: np.ndarray, colours: np.ndarray, sizes: np.ndarray, boxes: np.ndarray, textures: np.ndarray, canvas: int
 ) -> np.ndarray:
-    """Concepts of scenes from their objects; -1 in ``digits`` marks an empty slot.
+    """Compute the concepts of scenes from their objects; -1 in ``digits`` marks an empty slot.
 
     Args:
         digits: Class in each slot, ``(N, K)``.

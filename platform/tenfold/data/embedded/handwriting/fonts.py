@@ -11,8 +11,8 @@ from tenfold.data.embedded.handwriting.config import Split
 from tenfold.data.embedded.handwriting.raster import fill_outline
 from tenfold.data.embedded.handwriting.vocabulary import LETTERS
 
-# Left out after a look at all forty: symbol fonts (STIXSiz*, STIXNonUni*, *Display, cmex10, cmsy10, LastResort), and
-# cmmi10, whose old-style 0 and 1 read as the letters o and i.
+# Excluded of the forty: symbol fonts (STIXSiz*, STIXNonUni*, *Display, cmex10, cmsy10, LastResort), and cmmi10, whose
+# old-style 0 and 1 read as the letters o and i.
 FONT_STYLES = {
     "DejaVuSans": "sans serif",
     "DejaVuSans-Bold": "bold sans serif",
@@ -39,7 +39,7 @@ FONT_STYLES = {
 FONTS = tuple(FONT_STYLES)
 
 SPLIT_FONTS: dict[Split, range] = {"train": range(15), "val": range(15, 17), "test": range(17, 21)}
-"""Indices into ``FONTS``: no split shares a font, nor a slanted or bold cut of one design, with another."""
+"""Indices into ``FONTS``: splits share neither a font nor a slanted or bold cut of one design."""
 
 CHARACTERS = (*"0123456789", *LETTERS)
 GLYPH_SIZE = 64
@@ -51,10 +51,10 @@ _CURVE_PIECES = 8
 
 @lru_cache(maxsize=1)
 def glyphs() -> np.ndarray:
-    """All glyphs, white on black, each scaled to the same longer side and centred.
+    """Return all glyphs, white on black, each scaled to the same longer side and centred.
 
-    Outlines are read in font units (no hinting) and filled in whole numbers, so FreeType's rasteriser has no part in
-    the bytes.
+    Outlines are read in font units (no hinting) and filled in integer arithmetic, so the bytes do not depend on
+    FreeType's rasteriser.
 
     Returns:
         uint8 ``(len(FONTS), len(CHARACTERS), 64, 64)``, read-only.
@@ -71,7 +71,7 @@ def _font_glyphs(path: Path) -> np.ndarray:
 
 
 def _outline(font: FT2Font, character: str) -> np.ndarray:
-    """Edges ``x0, y0, x1, y1`` in 64ths of a font unit, y up, int64 ``(E, 4)``."""
+    """Return edges ``x0, y0, x1, y1`` in 64ths of a font unit, y up, int64 ``(E, 4)``."""
     font.load_char(ord(character), flags=LoadFlags.NO_SCALE | LoadFlags.NO_HINTING)
     vertices, codes = font.get_path()
     points = np.rint(vertices * 64 * 64).astype(np.int64)
@@ -99,7 +99,7 @@ def _curve(start: np.ndarray, control: np.ndarray, end: np.ndarray) -> np.ndarra
 
 
 def _fit(edges: np.ndarray) -> np.ndarray:
-    """Edges scaled to the ink size and centred, in 256ths of a sample, y down."""
+    """Scale edges to the ink size and centre them, in 256ths of a sample, y down."""
     points = edges.reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
     unit = _SAMPLES * 256

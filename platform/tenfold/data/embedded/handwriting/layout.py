@@ -1,4 +1,4 @@
-"""Where the objects of a scene go: a random place with little overlap, else a cell of a grid."""
+"""Layout of scenes: random positions with little overlap, else cells of a grid."""
 
 import numpy as np
 
@@ -6,30 +6,33 @@ from tenfold.data.embedded.handwriting.stream import Stream
 
 _ATTEMPTS = 24
 _OVERLAP = 12
-"""Boxes may share at most 1/12 of the smaller one's area."""
+"""Two boxes may overlap by at most 1/12 of the smaller one's area."""
 
 
 def grid_side(max_objects: int) -> int:
-    """Cells along the side of the smallest square grid with room for the objects."""
+    """Return the side, in cells, of the smallest square grid that holds the objects."""
     return next(side for side in range(1, max_objects + 1) if side * side >= max_objects)
 
 
 def tile_range(canvas: int, max_objects: int) -> tuple[int, int]:
-    """Smallest and largest tile in pixels: the largest fits a cell of the grid, and two cells at least are assumed so
-    that a single digit does not fill the image."""
+    """Return the smallest and largest tile in pixels.
+
+    The largest fits a cell of the grid; the grid has at least two cells a side, so a single digit does not fill the
+    image.
+    """
     largest = canvas // max(2, grid_side(max_objects))
     return largest * 5 // 8 + 1, largest
 
 
 def place_objects(stream: Stream, present: np.ndarray, boxes: np.ndarray, canvas: int) -> np.ndarray:
-    """Positions of the objects of many scenes at once.
+    """Place the objects of many scenes at once.
 
-    Each object in turn tries random places inside the canvas; a scene in which one finds none is laid out on the grid,
-    a random cell each, where boxes cannot meet.
+    Each object in turn tries random positions on the canvas; a scene in which one of them finds none is laid out on the
+    grid, one random cell each, where boxes cannot overlap.
 
     Args:
-        stream: Drawn from alike however many objects there are.
-        present: Which slots hold an object, bool ``(N, K)``.
+        stream: Random integers; the number of draws does not depend on the number of objects.
+        present: Slots that hold an object, bool ``(N, K)``.
         boxes: Box of the ink inside its tile, ``x0, y0, x1, y1``, ``(N, K, 4)``; no larger than a cell of the grid.
         canvas: Side of the canvas in pixels.
 
@@ -55,7 +58,7 @@ def place_objects(stream: Stream, present: np.ndarray, boxes: np.ndarray, canvas
 def _too_close(
     place: np.ndarray, extent: np.ndarray, others: np.ndarray, other_extents: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
-    """Whether a box shares too much with any box placed before, bool ``(N,)``."""
+    """Return bool ``(N,)``: True where a box overlaps too much with a box placed before."""
     low = np.maximum(place[:, None], others)
     high = np.minimum((place + extent)[:, None], others + other_extents)
     shared = np.prod(np.maximum(high - low, 0), axis=-1)  # (N, slots before)

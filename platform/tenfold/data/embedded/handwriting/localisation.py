@@ -1,8 +1,7 @@
-"""Single-cue scenes: one handwritten digit among things that are none, on a textured 64x64 canvas, with its place.
+"""Single-cue scenes: one handwritten digit among distractors on a textured 64x64 canvas, with its location.
 
-What surrounds the digit has its strokes, sizes and colours: digits of the same split cut into squares and put together
-in another order, and printed letters. So the class can be told from the digit alone, and a map that lights up on ink as
-such misses. Nothing but the digit, its class and its place is told.
+Distractors have the digit's strokes, sizes and colours: digits of the same split with their squares shuffled, and
+printed letters. So only the digit tells the class, and an attribution map that responds to ink as such fails.
 """
 
 import os
@@ -37,18 +36,18 @@ from tenfold.data.localisation import (
 from tenfold.types import ImageSource, Preprocessing
 
 VERSION = 1
-"""Raised with every change that alters bytes: old caches are then left alone and new ones built."""
+"""Incremented with every change that alters bytes: old caches are then ignored and new ones built."""
 REACH = 2
-"""Pixels, across and down, by which the mask goes beyond the ink: strokes are thinner than any map can show."""
+"""Pixels, across and down, by which the mask is dilated: strokes are thinner than a map can resolve."""
 DISTRACTORS = (3, 6)
-"""Fewest and most things around the digit."""
+"""Smallest and largest number of distractors."""
 SIZES = (18, 26)
-"""Smallest and largest side in pixels to which a 28x28 source is resized; its ink takes five sevenths of it."""
+"""Smallest and largest side in pixels to which a 28x28 source is resized; its ink takes up five sevenths of it."""
 LETTERS = "ACEFHJ"
-"""Printed letters that no hand would write for a digit (B, D, G and I are close to 8, 0, 6 and 1)."""
+"""Printed letters that do not resemble a digit (B, D, G and I are close to 8, 0, 6 and 1)."""
 
 _SQUARE, _SQUARES = 4, 5
-"""Side in pixels of the squares that a digit is cut into, and how many there are across and down."""
+"""Side in pixels of the squares that a digit is cut into, and their number across and down."""
 _WINDOW = _SQUARE * _SQUARES
 _PALETTE = np.array(list(COLOUR_RGB.values()), dtype=np.int32)
 _COLUMNS: dict[str, np.dtype] = {
@@ -67,19 +66,19 @@ Arrays = dict[str, np.ndarray]
 def load_cue_scenes(
     config: HandwritingConfig, preprocessing: Preprocessing, train_size: int | None = None
 ) -> LocalisationData:
-    """``num_train`` / ``num_val`` / ``num_test`` scenes with the mask and the box of the digit, built where missing.
+    """Load the scenes with the mask and the box of the digit, building them if the cache lacks them.
 
     The mask holds the digit's ink and all within ``REACH`` pixels of it; the box is the mask's. Of the settings only
-    the numbers of images, ``seed`` and ``cache`` matter. At another size than 64 images are resized at each
-    reading, masks by nearest neighbour.
+    the numbers of images, ``seed`` and ``cache`` matter. At a size other than 64 images are resized on every read,
+    masks by nearest neighbour.
 
     Args:
-        config: Of the data.
-        preprocessing: Of the network; its size is that of val and test.
-        train_size: Side of the training images; None: as the others.
+        config: Settings of the data.
+        preprocessing: The network's; its size is that of val and test.
+        train_size: Side of the training images; None: the network's size.
 
     Raises:
-        ValueError: ``num_train`` below 10: every class needs an image; ``train_size`` below 1.
+        ValueError: ``num_train`` below 10 (every class needs an image); ``train_size`` below 1.
         OSError: The cache folder cannot be written.
     """
     if config.num_train < len(DIGIT_WORDS):
@@ -98,15 +97,15 @@ def load_cue_scenes(
 
 
 def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, progress: bool = True) -> StoredFolder:
-    """The arrays of all splits, from the cache or built into it.
+    """Return the arrays of all splits, building them if the cache lacks them.
 
     ``images`` uint8 ``(N, 64, 64, 3)``; ``labels`` int64 ``(N,)``; ``boxes`` int64 ``(N, 4)``, ends included;
-    ``masks`` uint8 0/1 ``(N, 64, 64)``; and what the digit is drawn from: ``sources`` (row), ``sizes`` (side in pixels)
+    ``masks`` uint8 0/1 ``(N, 64, 64)``; and the parameters of the digit: ``sources`` (row), ``sizes`` (side in pixels)
     and ``offsets`` (x, y of the upper left corner of the resized source).
 
     Args:
-        config: What to draw.
-        workers: Threads; None: as many as there are cores.
+        config: Settings of the data.
+        workers: Threads; None: the number of cores.
         progress: Whether a build of more than a second shows a progress bar (on a terminal).
 
     Raises:
@@ -118,7 +117,7 @@ def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, p
 
     def fill(folder: Path) -> None:
         source_images, labels = source_digits(root)
-        glyphs()  # kept from here on, so that not every thread draws them
+        glyphs()  # fills the cache, so that not every thread draws them
         rows = {split: split_rows(labels, split, config.seed) for split in SPLITS}
         arrays = {
             (split, name): create_array(folder, split, name, config.num(split), row)
@@ -148,17 +147,17 @@ def build_cue_scenes(config: HandwritingConfig, *, workers: int | None = None, p
 
 
 def draw_cue_scenes(split: Split, rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int) -> Arrays:
-    """``num`` scenes as the arrays of ``build_cue_scenes``.
+    """Draw ``num`` scenes as the arrays of ``build_cue_scenes``.
 
     Args:
-        split: Whose fonts the letters come from.
-        rows: Source digits that may be used, by class, ``(10, n)``.
+        split: Split whose fonts the letters use.
+        rows: Allowed source digits by class, ``(10, n)``.
         source_images: All source digits, uint8 ``(5000, 28, 28)``.
-        stream: Of random integers.
-        num: How many.
+        stream: Random integers.
+        num: Number of scenes.
     """
     slots = DISTRACTORS[1] + 1
-    # Each ten scenes show all ten digits, so even a small part has every class.
+    # Every ten scenes hold all ten digits, so even a small part has every class.
     labels = stream.orders(-(-num // 10), 10).reshape(-1)[:num]
     sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
     sizes = stream.integers(SIZES[0], SIZES[1] + 1, (num, slots))
@@ -188,17 +187,17 @@ def draw_cue_scenes(split: Split, rows: np.ndarray, source_images: np.ndarray, s
 
 
 def shuffled_digits(digits: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Digits cut into squares that are put together in another order.
+    """Cut digits into squares and shuffle them.
 
     Args:
         digits: uint8 ``(N, 28, 28)``, ink within 20 x 20 pixels.
-        orders: Which square comes to each place, row by row, ``(N, 25)``.
+        orders: Index of the square at each position, row by row, ``(N, 25)``.
 
     Returns:
-        uint8 ``(N, 28, 28)``, the 20 x 20 pixels in the middle.
+        uint8 ``(N, 28, 28)``, the 20 x 20 pixels centred.
     """
     boxes = _tight_boxes(digits > 0)
-    # The window lies around the middle of the ink, so that it cuts nothing off.
+    # The window is centred on the ink, so that it cuts nothing off.
     corners = np.clip((boxes[:, :2] + boxes[:, 2:] + 1 - _WINDOW) // 2, 0, SOURCE_SIZE - _WINDOW)
     y = corners[:, 1, None, None] + np.arange(_WINDOW)[:, None]
     x = corners[:, 0, None, None] + np.arange(_WINDOW)
@@ -236,7 +235,7 @@ def _draw_distractors(
 def _resize_into(
     tiles: np.ndarray, images: np.ndarray, sizes: np.ndarray, slot: int, chosen: np.ndarray | None = None
 ) -> None:
-    """Ink coverage at its size into the upper left of the tiles ``(N, K, T, T)`` of one slot."""
+    """Write resized ink coverage into the upper left of the tiles ``(N, K, T, T)`` of a slot."""
     for size in range(SIZES[0], SIZES[1] + 1):
         here = sizes[:, slot] == size if chosen is None else (sizes[:, slot] == size) & chosen
         if here.any():
@@ -246,9 +245,9 @@ def _resize_into(
 def _render(
     background: np.ndarray, tiles: np.ndarray, present: np.ndarray, offsets: np.ndarray, colours: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 ``(N, 64, 64, 3)``, and where the digit's ink is, bool ``(N, 64, 64)``."""
+    """Return images uint8 ``(N, 64, 64, 3)`` and the mask of the digit's ink, bool ``(N, 64, 64)``."""
     side = tiles.shape[-1]
-    # A margin around the canvas takes what a tile has outside: that is never ink, only its empty border.
+    # A margin around the canvas receives what a tile has outside: never ink, only its empty border.
     images = np.pad(background, ((0, 0), (side, side), (side, side), (0, 0)))
     ink = np.zeros(images.shape[:3], dtype=bool)
     # The digit, slot 0, comes last: nothing covers it.
@@ -267,7 +266,7 @@ def _render(
 
 
 def _spread(ink: np.ndarray) -> np.ndarray:
-    """Pixels within ``REACH`` of one that is set, across and down, bool ``(N, S, S)``."""
+    """Dilate a mask by ``REACH`` pixels across and down, bool ``(N, S, S)``."""
     side = ink.shape[-1]
     padded = np.pad(ink, ((0, 0), (REACH, REACH), (REACH, REACH)))
     spread = np.zeros_like(ink)
@@ -278,7 +277,7 @@ def _spread(ink: np.ndarray) -> np.ndarray:
 
 
 def _tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """``x0, y0, x1, y1`` (ends included) around the true pixels, int64 ``(..., 4)``; each mask must have some."""
+    """Return ``x0, y0, x1, y1`` (ends included) around the True pixels, int64 ``(..., 4)``; no mask may be empty."""
     columns, rows = np.logical_or.reduce(masks, axis=-2), np.logical_or.reduce(masks, axis=-1)
     last = masks.shape[-1] - 1
     ends = [

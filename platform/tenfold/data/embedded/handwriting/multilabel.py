@@ -11,9 +11,9 @@ from tenfold.hashing import text_sha256
 
 
 def load_scenes(config: HandwritingConfig) -> MultiLabelData:
-    """Which of the ten digits stand in a 64x64 scene; built where the cache lacks it.
+    """Load 64x64 scenes labelled with the digits they hold, building them if the cache lacks them.
 
-    Observed labels of all three splits follow the same draw (``num_pos``, ``num_neg``, ``label_seed``).
+    Observed labels of all three splits are drawn the same way (``num_pos``, ``num_neg``, ``label_seed``).
 
     Raises:
         OSError: If the cache folder cannot be written.

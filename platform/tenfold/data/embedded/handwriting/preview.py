@@ -1,4 +1,4 @@
-"""A contact sheet of every task, to look at."""
+"""Contact sheet of every task."""
 
 import textwrap
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ _SLOT_RGB = np.array(
 
 
 def draw_preview(config: HandwritingConfig, path: Path) -> None:
-    """Write an image (PNG or whatever the ending says) with examples of every task from the training split.
+    """Write an image with training examples of every task, in the format of the file name's suffix.
 
     Raises:
         OSError: If the image or the cache cannot be written.
-        ValueError: If the ending names no image format.
+        ValueError: If the suffix is not that of an image format.
     """
     rows = [
         ("scenes: boxes and captions", 2.6),

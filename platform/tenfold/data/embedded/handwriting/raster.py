@@ -1,17 +1,17 @@
-"""Drawing in whole numbers: resizing, affine warps and filled outlines with the same bytes everywhere."""
+"""Integer rasterisation: resizing, affine warps and filled outlines with the same bytes on every machine."""
 
 from functools import lru_cache
 
 import numpy as np
 
 FIXED = 1 << 16
-"""One pixel in the fixed-point numbers of an affine matrix."""
+"""One pixel in the fixed-point format of an affine matrix."""
 _WEIGHT = 64  # Resizing weights are 64ths: 255 * 64 * 64 < 2**24 stays exact in float32.
 _SUBPIXEL = 256  # Outline coordinates are 256ths of a sample.
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Square images at another size, by a triangle filter (widened when shrinking, so thin strokes survive).
+    """Resize square images by a triangle filter (widened when shrinking, so thin strokes survive).
 
     Args:
         images: uint8 ``(N, S, S)``.
@@ -21,14 +21,14 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
         uint8 ``(N, size, size)``.
     """
     weights = _resize_weights(images.shape[-1], size)
-    # Every value and partial sum is a whole number below 2**24, so float32 BLAS is exact in any order of summation.
+    # Every value and partial sum is an integer below 2**24, so float32 BLAS is exact in any order of summation.
     total = weights @ images.astype(np.float32) @ weights.T
     return ((total.astype(np.int32) + _WEIGHT * _WEIGHT // 2) // (_WEIGHT * _WEIGHT)).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
 def _resize_weights(source: int, target: int) -> np.ndarray:
-    # Distances between pixel centres in units of 1 / (2 target) source pixels: whole numbers.
+    # Distances between pixel centres in units of 1 / (2 target) source pixels: integers.
     distance = np.abs((2 * np.arange(source) + 1) * target - (2 * np.arange(target)[:, None] + 1) * source)
     raw = np.maximum(0, 2 * max(source, target) - distance)  # (target, source)
     total = raw.sum(axis=1, keepdims=True)
@@ -39,7 +39,7 @@ def _resize_weights(source: int, target: int) -> np.ndarray:
 
 
 def warp(images: np.ndarray, matrices: np.ndarray, size: int) -> np.ndarray:
-    """Images seen through affine maps, bilinear, black outside.
+    """Warp images by affine maps, with bilinear interpolation and black outside.
 
     Args:
         images: uint8 ``(N, S, S)``.
@@ -51,7 +51,7 @@ def warp(images: np.ndarray, matrices: np.ndarray, size: int) -> np.ndarray:
         uint8 ``(N, size, size)``.
     """
     side = images.shape[-1]
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # two dark pixels: an index clipped to -2 or S reads only those
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # two black pixels: an index clipped to -2 or S reads only those
     stride = side + 4
     x, y = np.arange(size, dtype=np.int64), np.arange(size, dtype=np.int64)[:, None]
     matrices = matrices.astype(np.int64)[:, :, :, None, None]
@@ -68,7 +68,7 @@ def warp(images: np.ndarray, matrices: np.ndarray, size: int) -> np.ndarray:
 
 
 def fill_outline(edges: np.ndarray, size: int, samples: int) -> np.ndarray:
-    """Coverage of the inside of a closed outline (non-zero winding rule).
+    """Compute the coverage of the inside of a closed outline (non-zero winding rule).
 
     Args:
         edges: Straight edges ``x0, y0, x1, y1`` in 256ths of a sample, y down, integer ``(E, 4)``; inside the image.

@@ -1,4 +1,4 @@
-"""Scenes without one of their objects, drawn again from what they were drawn from."""
+"""Removal of an object from a scene, by rendering the scene again without it."""
 
 from dataclasses import fields
 
@@ -14,17 +14,17 @@ _OBJECT_FIELDS = ("digits", "colours", "sources", "sizes", "offsets")
 
 
 def remove_object(scenes: Scenes, rows: np.ndarray, slots: np.ndarray, config: HandwritingConfig) -> Scenes:
-    """Take one object out of each chosen scene; everything else stays as it was, to the byte.
+    """Remove one object from each selected scene; everything else stays bit-identical.
 
-    Only pixels that the object's ink covered change (what lies under it appears). The other objects keep their slots,
-    so their numbers in ``instances`` stay; labels, boxes, concepts and caption follow from what is left ("an empty
-    canvas" if nothing is).
+    Only pixels that the object's ink covered change (what lies under it appears). The other objects keep their slots
+    and so their ids in ``instances``; labels, boxes, concepts and caption are those of the remaining objects ("an empty
+    canvas" if there are none).
 
     Args:
         scenes: Scenes of the embedded data.
-        rows: Which scenes, ``(B,)``; a scene may come more than once.
-        slots: Which object of each, ``(B,)``.
-        config: Whose cache holds the source digits.
+        rows: Rows of the scenes, ``(B,)``; a scene may occur more than once.
+        slots: Slot of the object to remove from each, ``(B,)``.
+        config: Settings of the data, which name the cache of the source digits.
 
     Returns:
         New arrays of ``B`` scenes.
@@ -35,9 +35,9 @@ def remove_object(scenes: Scenes, rows: np.ndarray, slots: np.ndarray, config: H
     rows, slots = np.asarray(rows), np.asarray(slots)
     num_scenes, num_slots = scenes.digits.shape
     if rows.ndim != 1 or rows.shape != slots.shape:
-        raise ValueError(f"rows and slots must be (B,) both, got {rows.shape} and {slots.shape}")
+        raise ValueError(f"rows and slots must both be (B,), got {rows.shape} and {slots.shape}")
     if len(rows) == 0:
-        raise ValueError("rows must name at least one scene, got none")
+        raise ValueError("rows must hold at least one scene, got none")
     if rows.min() < 0 or rows.max() >= num_scenes or slots.min() < 0 or slots.max() >= num_slots:
         raise ValueError(
             f"rows must lie in 0..{num_scenes - 1} and slots in 0..{num_slots - 1}, "

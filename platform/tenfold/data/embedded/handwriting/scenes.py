@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits: what is drawn, the drawing, and what is then true of the image."""
+"""Scenes of handwritten digits: random specification, rendering and ground truth."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from tenfold.data.embedded.handwriting.textures import draw_textures, render_tex
 from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB, PARTNERS
 
 MASK_ALPHA = 64
-"""Ink coverage (of 255) from which a pixel belongs to an object's mask."""
+"""Smallest ink coverage (of 255) of a pixel of an object's mask."""
 _PALETTE = np.array(list(COLOUR_RGB.values()), dtype=np.int32)
 _PARTNERS = np.array(PARTNERS)
 
@@ -23,15 +23,15 @@ Arrays = dict[str, np.ndarray]
 def draw_scenes(
     config: HandwritingConfig, split: Split, rows: np.ndarray, source_images: np.ndarray, stream: Stream, num: int
 ) -> Arrays:
-    """What ``num`` scenes are drawn from: the fields ``counts``, ``digits`` and ``sources`` .. ``lattices``.
+    """Draw the specification of ``num`` scenes: the fields ``counts``, ``digits`` and ``sources`` .. ``lattices``.
 
     Args:
-        config: Of the data.
-        split: Which co-occurrence holds.
-        rows: Source digits that may be used, by class, ``(10, n)``.
+        config: Settings of the data.
+        split: Split, which determines the co-occurrence.
+        rows: Allowed source digits by class, ``(10, n)``.
         source_images: All source digits, uint8 ``(5000, 28, 28)``.
-        stream: Of random integers.
-        num: How many scenes.
+        stream: Random integers.
+        num: Number of scenes.
     """
     slots = config.max_digits
     counts = stream.integers(1, slots + 1, (num,))
@@ -60,11 +60,11 @@ def draw_scenes(
 
 
 def draw_classes(stream: Stream, num: int, slots: int, strength: float, distinct: bool) -> np.ndarray:
-    """Classes for the slots of each scene, int64 ``(num, slots)``.
+    """Draw the classes of the slots of each scene, int64 ``(num, slots)``.
 
     Slots are filled from a random order of the ten classes. In every second slot, with probability ``strength``, the
-    partner of the digit before comes first if it is still to come: of two digits, the second is the partner of the
-    first with probability ``strength + (1 - strength) / 9``.
+    partner of the previous digit is moved to the front if it has not been used: of two digits, the second is the
+    partner of the first with probability ``strength + (1 - strength) / 9``.
     """
     if not distinct:
         return stream.integers(0, 10, (num, slots))
@@ -80,10 +80,10 @@ def draw_classes(stream: Stream, num: int, slots: int, strength: float, distinct
 
 
 def render_scenes(spec: Arrays, source_images: np.ndarray) -> Arrays:
-    """Draw scenes and say what is true of them.
+    """Render scenes and compute their ground truth.
 
     Args:
-        spec: The fields that ``draw_scenes`` gives; a slot whose digit is -1 is not drawn.
+        spec: Fields that ``draw_scenes`` returns; a slot whose digit is -1 is not rendered.
         source_images: All source digits, uint8 ``(5000, 28, 28)``.
 
     Returns:
@@ -96,7 +96,7 @@ def render_scenes(spec: Arrays, source_images: np.ndarray) -> Arrays:
         spec["textures"], spec["texture_colours"], spec["texture_parameters"], spec["lattices"], CANVAS
     )
     side = tiles.shape[-1]
-    # A margin around the canvas takes what a tile has outside: that is never ink, only its empty border.
+    # A margin around the canvas receives what a tile has outside: never ink, only its empty border.
     images = np.pad(background, ((0, 0), (side, side), (side, side), (0, 0)))
     instances = np.zeros(images.shape[:3], dtype=np.uint8)
     for slot in range(slots):
@@ -125,7 +125,7 @@ def render_scenes(spec: Arrays, source_images: np.ndarray) -> Arrays:
 
 
 def _tiles(source_images: np.ndarray, sources: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Ink coverage of every object at its size, in the upper left of a tile of the largest, uint8 ``(N, K, T, T)``."""
+    """Return every object's ink coverage, in the upper left of tiles of the largest size, uint8 ``(N, K, T, T)``."""
     largest = max(1, int(sizes.max()))
     tiles = np.zeros((*sources.shape, largest, largest), dtype=np.uint8)
     for size in np.unique(sizes[sizes > 0]).tolist():
@@ -135,7 +135,7 @@ def _tiles(source_images: np.ndarray, sources: np.ndarray, sizes: np.ndarray) ->
 
 
 def _tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """``x0, y0, x1, y1`` (end exclusive) around the true pixels, int64 ``(..., 4)``; all zero where none is true."""
+    """Return ``x0, y0, x1, y1`` (end exclusive) around the True pixels, int64 ``(..., 4)``; zeros for an empty mask."""
     columns = np.logical_or.reduce(masks, axis=-2)
     rows = np.logical_or.reduce(masks, axis=-1)
     some = columns.any(axis=-1)

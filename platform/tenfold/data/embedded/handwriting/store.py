@@ -1,4 +1,4 @@
-"""A cache of folders of ``.npy`` files: written whole or not at all, checked before use, read memory-mapped."""
+"""Cache of folders of ``.npy`` files: written atomically, verified before use, read memory-mapped."""
 
 import json
 import logging
@@ -25,34 +25,34 @@ _ABANDONED_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class StoredFolder:
-    """A checked folder of arrays."""
+    """A verified folder of arrays."""
 
     path: Path
     fingerprint: str
-    """Hex sha256 over the checksums of all files: equal for equal content."""
+    """Hex SHA-256 over the checksums of all files: equal for equal content."""
 
     def array(self, part: str, name: str) -> np.ndarray:
-        """One array, read-only and memory-mapped; ``part`` is a split."""
+        """Return an array, read-only and memory-mapped; ``part`` is a split."""
         return np.load(self.path / part / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
 def cache_root(configured: str | None) -> Path:
-    """The cache folder: configured, else the environment's ``TENFOLD_CACHE``, else ``~/.cache/tenfold``."""
+    """Return the cache folder: configured, else the environment's ``TENFOLD_CACHE``, else ``~/.cache/tenfold``."""
     chosen = configured or os.environ.get("TENFOLD_CACHE")
     return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "tenfold"
 
 
 def stored(root: Path, name: str, settings: Mapping[str, Any], fill: Callable[[Path], None]) -> StoredFolder:
-    """A folder of the cache, made first where it is missing or damaged.
+    """Return a folder of the cache, building it first if it is missing or damaged.
 
-    Builders may run at the same time: each fills a folder of its own, one takes its place by renaming, the others
-    find it there and use it.
+    Builders may run concurrently: each fills a temporary folder, the first renames it into place, and the others use
+    that one.
 
     Args:
-        root: Cache folder, made if missing.
-        name: What the folder holds; a hash of the settings is appended.
-        settings: All that determines the content; JSON types.
-        fill: Writes ``<split>/<array>.npy`` files into the folder it is given.
+        root: Cache folder, created if missing.
+        name: Prefix of the folder's name; a hash of the settings is appended.
+        settings: Everything that determines the content; JSON types.
+        fill: Function that writes ``<split>/<array>.npy`` files into the folder it is given.
 
     Raises:
         OSError: If the cache folder cannot be written.
@@ -66,7 +66,7 @@ def stored(root: Path, name: str, settings: Mapping[str, Any], fill: Callable[[P
         temporary = _new_folder(root)
     except OSError as error:
         raise OSError(
-            f"the cache folder {root} must be writable: {error}; set TENFOLD_CACHE (or cache=) to a folder that is"
+            f"the cache folder {root} must be writable, got {error}; set TENFOLD_CACHE (or cache=) to another folder"
         ) from error
     try:
         _remove_abandoned(root)
@@ -77,12 +77,12 @@ def stored(root: Path, name: str, settings: Mapping[str, Any], fill: Callable[[P
         shutil.rmtree(temporary, ignore_errors=True)
     ready = _open(folder)
     if ready is None:
-        raise OSError(f"{folder} was damaged right after it was built; is the disk full or failing?")
+        raise OSError(f"{folder} is damaged right after it was built; is the disk full or failing?")
     return ready
 
 
 def create_array(folder: Path, part: str, name: str, num_rows: int, row: np.dtype) -> np.ndarray:
-    """A new ``.npy`` file to write rows into, memory-mapped; ``row`` is the (sub-array) type of one row."""
+    """Create a memory-mapped ``.npy`` file of ``num_rows`` rows; ``row`` is the (sub-array) dtype of one row."""
     path = folder / part / f"{name}.npy"
     path.parent.mkdir(exist_ok=True)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=row.base, shape=(num_rows, *row.shape))
@@ -91,7 +91,7 @@ def create_array(folder: Path, part: str, name: str, num_rows: int, row: np.dtyp
 
 
 def _reserve(path: Path) -> None:
-    """Claim the file's bytes now: writing to a map on a full disk would kill the process."""
+    """Allocate the file's bytes now: writing to a memory map on a full disk would kill the process."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         try:
@@ -104,7 +104,7 @@ def _reserve(path: Path) -> None:
 
 
 def _new_folder(root: Path) -> Path:
-    """A temporary folder with usual permissions (those of ``tempfile`` would hide a shared cache from other users)."""
+    """Create a temporary folder with default permissions (those of ``tempfile`` would hide a shared cache)."""
     folder = root / f"{_TEMPORARY}{uuid.uuid4().hex}"
     folder.mkdir()
     return folder
@@ -121,7 +121,7 @@ def _write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _take_place(temporary: Path, folder: Path) -> None:
-    """Rename ``temporary`` to ``folder``; a whole folder that is there already stays, a damaged one makes way."""
+    """Rename ``temporary`` to ``folder``; an intact folder that exists already stays, a damaged one is replaced."""
     for _ in range(8):
         try:
             os.replace(temporary, folder)
@@ -130,7 +130,7 @@ def _take_place(temporary: Path, folder: Path) -> None:
                 raise
             if _open(folder) is not None:
                 return
-            # Renamed, not deleted in place: a reader sees the old folder or none, never half of one.
+            # Renamed, not deleted in place: a reader sees the old folder or none, never a partial one.
             aside = _new_folder(folder.parent)
             try:
                 os.replace(folder, aside / "damaged")
@@ -144,12 +144,12 @@ def _take_place(temporary: Path, folder: Path) -> None:
 
 
 def _open(folder: Path) -> StoredFolder | None:
-    """The folder if it is whole; None if it is missing or damaged (then the reason is logged)."""
+    """Return the folder if it is intact; None if it is missing or damaged (then the reason is logged)."""
     if not folder.exists():
         return None
     damage = _damage(folder)
     if damage is not None:
-        _LOG.warning("cached data in %s are damaged (%s); building them again", folder, damage)
+        _LOG.warning("cached data in %s are damaged (%s); rebuilding them", folder, damage)
         return None
     files = json.loads((folder / _MANIFEST).read_text())["files"]
     joined = json.dumps({name: entry["sha256"] for name, entry in files.items()}, sort_keys=True)
@@ -173,13 +173,13 @@ def _damage(folder: Path) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _checksum(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    """Checksum of a file; once in a process while the file's status stays the same."""
-    del size, mtime_ns, inode  # part of the key only
+    """Return the SHA-256 of a file, computed once per process while the file's status is unchanged."""
+    del size, mtime_ns, inode  # only part of the key
     return file_sha256(path)
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Delete what killed builders left more than a day ago."""
+    """Delete temporary folders of killed builders that are older than a day."""
     for path in root.glob(f"{_TEMPORARY}*"):
         try:
             old = time.time() - path.stat().st_mtime > _ABANDONED_S

@@ -1,4 +1,4 @@
-"""Dark textured backgrounds, drawn from stored parameters in whole numbers."""
+"""Dark textured backgrounds, rendered from stored parameters in integer arithmetic."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _CELL = 8
 
 
 def draw_textures(stream: Stream, num: int) -> dict[str, np.ndarray]:
-    """The texture fields of ``num`` scenes (see ``splits.Scenes``); both colours stay far darker than any stroke."""
+    """Draw the texture fields of ``num`` scenes (see ``splits.Scenes``); both colours are darker than any stroke."""
     first = stream.integers(6, 66, (num, 3))
     second = np.clip(first + stream.integers(-12, 52, (num, 3)), 0, 108)
     return {
@@ -28,7 +28,7 @@ def draw_textures(stream: Stream, num: int) -> dict[str, np.ndarray]:
 def render_textures(
     textures: np.ndarray, colours: np.ndarray, parameters: np.ndarray, lattices: np.ndarray, size: int
 ) -> np.ndarray:
-    """Backgrounds, uint8 ``(N, size, size, 3)``, from the texture fields of N scenes."""
+    """Render backgrounds, uint8 ``(N, size, size, 3)``, from the texture fields of N scenes."""
     share = np.zeros((len(textures), size, size), dtype=np.int32)  # of the second colour, 0..255
     x, y = np.arange(size), np.arange(size)[:, None]
     for index, name in enumerate(TEXTURES):

@@ -1,4 +1,4 @@
-"""Handwritten digits beside printed letters and blends of two digits: 28x28, as MNIST and notMNIST."""
+"""Handwritten digits with printed letters and blends of two digits, 28x28 like MNIST and notMNIST."""
 
 import numpy as np
 
@@ -16,10 +16,10 @@ _BORDER = (IMAGE_SIDE - SOURCE_SIZE) // 2
 
 
 def load_uncertain_digits(config: HandwritingConfig) -> UncertaintyData:
-    """3,000 / 750 / 1,250 digits; ``num_test`` letters A-J outside; ambiguous: blends of test digits.
+    """Load 3,000 / 750 / 1,250 digits, ``num_test`` letters A-J as out-of-distribution, and blends of test digits.
 
-    ``blends`` are pixel averages of any two test digits, ``confusable`` those of classes that are easily confused,
-    chosen close to each other.
+    ``blends`` are pixel averages of any two test digits, ``confusable`` those of similar digits of classes that are
+    easily confused.
 
     Raises:
         OSError: The cache folder cannot be written.
@@ -51,5 +51,5 @@ def _split(folder: HandwritingFolder, part: Split) -> ClassificationSplit:
 
 
 def _uncovered(images: np.ndarray) -> np.ndarray:
-    """Without the border that makes 32 pixels of 28."""
+    """Crop the border that pads 28 pixels to 32."""
     return np.ascontiguousarray(images[:, _BORDER:-_BORDER, _BORDER:-_BORDER])

@@ -1,4 +1,4 @@
-"""Names of everything that an image can show; an index into one of these tuples is what the arrays store."""
+"""Names of everything that an image can show; the arrays store indices into these tuples."""
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = tuple("ABCDEFGHIJ")
@@ -23,5 +23,5 @@ PARTNERS = (6, 7, 3, 2, 9, 8, 0, 1, 5, 4)
 
 
 def with_article(noun: str) -> str:
-    """``noun`` after "a" or "an"."""
+    """Return ``noun`` after "a" or "an"."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

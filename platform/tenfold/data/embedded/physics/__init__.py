@@ -1,1 +1,1 @@
-"""Data made by simulation: chaotic trajectories, bodies that attract each other, molecules."""
+"""Simulated data sets: chaotic trajectories, gravitating bodies, molecules."""

@@ -1,4 +1,4 @@
-"""The Lorenz attractor: chaotic trajectories, and the same seen through noise.
+"""Lorenz attractor: chaotic trajectories and noisy observations of them.
 
 Lorenz, "Deterministic Nonperiodic Flow", 1963: x' = 10 (y - x), y' = x (28 - z) - y, z' = x y - 8/3 z.
 """
@@ -16,21 +16,21 @@ from tenfold.types import TensorSchema
 
 _SIGMA, _RHO, _BETA = 10.0, 28.0, 8 / 3
 SUBSTEPS = 20
-"""Steps of the integrator between two times."""
+"""Integrator steps between two times."""
 _VERSION = 1
 _DISCARDED = 200
-"""Samples at the start of a window's trajectory, after which it is on the attractor."""
+"""Samples discarded at the start of a window's trajectory, after which it is on the attractor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LorenzConfig(GeneratedConfig):
-    """How many trajectories, how long, how noisy."""
+    """Number, length and noise of the trajectories."""
 
     name: str = "lorenz"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     source: Literal["windows", "trajectory"] = "windows"
-    """``windows``: each has a start of its own; ``trajectory``: all are cut from a single one, in the order test,
-    validation, training."""
+    """``windows``: each window has its own initial state; ``trajectory``: all are consecutive pieces of one trajectory,
+    in the order test, validation, training."""
     length: int = 64
     """Samples of a window."""
     interval: float = 0.05
@@ -39,7 +39,7 @@ class LorenzConfig(GeneratedConfig):
     """``growing``: the std of a coordinate's noise is ``noise_scale`` (0.5 + 1.5 |coordinate| / 20); ``constant``:
     ``noise_scale`` itself."""
     noise_scale: float = 2.0
-    """Size of the noise; 0.5 is the published experiments' constant one."""
+    """Scale of the noise; the published experiments use 0.5, constant."""
     num_train: int = 96
     """Windows for training."""
     num_val: int = 32
@@ -47,7 +47,7 @@ class LorenzConfig(GeneratedConfig):
     num_test: int = 48
     """Windows for the test."""
     seed: int = 0
-    """Of starts and noise."""
+    """Seed of initial states and noise."""
 
     def __post_init__(self) -> None:
         if self.source not in ("windows", "trajectory") or self.noise not in ("growing", "constant"):
@@ -58,14 +58,14 @@ class LorenzConfig(GeneratedConfig):
         if self.length < 1:
             raise ValueError(f"length must be at least 1, got {self.length}")
         if not 0 < self.interval <= 1:
-            raise ValueError(f"interval must lie in (0, 1], got {self.interval}: the integrator needs short steps")
+            raise ValueError(f"interval must lie in (0, 1], got {self.interval}; the integrator needs short steps")
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale must not be negative, got {self.noise_scale}")
         super().__post_init__()
 
 
 def lorenz_rhs(state: Tensor) -> Tensor:
-    """Velocity at a state.
+    """Return the right-hand side of the Lorenz equations.
 
     Args:
         state: x, y, z, ``(..., 3)``.
@@ -74,7 +74,7 @@ def lorenz_rhs(state: Tensor) -> Tensor:
         Same shape.
 
     Raises:
-        ValueError: The last axis is not 3 long, or no floating dtype.
+        ValueError: The last axis is not of length 3, or the dtype is not floating point.
     """
     if not state.ndim or state.shape[-1] != 3 or not state.is_floating_point():
         raise ValueError(f"state must be floating point (..., 3), got {state.dtype} {tuple(state.shape)}")
@@ -82,19 +82,19 @@ def lorenz_rhs(state: Tensor) -> Tensor:
 
 
 def simulate_lorenz(x0: Tensor, times: Tensor) -> Tensor:
-    """States at given times, by the classical Runge-Kutta method with ``SUBSTEPS`` steps from each time to the next.
+    """Integrate the Lorenz equations by the classical Runge-Kutta method, ``SUBSTEPS`` steps between two times.
 
-    Chaos makes any two solutions part after some 20 units of time; short stretches agree with finer steps to 1e-5.
+    Chaos makes any two solutions diverge after some 20 units of time; short stretches agree with finer steps to 1e-5.
 
     Args:
-        x0: State at the first time, ``(..., 3)``; all of them are integrated at once.
-        times: ``(T,)``, rising.
+        x0: State at the first time, ``(..., 3)``; integrated as a batch.
+        times: ``(T,)``, increasing.
 
     Returns:
         ``(T, ..., 3)``, the dtype of ``x0`` (float32 for half precision); the first is ``x0``.
 
     Raises:
-        ValueError: Other shapes, no floating dtype, times that do not rise, or are not finite.
+        ValueError: Other shapes, a dtype that is not floating point, or times that do not increase or are not finite.
     """
     if not x0.ndim or x0.shape[-1] != 3 or not x0.is_floating_point():
         raise ValueError(f"x0 must be floating point (..., 3), got {x0.dtype} {tuple(x0.shape)}")
@@ -102,17 +102,17 @@ def simulate_lorenz(x0: Tensor, times: Tensor) -> Tensor:
         raise ValueError(f"times must be (T,) with T at least 1, got {tuple(times.shape)}")
     steps = times.to(torch.float64).diff()
     if not bool(torch.isfinite(times).all()) or not bool((steps > 0).all()):
-        raise ValueError("times must be finite and rise from each to the next")
+        raise ValueError("times must be finite and strictly increasing")
     start = x0.float() if x0.dtype in (torch.float16, torch.bfloat16) else x0
     if start.device.type == "cpu" and not start.requires_grad:
-        # Thousands of steps of few numbers: what a step costs is the calls, and numpy's are several times cheaper.
+        # Thousands of steps of few numbers: the cost is that of the calls, and numpy's are several times cheaper.
         state = [each.numpy() for each in start.unbind(dim=-1)]
         return torch.from_numpy(np.stack([np.stack(each, axis=-1) for each in _states(state, steps.tolist())]))
     return torch.stack([torch.stack(each, dim=-1) for each in _states(list(start.unbind(dim=-1)), steps.tolist())])
 
 
 def lorenz_windows(config: LorenzConfig, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy and true states of the windows of a part.
+    """Simulate noisy and true states of the windows of a part.
 
     Returns:
         Both float32 ``(N, 3, length)``.
@@ -125,7 +125,7 @@ def lorenz_windows(config: LorenzConfig, part: Part) -> tuple[np.ndarray, np.nda
 
 
 def load_lorenz(config: LorenzConfig) -> RegressionData:
-    """Noisy windows ``(3, length)`` to true ones, in the units of the equations."""
+    """Load pairs of noisy and true windows ``(3, length)``, in the units of the equations."""
     sources = {}
     for part in PARTS:
         noisy, states = lorenz_windows(config, part)
@@ -143,12 +143,12 @@ def load_lorenz(config: LorenzConfig) -> RegressionData:
 
 
 def _velocity(x: Any, y: Any, z: Any) -> list[Any]:
-    """Of numbers, tensors or arrays."""
+    """Return the velocity of numbers, tensors or arrays."""
     return [_SIGMA * (y - x), x * (_RHO - z) - y, x * y - _BETA * z]
 
 
 def _states(state: list[Any], steps: list[float]) -> Iterator[list[Any]]:
-    """The state, and that after each step, every step in ``SUBSTEPS`` parts."""
+    """Yield the state, then that after each step; every step takes ``SUBSTEPS`` integrator steps."""
     yield state
     for step in steps:
         part = step / SUBSTEPS
@@ -173,7 +173,7 @@ def _moved(state: list[Any], step: float, velocity: list[Any]) -> list[Any]:
 
 
 def _own_starts(config: LorenzConfig, part: Part) -> np.ndarray:
-    """float64 ``(N, 3, length)``; all windows of a part are integrated together."""
+    """Return float64 ``(N, 3, length)``; all windows of a part are integrated as a batch."""
     random = np.random.default_rng([config.seed, PARTS.index(part)])
     starts = 1 + 0.5 * random.standard_normal((config.counts[part], 3))
     times = torch.arange(_DISCARDED + config.length, dtype=torch.float64) * config.interval
@@ -182,7 +182,7 @@ def _own_starts(config: LorenzConfig, part: Part) -> np.ndarray:
 
 
 def _single_trajectory(config: LorenzConfig, part: Part) -> np.ndarray:
-    """float64 ``(N, 3, length)``; scipy's compiled integrator is faster where nothing is batched."""
+    """Return float64 ``(N, 3, length)``; without a batch scipy's compiled integrator is faster."""
     from scipy.integrate import odeint
 
     order: tuple[Part, ...] = ("test", "val", "train")

@@ -1,6 +1,6 @@
-"""Molecules made at random, with a property that depends on what their atoms are and how far apart.
+"""Random molecules with a property that depends on their elements and interatomic distances.
 
-They stand in for QM9 where it is out of reach: same elements, same features, same form of input.
+They replace QM9 where it is not available: same elements, same features, same input format.
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,26 @@ from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Network
 from tenfold.types import TensorSchema
 
 ELEMENTS = (1, 6, 7, 8, 9)
-"""Charges of hydrogen, carbon, nitrogen, oxygen, fluorine."""
+"""Atomic numbers of hydrogen, carbon, nitrogen, oxygen and fluorine."""
 _ELECTRONEGATIVITY = np.array([2.2, 2.55, 3.04, 3.44, 3.98])
 _POWERS = 3
 NUM_FEATURES = len(ELEMENTS) * _POWERS
 _NEAR, _FAR, _APART = 1.0, 1.6, 0.9
-"""A new atom's distance from the one that it joins, and how far it must be from every other."""
+"""Range of a new atom's distance from the one it bonds to, and its smallest distance from every other."""
 _VERSION = 1
 NETWORK: Network = "egnn"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoleculesConfig(GeneratedConfig):
-    """How many molecules, how large."""
+    """Number and size of the molecules."""
 
     name: str = "molecules"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     min_atoms: int = 3
-    """Atoms of the smallest, at least 2."""
+    """Smallest number of atoms, at least 2."""
     max_atoms: int = 6
-    """Atoms of the largest."""
+    """Largest number of atoms."""
     num_train: int = 1200
     """Molecules for training."""
     num_val: int = 300
@@ -39,7 +39,7 @@ class MoleculesConfig(GeneratedConfig):
     num_test: int = 600
     """Molecules for the test."""
     seed: int = 0
-    """Of molecules and noise."""
+    """Seed of molecules and noise."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_atoms < self.max_atoms <= 12:
@@ -51,10 +51,10 @@ class MoleculesConfig(GeneratedConfig):
 
 
 def atom_features(charges: np.ndarray) -> np.ndarray:
-    """Which element, times the powers 0, 1, 2 of a ninth of its charge.
+    """Return one-hot elements times the powers 0, 1, 2 of a ninth of the charge.
 
     Args:
-        charges: Whole numbers ``(...)`` of ``ELEMENTS``; 0 is padding.
+        charges: Integers ``(...)`` of ``ELEMENTS``; 0 is padding.
 
     Returns:
         float32 ``(..., 15)``; three features for each element, 0 for padding.
@@ -71,9 +71,9 @@ def atom_features(charges: np.ndarray) -> np.ndarray:
 
 
 def simulate_molecules(config: MoleculesConfig, part: Part) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Charges, positions and property of the molecules of a part.
+    """Simulate charges, positions and property of the molecules of a part.
 
-    The property is the sum over pairs of (chi_i - chi_j)^2 / max(d_ij, 0.5), less 0.3 for each atom, with noise whose
+    The property is the sum over pairs of (chi_i - chi_j)^2 / max(d_ij, 0.5), minus 0.3 for each atom, with noise whose
     std grows from 0.05 for the smallest molecules to 0.3 for the largest; chi is Pauling's electronegativity.
 
     Returns:
@@ -102,7 +102,7 @@ def simulate_molecules(config: MoleculesConfig, part: Part) -> tuple[dict[str, n
 
 
 def load_molecules(config: MoleculesConfig) -> RegressionData:
-    """Features ``(N, 15)``, positions ``(N, 3)`` and number of atoms to one number."""
+    """Load features ``(N, 15)``, positions ``(N, 3)`` and number of atoms, with one target."""
     sources = {}
     for part in PARTS:
         molecules, values = simulate_molecules(config, part)
@@ -120,7 +120,7 @@ def load_molecules(config: MoleculesConfig) -> RegressionData:
 
 
 def molecule_inputs(molecules: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the network takes, of ``charges``, ``positions`` and ``n_atoms``."""
+    """Convert ``charges``, ``positions`` and ``n_atoms`` to the inputs of the network."""
     return {
         "features": atom_features(molecules["charges"]),
         "positions": molecules["positions"].astype(np.float32),
@@ -129,7 +129,7 @@ def molecule_inputs(molecules: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def molecule_schemas(max_atoms: int) -> tuple[TensorSchema, ...]:
-    """Inputs of a network of molecules; any padding will do when it answers."""
+    """Return the input schemas of a network of molecules; it accepts any padding."""
     if max_atoms < 1:
         raise ValueError(f"max_atoms must be at least 1, got {max_atoms}")
     return (
@@ -140,7 +140,7 @@ def molecule_schemas(max_atoms: int) -> tuple[TensorSchema, ...]:
 
 
 def _grow(random: np.random.Generator, num: int, most: int) -> np.ndarray:
-    """float64 ``(num, most, 3)``, atom by atom in all molecules at once; a place too near another is drawn again."""
+    """Place atoms one by one in all molecules, redrawing those too close to another; float64 ``(num, most, 3)``."""
     positions = np.zeros((num, most, 3))
     for atom in range(1, most):
         pending = np.arange(num)

@@ -1,7 +1,7 @@
-"""Bodies that attract each other: trajectories by a symplectic integrator, and the same seen through noise.
+"""Gravitational N-body systems: trajectories of a symplectic integrator and noisy observations of them.
 
-Leapfrog in its kick-drift-kick form keeps momentum to rounding and energy within bounds however long it runs, and runs
-backwards as well as forwards. Units: the gravitational constant is 1.
+Kick-drift-kick leapfrog conserves momentum up to rounding, keeps the energy error bounded, and is time-reversible.
+Units: the gravitational constant is 1.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, R
 from tenfold.types import TensorSchema
 
 SUBSTEPS = 20
-"""Steps of the integrator between two samples."""
+"""Integrator steps between two samples."""
 _VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class NBodyConfig(GeneratedConfig):
-    """How many systems, of how many bodies, how noisy."""
+    """Number, size and noise of the systems."""
 
     name: str = "nbody"
-    """Fixed; what selects this data set among the others."""
+    """Fixed; selects this data set."""
     num_bodies: int = 3
     """Bodies of a system, at least 2, in three dimensions."""
     length: int = 64
     """Samples of a trajectory."""
     interval: float = 0.1
-    """Time between two samples; two bodies of mass 1 at distance 1 circle each other in 4.4."""
+    """Time between two samples; two bodies of mass 1 at distance 1 orbit in 4.4."""
     softening: float = 0.2
-    """Length that keeps the force finite when two bodies meet, positive."""
+    """Softening length that keeps the force finite at close encounters, positive."""
     noise_scale: float = 0.1
-    """The std of a coordinate's noise is this times (0.5 + 1.5 |coordinate|)."""
+    """Scale of the noise: its std is this times (0.5 + 1.5 |coordinate|)."""
     num_train: int = 256
     """Systems for training."""
     num_val: int = 64
@@ -39,7 +39,7 @@ class NBodyConfig(GeneratedConfig):
     num_test: int = 128
     """Systems for the test."""
     seed: int = 0
-    """Of systems and noise."""
+    """Seed of systems and noise."""
 
     def __post_init__(self) -> None:
         if self.num_bodies < 2 or self.length < 1:
@@ -55,12 +55,12 @@ class NBodyConfig(GeneratedConfig):
 
 
 def accelerations(positions: np.ndarray, masses: np.ndarray, softening: float) -> np.ndarray:
-    """What gravity does to each body.
+    """Compute the gravitational acceleration of each body.
 
     Args:
         positions: ``(..., N, D)``.
         masses: ``(..., N)``, or broadcasting to it.
-        softening: Added to distances in squares.
+        softening: Softening length, added to distances in quadrature.
 
     Returns:
         ``(..., N, D)``.
@@ -71,7 +71,7 @@ def accelerations(positions: np.ndarray, masses: np.ndarray, softening: float) -
 
 
 def energy(positions: np.ndarray, velocities: np.ndarray, masses: np.ndarray, softening: float) -> np.ndarray:
-    """Kinetic plus potential, ``(...)``; arguments as for ``accelerations``, velocities like positions."""
+    """Compute the total energy, ``(...)``; arguments as in ``accelerations``, velocities shaped like positions."""
     apart = positions[..., None, :, :] - positions[..., :, None, :]
     distances = np.sqrt(np.square(apart).sum(axis=-1) + softening**2)
     upper = np.triu(np.ones(distances.shape[-2:]), 1)  # every pair once
@@ -88,20 +88,20 @@ def simulate_nbody(
     interval: float,
     softening: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities of many systems at once, at even times.
+    """Simulate positions and velocities of a batch of systems at equally spaced times.
 
     Args:
         positions, velocities: At time 0, ``(..., N, D)``.
         masses: ``(..., N)``, positive.
         num_samples: T, at least 1.
-        interval: Time between samples; negative runs backwards.
-        softening: As in ``accelerations``.
+        interval: Time between samples; negative integrates backwards.
+        softening: See ``accelerations``.
 
     Returns:
-        Both ``(T, ..., N, D)``; the first sample is what was given.
+        Both ``(T, ..., N, D)``; the first sample is the input.
 
     Raises:
-        ValueError: Shapes that don't fit, fewer than one sample, masses or softening not positive, interval 0.
+        ValueError: Inconsistent shapes, fewer than one sample, masses or softening not positive, interval 0.
     """
     if positions.shape != velocities.shape or positions.ndim < 2 or masses.shape[-1:] != positions.shape[-2:-1]:
         raise ValueError(
@@ -128,10 +128,10 @@ def simulate_nbody(
 
 
 def nbody_trajectories(config: NBodyConfig, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy and true positions of the systems of a part.
+    """Simulate noisy and true positions of the systems of a part.
 
-    Bodies have masses from 0.5 to 1.5, start within a ball or so of radius 1 with velocities that bind them, and the
-    centre of mass rests at the origin.
+    Bodies have masses from 0.5 to 1.5 and normally distributed initial positions (std 0.7), the systems are bound, and
+    the centre of mass rests at the origin.
 
     Returns:
         Both float32 ``(num, 3 num_bodies, length)``; the channels are x, y, z of the first body, then of the next.
@@ -144,7 +144,7 @@ def nbody_trajectories(config: NBodyConfig, part: Part) -> tuple[np.ndarray, np.
     share = (masses / masses.sum(axis=1, keepdims=True))[..., None]
     positions = positions - (share * positions).sum(axis=1, keepdims=True)
     velocities = velocities - (share * velocities).sum(axis=1, keepdims=True)
-    # A system whose energy is not well below 0 flies apart; at rest it is bound.
+    # A system whose energy is not well below 0 may disperse; one that starts at rest is bound.
     loose = energy(positions, velocities, masses, config.softening) > -0.2
     velocities[loose] = 0
     states, _ = simulate_nbody(
@@ -161,7 +161,7 @@ def nbody_trajectories(config: NBodyConfig, part: Part) -> tuple[np.ndarray, np.
 
 
 def load_nbody(config: NBodyConfig) -> RegressionData:
-    """Noisy trajectories ``(3 num_bodies, length)`` to true ones."""
+    """Load pairs of noisy and true trajectories ``(3 num_bodies, length)``."""
     sources = {}
     for part in PARTS:
         noisy, true = nbody_trajectories(config, part)

@@ -1,1 +1,1 @@
-"""Readers of published data sets, a file a format: official lists in, file names and labels out."""
+"""Readers of published data sets, one module per format: file names and labels from official lists."""

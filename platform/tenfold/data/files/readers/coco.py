@@ -1,8 +1,8 @@
 """COCO 2014: ``annotations/instances_{train,val}2014.json`` and the folders ``train2014``, ``val2014``.
 
-An image is positive for a class if any annotation, crowd or not, says so; images without an annotation are left
-out. Images are ordered by their id read as a string, classes by their position in ``categories``: the order on
-which the published single-positive draw depends.
+An image is positive for a class if it has an annotation of it, crowd or not; images without an annotation are skipped.
+Images are ordered by their id as a string, classes by their position in ``categories``: the published single-positive
+draw depends on this order.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ CLASSES = (
     *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
     *("hair drier", "toothbrush"),
 )
-"""The 80 classes in the order of ``categories``, for label matrices that come without names."""
+"""The 80 classes in the order of ``categories``, for label matrices without names."""
 
 
 def read_coco(root: Path) -> OfficialLists:
@@ -74,7 +74,7 @@ def _read_list(root: Path, part: str) -> tuple[tuple[str, ...], Listing]:
 
 
 def _read_tables(path: Path) -> dict[str, dict[str, pa.Array]]:
-    """The columns that are needed, by table. Arrow skips the polygons, which Python's json would make lists of."""
+    """Read the required columns of each table. Arrow skips the polygons, which Python's json would parse to lists."""
     try:
         content = pyarrow.json.read_json(
             path,
@@ -100,7 +100,7 @@ def _read_tables(path: Path) -> dict[str, dict[str, pa.Array]]:
 
 
 def _positions(values: pa.Array, ids: pa.Array, path: Path, what: str) -> np.ndarray:
-    """Where each of ``values`` stands in ``ids``."""
+    """Return the index of each of ``values`` in ``ids``."""
     positions = pc.index_in(values, value_set=ids)
     if positions.null_count:
         stranger = values.filter(pc.is_null(positions))[0]

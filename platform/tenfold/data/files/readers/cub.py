@@ -1,13 +1,13 @@
-"""CUB-200-2011: birds of 200 kinds, their 312 attributes, points and segmentations.
+"""CUB-200-2011: 200 bird species with 312 attributes, keypoints and segmentations.
 
-Read are, in the folder ``CUB_200_2011`` of the download:
+Files read from the folder ``CUB_200_2011`` of the download:
 
 - ``images.txt`` (lines 'image path'), ``classes.txt``, ``image_class_labels.txt``, ``train_test_split.txt`` (1 for
   training) and ``images/``;
 - ``attributes/image_attribute_labels.txt``: a line for each image and attribute: image id, attribute id, is_present,
   certainty, time; certainty is ignored;
 - ``attributes/class_attribute_labels_continuous.txt``: a line for each class, a percentage for each attribute;
-- ``attributes.txt`` (lines 'id name'), which the download has beside the folder;
+- ``attributes.txt`` (lines 'id name'), which lies next to the folder in the download;
 - ``parts/part_locs.txt`` (lines 'image part x y visible') and ``segmentations/<path>.png``.
 """
 
@@ -31,7 +31,7 @@ _POINTS = f"lines 'image part x y visible', parts 1..{NUM_CUB_POINTS}, visible 0
 
 
 def read_cub200(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Training and test part of ``train_test_split.txt``, images sorted by path; no validation part.
+    """Read the training and test part of ``train_test_split.txt``, images sorted by path; no validation part.
 
     Raises:
         ValueError: A missing or malformed file, with the path and the line.
@@ -54,7 +54,7 @@ def read_cub200(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_cub_classes(root: Path) -> tuple[str, ...]:
-    """The attribute names of ``attributes.txt``, in its order."""
+    """Read the attribute names of ``attributes.txt``, in its order."""
     return tuple(read_numbered(root / "attributes.txt", _ATTRIBUTES))
 
 
@@ -75,13 +75,13 @@ def read_cub(root: Path) -> OfficialLists:
 def read_cub_cues(
     folder: Path, names: Sequence[str], sizes: np.ndarray, num_classes: int, *, size: int, num_workers: int
 ) -> CueTruth:
-    """The annotations of chosen images.
+    """Read the attributes, keypoints and segmentations of some images.
 
     Args:
-        folder: ``CUB``, with the files above.
-        names: N images by their paths in ``images.txt``.
+        folder: Folder ``CUB`` with the files above.
+        names: Paths of N images, as in ``images.txt``.
         sizes: Their widths and heights, int64 ``(N, 2)``.
-        num_classes: C.
+        num_classes: Number of classes C.
         size: Side of the foreground masks.
         num_workers: Decoding threads.
 
@@ -110,17 +110,17 @@ def read_cub_cues(
 
 
 def _image_names(folder: Path) -> list[str]:
-    """Paths of all images inside ``images/``, in the order of their ids."""
+    """Return the paths of all images inside ``images/``, in the order of their ids."""
     return read_numbered(folder / "images.txt", "lines 'image_id path', ids 1, 2, ...")
 
 
 def _is_train(folder: Path, num_images: int) -> list[int]:
-    """1 for each image of the training part, 0 for each of the test part."""
+    """Return 1 for each training image, 0 for each test image."""
     return _numbers(folder / "train_test_split.txt", "is_training", num_images, range(2))
 
 
 def _numbers(path: Path, name: str, length: int, allowed: range) -> list[int]:
-    """One whole number of ``allowed`` for each image."""
+    """Read one integer of ``allowed`` for each image."""
     values = read_numbered(path, f"lines 'image_id {name}', ids 1, 2, ...", distinct=False)
     if len(values) != length:
         raise ValueError(f"{path}: expected a {name} for each of {length} images of images.txt, got {len(values)}")
@@ -133,7 +133,7 @@ def _numbers(path: Path, name: str, length: int, allowed: range) -> list[int]:
 
 
 def _read_attributes(path: Path, num_images: int, num_classes: int) -> np.ndarray:
-    """is_present, int8 ``(N, K)``."""
+    """Read is_present, int8 ``(N, K)``."""
     require_file(path, "lines 'image_id attribute_id is_present certainty time'")
     try:
         # A few lines of the published file have a sixth field: naming the columns used makes pandas ignore the rest.
@@ -155,7 +155,7 @@ def _read_attributes(path: Path, num_images: int, num_classes: int) -> np.ndarra
     if len(table) != full.size or (full < 0).any():
         raise ValueError(
             f"{path}: expected one line for each of {num_images} images and {num_classes} attributes, "
-            f"got {len(table)} lines: is it cut off?"
+            f"got {len(table)} lines; is it truncated?"
         )
     return full
 
@@ -166,7 +166,7 @@ def _attributes_file(folder: Path) -> Path:
 
 
 def _percentages(path: Path, num_classes: int, num_attributes: int) -> np.ndarray:
-    """float64 ``(C, A)``."""
+    """Read percentages, float64 ``(C, A)``."""
     lines = read_lines(path, _PERCENT)
     if len(lines) != num_classes:
         raise ValueError(f"{path}: expected {_PERCENT}, so {num_classes} lines, got {len(lines)}")
@@ -188,7 +188,7 @@ def _percentages(path: Path, num_classes: int, num_attributes: int) -> np.ndarra
 
 
 def _points(path: Path, num_images: int) -> list[list[tuple[int, float, float]]]:
-    """Part, x and y of the visible points of every image, by ascending part."""
+    """Read part, x and y of the visible keypoints of every image, in ascending order of part."""
     points: list[dict[int, tuple[float, float]]] = [{} for _ in range(num_images)]
     for number, line in enumerate(read_lines(path, _POINTS), start=1):
         fields = line.split()
@@ -201,7 +201,7 @@ def _points(path: Path, num_images: int) -> list[list[tuple[int, float, float]]]
         if not known or len(fields) != 5 or not np.isfinite([x, y]).all():
             raise ValueError(f"{path}, line {number}: expected {_POINTS}, images 1..{num_images}, got {line.strip()!r}")
         if part in points[image - 1]:
-            raise ValueError(f"{path}, line {number}: part {part} of image {image} is there already")
+            raise ValueError(f"{path}, line {number}: part {part} of image {image} is repeated")
         if visible:
             points[image - 1][part] = (x, y)
     return [[(part, *each[part]) for part in sorted(each)] for each in points]

@@ -1,4 +1,4 @@
-"""Images in folders named by their classes, and prepared few-shot folders."""
+"""Images in one folder per class, and prepared few-shot folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from tenfold.data.files.readers.image_lists import (
 
 
 def read_folders(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """``{train,val,test}/<class>/``, or ``<class>/`` with all images as the test part.
+    """Read ``{train,val,test}/<class>/``, or ``<class>/`` with all images as the test part.
 
-    Classes are sorted by name; they are those of ``train``, or of ``test`` where there is no ``train``.
+    Classes are sorted by name; they are those of ``train``, or of ``test`` if there is no ``train``.
 
     Raises:
-        ValueError: No class folder, an empty one, no ``test`` beside ``train`` or ``val``, or a class in one part that
-            the others do not have.
+        ValueError: No class folder, an empty one, no ``test`` beside ``train`` or ``val``, or a class that ``train``
+            does not have.
     """
     there: list[Split] = [part for part in SPLITS if (root / part).is_dir()]
     if not there:
@@ -49,13 +49,12 @@ def read_folders(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_few_shots(folder: Path, classes: Sequence[str]) -> ImageList:
-    """A prepared few-shot folder, ``<class>/<file>``: classes in label order, files in natural order.
+    """Read a prepared few-shot folder, ``<class>/<file>``: classes in label order, files in natural order.
 
-    A class name with a slash is a folder in a folder.
+    A class name with a slash is a nested folder. Files are decoded, and damaged ones refused, on reading.
 
     Raises:
-        ValueError: The folder, a class or its images are missing; an image that cannot be an image is told on
-            reading.
+        ValueError: The folder, a class or its images are missing, or a folder is not a class.
     """
     require_folder(folder, "prepared shots, one folder a class")
     pairs: list[tuple[str, int]] = []
@@ -71,5 +70,5 @@ def read_few_shots(folder: Path, classes: Sequence[str]) -> ImageList:
     known = {name.partition("/")[0] for name in classes}
     strange = [name for name in subfolders(folder) if name not in known]
     if strange:
-        raise ValueError(f"{folder} holds {strange[0]!r}, which is no class of the data set")
+        raise ValueError(f"{folder} holds {strange[0]!r}, which is not a class of the data set")
     return image_list(pairs)

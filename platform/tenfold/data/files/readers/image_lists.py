@@ -1,4 +1,4 @@
-"""What every reader gives: images and labels of a data set's official parts."""
+"""Images and labels of the official parts of a data set: the type that every single-label reader returns."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from tenfold.data.classification import Split
 from tenfold.data.files.readers.official_lists import read_lines
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-"""Endings of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,49 +30,49 @@ class ImageList:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLists:
-    """The parts of a data set."""
+    """Classes and parts of a data set."""
 
     classes: tuple[str, ...]
     """Names as stored, in label order."""
     parts: Mapping[Split, ImageList] = field(default_factory=dict)
     prompt_names: tuple[str, ...] | None = None
-    """Names for use in prompts where ``classes`` are no words."""
+    """Names for prompts, where ``classes`` are not natural words."""
 
 
 def image_list(pairs: "list[tuple[str, int]]") -> ImageList:
-    """Paths and labels from pairs of them."""
+    """Build an image list from pairs of path and label."""
     labels = np.array([label for _, label in pairs], dtype=np.int64)
     return ImageList(images=[path for path, _ in pairs], labels=labels)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key by which ``9.jpg`` comes before ``10.jpg``: runs of digits compare as numbers."""
+    """Return a sort key that puts ``9.jpg`` before ``10.jpg``: runs of digits compare as numbers."""
     pieces = re.findall(r"\d+|\D+", name)
     return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces)
 
 
 def require_folder(path: Path, what: str) -> Path:
-    """``path``, or a ValueError that says ``what`` was expected there."""
+    """Return ``path``, or raise a ValueError that says ``what`` was expected if it is not a folder."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: expected {what}")
     return path
 
 
 def subfolders(path: Path) -> list[str]:
-    """Names of the folders in ``path``, sorted; those that begin with a dot are passed over."""
+    """Return the sorted names of the folders in ``path``, without those that begin with a dot."""
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def image_names(folder: Path) -> list[str]:
-    """Names of the image files in ``folder``, in natural order; files that begin with a dot are passed over."""
+    """Return the names of the image files in ``folder``, in natural order, without those that begin with a dot."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
     return sorted((name for name in names if not name.startswith(".")), key=natural_key)
 
 
 def folder_images(folder: Path, class_folders: "list[str] | tuple[str, ...]") -> ImageList:
-    """All images in ``folder/<class>/``, class by class; the label is the place in ``class_folders``.
+    """List all images in ``folder/<class>/``, class by class; the label is the index in ``class_folders``.
 
     Raises:
         ValueError: A class has no folder, or no image in it.
@@ -88,7 +88,7 @@ def folder_images(folder: Path, class_folders: "list[str] | tuple[str, ...]") ->
 
 
 def check_lines(path: Path, pattern: str, what: str) -> None:
-    """ValueError, with the line, unless every line of a text file matches ``pattern``; ``what`` says it in words."""
+    """Raise a ValueError with the line unless every line of a text file matches ``pattern``, described by ``what``."""
     lines = read_lines(path, what)
     if not lines:
         raise ValueError(f"{path} is empty: expected {what}")

@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC 2012), its subset of 100 classes, and ImageNetV2.
 
-Images lie in folders named by WordNet ids. Labels follow the ids' order, as everywhere; names are those that CLIP's
-authors chose, which the package open_clip carries.
+Images lie in folders named by WordNet ids. Labels follow the order of the ids; names are those of the CLIP authors,
+which the package open_clip ships.
 """
 
 from collections.abc import Sequence
@@ -13,42 +13,44 @@ from tenfold.data.files.readers.official_lists import check_distinct, read_lines
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
 
-# open_clip's list has two names twice; a class needs a name of its own.
+# open_clip's list repeats two names; class names must be unique.
 _OWN_NAMES = {744: "projectile", 836: "sunglass"}
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """The 1,000 names in label order."""
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import, so only where it is needed
+    """Return the 1,000 names in label order."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
 
     return tuple(_OWN_NAMES.get(label, name) for label, name in enumerate(IMAGENET_CLASSNAMES))
 
 
 def imagenet_ids() -> tuple[str, ...]:
-    """The 1,000 WordNet ids in label order."""
+    """Return the 1,000 WordNet ids in label order."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
 def read_imagenet(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """``train/<WordNet id>/`` and ``val/<WordNet id>/``; the official validation part is the test part.
+    """Read ``train/<WordNet id>/`` and ``val/<WordNet id>/``; the official validation part is the test part.
 
     Raises:
-        ValueError: A folder or a class is missing, or a folder is no class.
+        ValueError: A folder or a class is missing, or a folder is not a class.
     """
     return _read(root, parts, imagenet_ids(), imagenet_names(), strict=True)
 
 
 def read_imagenet_100(root: Path, parts: Sequence[Split], classes_file: Path) -> ImageLists:
-    """The classes of ``classes_file``: one WordNet id a line in label order, optionally followed by a name."""
+    """Read the classes of ``classes_file``, one WordNet id a line in label order, optionally followed by a name."""
     what = "one class a line, a WordNet id and optionally its name"
     known = dict(zip(imagenet_ids(), imagenet_names(), strict=True))
     ids, names = [], []
     for number, line in enumerate(read_lines(classes_file, what), start=1):
         wordnet_id, _, name = line.strip().partition(" ")
         if wordnet_id not in known:
-            raise ValueError(f"{classes_file}, line {number}: {wordnet_id!r} is no class of ImageNet; expected {what}")
+            raise ValueError(
+                f"{classes_file}, line {number}: {wordnet_id!r} is not a class of ImageNet; expected {what}"
+            )
         ids.append(wordnet_id)
         names.append(name.strip() or known[wordnet_id])
     if not ids:
@@ -59,12 +61,12 @@ def read_imagenet_100(root: Path, parts: Sequence[Split], classes_file: Path) ->
 
 
 def read_imagenetv2(root: Path) -> ImageLists:
-    """The matched-frequency images, in folders ``0`` to ``999`` that are labels; a test part alone."""
+    """Read the matched-frequency images, in folders ``0`` to ``999`` named by label; only a test part."""
     folder = root / "imagenetv2-matched-frequency-format-val"
     what = "ImageNetV2's images (matched frequency), folders 0 to 999"
     names = imagenet_names()
     _check_folders(require_folder(folder, what), [str(label) for label in range(len(names))], what)
-    # By number: sorted by name, "10" would come before "2".
+    # In numeric order: by name, "10" would come before "2".
     images = folder_images(folder, [str(label) for label in range(len(names))])
     return ImageLists(classes=names, parts={"test": images})
 
@@ -90,5 +92,5 @@ def _check_folders(folder: Path, expected: Sequence[str], what: str) -> None:
         raise ValueError(f"{folder} lacks {len(missing)} class folders, first: {missing[0]}; expected {what}")
     if strange:
         raise ValueError(
-            f"{folder} holds {len(strange)} folders that are no class, first: {strange[0]}; expected {what}"
+            f"{folder} holds {len(strange)} folders that are not classes, first: {strange[0]}; expected {what}"
         )

@@ -1,4 +1,4 @@
-"""Masks in files, read and resized when they are asked for."""
+"""Mask files, read and resized lazily."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,20 +10,20 @@ from PIL import Image
 
 from tenfold.data.localisation import IGNORED, nearest_pixels
 
-# What Pillow raises on broken bytes, beside its own OSError.
+# Exceptions that Pillow raises on damaged files.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, Image.DecompressionBombError)
 
 
 class MaskImages:
-    """For every image one file for each object, and one of what is ignored.
+    """Masks from one file for each object of an image and one for its ignored region.
 
-    Each file is resized by nearest neighbour; what is bright in one of the objects' files is object, what is bright in
-    the other one only is ignored.
+    Each file is resized by nearest neighbour; pixels that are not black in an object's file are object, those that are
+    not black only in the other file are ignored.
 
     Args:
-        objects: Files of every image, at least one.
-        ignored: One file for every image, or None.
-        size: Side S of what ``read`` gives.
+        objects: Object files of every image, at least one.
+        ignored: File of the ignored region of every image, or None.
+        size: Side S of the masks that ``read`` returns.
         num_workers: Decoding threads.
 
     Raises:
@@ -42,7 +42,7 @@ class MaskImages:
         return len(self.objects)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, S, S)``: 1 object, 0 background, 255 ignored."""
+        """Return uint8 ``(B, S, S)``: 1 object, 0 background, 255 ignored."""
         return _read_all(self._one, indices, len(self), self.size, self.num_workers)
 
     def _one(self, row: int) -> np.ndarray:
@@ -62,13 +62,13 @@ class MaskImages:
 
 
 class Segmentations:
-    """One grey file for every image in which the object is brighter than black, such as CUB's.
+    """Masks from one grey file for every image, black outside the object, such as CUB's.
 
-    A pixel belongs to the object if, after smooth (bicubic) resizing, it is not black: the object gains a fringe.
+    A pixel belongs to the object if it is not black after bicubic resizing, which dilates the object slightly.
 
     Args:
-        paths: One file for every image.
-        size: Side S of what ``read`` gives.
+        paths: File of every image.
+        size: Side S of the masks that ``read`` returns.
         num_workers: Decoding threads.
 
     Raises:
@@ -84,7 +84,7 @@ class Segmentations:
         return len(self.paths)
 
     def read(self, indices: "np.ndarray | Sequence[int]") -> np.ndarray:
-        """uint8 ``(B, S, S)`` in {0, 1}."""
+        """Return uint8 ``(B, S, S)`` in {0, 1}."""
         return _read_all(self._one, indices, len(self), self.size, self.num_workers)
 
     def _one(self, row: int) -> np.ndarray:
@@ -93,7 +93,7 @@ class Segmentations:
 
 
 def read_grey(path: str) -> Image.Image:
-    """A PNG as a grey image of 8 bits; transparency is dropped.
+    """Read a PNG as an 8-bit grey image, without transparency.
 
     Raises:
         ValueError: A missing or damaged file, by its name.
@@ -119,7 +119,7 @@ def _read_all(
     if rows.size and (rows.min() < 0 or rows.max() >= length):
         raise IndexError(f"indices must be in 0..{length - 1}, got {rows.min()}..{rows.max()}")
     out = np.empty((len(rows), size, size), dtype=np.uint8)
-    # Threads of its own each time: they would not survive a fork, and a batch of files takes far longer than they do.
+    # A new pool each time: threads do not survive a fork, and starting them is cheap next to reading a batch of files.
     with ThreadPoolExecutor(num_workers, thread_name_prefix="masks") as pool:
         for place, mask in enumerate(pool.map(read_one, rows.tolist())):
             out[place] = mask

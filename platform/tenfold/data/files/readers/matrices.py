@@ -1,9 +1,9 @@
 """Label matrices: ``formatted_{train,val}_images.npy``, ``_labels.npy`` and, where drawn, ``_labels_obs.npy``.
 
 ``_images`` holds N relative paths, ``_labels`` an ``(N, K)`` matrix in {0, 1}, ``_labels_obs`` one in {-1, 0, +1}
-= observed negative, unobserved, observed positive. The "val" files are the official validation or test images: the
-test set. Data born partial has 1, 0, -1 = positive, negative, UNOBSERVED in ``_labels``: another coding than that of
-``_labels_obs``, turned into the platform's here, at the border.
+= observed negative, unobserved, observed positive. The "val" files are the official validation or test images and are
+used as the test set. Partially annotated data sets have 1, 0, -1 = positive, negative, UNOBSERVED in ``_labels``, which
+differs from ``_labels_obs``; this module converts both to the platform's coding.
 """
 
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ _CHUNK_BYTES = 1 << 26
 
 
 def has_matrices(root: Path) -> bool:
-    """True if ``root`` holds a training list in this layout."""
+    """Return True if ``root`` holds a training list in this layout."""
     return (root / "formatted_train_images.npy").exists()
 
 
@@ -34,14 +34,14 @@ def read_matrices(
 
     Args:
         root: Folder of the ``formatted_*`` files and of an optional ``classes.txt`` (one name a line).
-        image_folder: Where the listed paths start from.
-        classes: Names of the columns, for want of ``classes.txt``; None numbers them.
-        num_classes: Columns expected where no names say it.
-        may_be_partial: Whether -1 (unobserved) is a legal entry of ``_labels``.
+        image_folder: Folder that the listed paths are relative to.
+        classes: Names of the columns if there is no ``classes.txt``; None numbers them.
+        num_classes: Expected number of columns where there are no names.
+        may_be_partial: Whether -1 (unobserved) is a valid entry of ``_labels``.
         read_observed: Whether to read ``_labels_obs`` where it exists.
 
     Raises:
-        ValueError: A missing file, a wrong shape or value, by its path.
+        ValueError: A missing file, or a wrong shape or value, with the path.
     """
     path = root / "classes.txt"
     if path.exists():
@@ -106,7 +106,7 @@ def _chunks(length: int, row_bytes: int) -> list[slice]:
 
 
 def _as_int8(array: np.ndarray, path: Path, allowed: tuple[int, ...]) -> np.ndarray:
-    """``array`` as int8, in chunks: the published files are float64 and can be larger than memory."""
+    """Convert ``array`` to int8, in chunks: the published files are float64 and can be larger than memory."""
     out = np.empty(array.shape, dtype=np.int8)
     for rows in _chunks(len(array), array.dtype.itemsize * array.shape[1]):
         out[rows] = _checked(array, rows, path, allowed)
@@ -120,7 +120,7 @@ def _checked(array: np.ndarray, rows: slice, path: Path, allowed: tuple[int, ...
     legal = np.zeros(values.shape, dtype=bool)
     for value in allowed:
         legal |= values == value
-    if not legal.all():  # NaN equals nothing, so it ends here too
+    if not legal.all():  # NaN equals nothing, so it is refused too
         row, column = np.argwhere(~legal)[0]
         where = f"row {rows.start + row}, column {column}"
         raise ValueError(f"{path}: labels must be in {set(allowed)}, got {values[row, column]} at {where}")
@@ -140,6 +140,8 @@ def _read_partial(labels: np.ndarray, path: Path, observed: np.ndarray | None, o
         coded = _checked(labels, rows, path, (-1, 0, 1))
         canonical = np.where(coded < 0, 0, np.where(coded == 1, 1, -1)).astype(np.int8)
         if observed is not None and not np.array_equal(observed[rows], canonical):
-            raise ValueError(f"{observed_path} contradicts {path.name}: delete it, for what is observed is known")
+            raise ValueError(
+                f"{observed_path} contradicts {path.name}, which determines the observed labels; delete it"
+            )
         parts.append(sparse.csr_array(canonical))
     return sparse.vstack(parts, format="csr")

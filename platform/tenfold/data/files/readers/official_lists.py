@@ -1,4 +1,4 @@
-"""What every reader gives: official lists of images with their labels, before any split or draw."""
+"""Official lists of images and labels before any split or draw: the type that every multi-label reader returns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +11,21 @@ from scipy.sparse import csr_array
 class Listing:
     """One official list of N images over K classes.
 
-    Either ``full`` is known, and ``observed`` is drawn from it or read from a file; or the data set is born partial:
-    ``full`` is None and ``observed`` is sparse.
+    Either ``full`` is known, and ``observed`` is drawn from it or read from a file; or the data set is partially
+    annotated: ``full`` is None and ``observed`` is sparse.
     """
 
     folder: Path
-    """Where ``names`` start from."""
+    """Folder that ``names`` are relative to."""
     names: list[str]
     """Paths of the images inside ``folder``."""
     full: np.ndarray | None
-    """int8 ``(N, K)`` in {0, 1}; None where nobody labelled everything."""
+    """int8 ``(N, K)`` in {0, 1}; None for partial annotations."""
     observed: np.ndarray | csr_array | None = None
     """int8 ``(N, K)`` in {-1, 0, +1} (observed negative, unobserved, observed positive); None: to be drawn."""
 
     def paths(self) -> list[str]:
-        """Paths of the images as they are opened."""
+        """Return the full paths of the images."""
         prefix = f"{self.folder}/"
         return [prefix + name for name in self.names]
 
@@ -42,14 +42,14 @@ class OfficialLists:
 
 
 def require_file(path: Path, what: str) -> Path:
-    """``path``, or a ValueError that says ``what`` was expected there."""
+    """Return ``path``, or raise a ValueError that says ``what`` was expected if it is not a file."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: expected {what}")
     return path
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file without blank ones; a ValueError where it is missing or not text."""
+    """Read the lines of a text file without blank ones; raises ValueError if it is missing or not text."""
     try:
         text = require_file(path, what).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -58,7 +58,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def check_distinct(values: list[str] | tuple[str, ...], path: Path, what: str) -> None:
-    """ValueError if a value comes twice in ``values``, which were read from ``path``."""
+    """Raise a ValueError if a value is repeated in ``values``, which were read from ``path``."""
     seen: set[str] = set()
     for value in values:
         if value in seen:
@@ -67,7 +67,7 @@ def check_distinct(values: list[str] | tuple[str, ...], path: Path, what: str) -
 
 
 def read_numbered(path: Path, what: str, *, distinct: bool = True) -> list[str]:
-    """The values of lines 'number value', numbers 1, 2, ...; a ValueError, with the line, for anything else."""
+    """Read the values of lines 'number value', numbers 1, 2, ...; raises ValueError, with the line, otherwise."""
     pairs = [line.split(maxsplit=1) for line in read_lines(path, what)]
     for number, pair in enumerate(pairs, start=1):
         if len(pair) != 2 or pair[0] != str(number):

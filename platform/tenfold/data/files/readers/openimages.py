@@ -1,9 +1,9 @@
 """OpenImages V3: ``2017_11/{train,validation,test}/annotations-human.csv`` and ``images_{train,val,test}``.
 
-Only labels that a person verified count: Confidence 1 is an observed positive, 0 an observed negative, and all other
-classes of an image are unobserved. Where verifiers disagree the one who saw the class wins. The classes are those
-of ``classes-trainable.txt`` (5,000 lines, one label id each) or of a list of your own; labels outside it are left
-out, and so are images without any label inside it. Images are ordered by id.
+Only human-verified labels count: Confidence 1 is an observed positive, 0 an observed negative, and all other classes
+of an image are unobserved. Where verifiers disagree the positive one wins. The classes are those of
+``classes-trainable.txt`` (5,000 lines, one label id each) or of a custom list; other labels are ignored, and images
+without any of these labels are skipped. Images are ordered by id.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def read_openimages(root: Path, classes_file: Path | None = None) -> OfficialLis
 
 
 def read_openimages_labels(root: Path, classes_file: Path | None = None) -> tuple[Path, tuple[str, ...]]:
-    """Where the list of classes lies, and its label ids in order."""
+    """Return the path of the list of classes, and its label ids in order."""
     places = (
         [classes_file] if classes_file else [root / "classes-trainable.txt", root / "2017_11/classes-trainable.txt"]
     )
@@ -37,7 +37,7 @@ def read_openimages_labels(root: Path, classes_file: Path | None = None) -> tupl
 
 
 def _names(root: Path, label_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Words for the label ids where ``class-descriptions.csv`` has them; an id keeps its place where words repeat."""
+    """Return names of label ids from ``class-descriptions.csv``; an id without a unique name is its own name."""
     path = next(
         (p for p in (root / "class-descriptions.csv", root / "2017_11/class-descriptions.csv") if p.is_file()), None
     )
@@ -95,7 +95,7 @@ def _read_columns(path: Path) -> tuple[pa.DictionaryArray, pa.DictionaryArray, n
 
 
 def _scatter(rows: np.ndarray, columns: np.ndarray, positive: np.ndarray, shape: tuple[int, int]) -> csr_array:
-    """int8 +1 and -1 in sparse rows; positive wins where an entry comes more than once."""
+    """Build sparse int8 rows of +1 and -1; positive wins where an entry is repeated."""
     keys = rows * shape[1] + columns
     order = np.argsort(keys, kind="stable")
     keys, starts = np.unique(keys[order], return_index=True)

@@ -1,8 +1,8 @@
-"""Lists that say which images are for training, validation and testing.
+"""Split files: lists of the training, validation and test images.
 
-Three forms: a CSV with the header ``split,filename``; JSON ``{"train": [[path, label, name], ...], "val": ...,
-"test": ...}``; and text, one ``path,label`` a line, one file a part. The first two name images of the data set, and
-the labels are those of its reader; the third stands for itself.
+Three formats: a CSV with the header ``split,filename``; JSON ``{"train": [[path, label, name], ...], "val": ...,
+"test": ...}``; and text, one ``path,label`` a line, one file per part. The first two name images of the data set,
+whose labels come from its reader; the third has its own labels.
 """
 
 import csv
@@ -21,17 +21,17 @@ _TEXT = "lines 'path,label'"
 
 
 def read_split_file(path: Path, pool: ImageLists) -> dict[Split, ImageList]:
-    """The parts that a ``.csv`` or ``.json`` file makes of a data set's images.
+    """Split the images of a data set by a ``.csv`` or ``.json`` file.
 
-    A name in the file is the end of an image's path; where no path ends with it, the file name alone decides, if it
-    is the only one.
+    A name in the file must be the end of an image's path; if no path ends with it, an image with the same file name is
+    used, if it is unique.
 
     Args:
         path: The split file.
         pool: All images of the data set.
 
     Raises:
-        ValueError: The file is missing or malformed, names an image that is not there, is ambiguous, or lists a
+        ValueError: The file is missing or malformed, names an image that does not exist, is ambiguous, or lists an
             image twice.
     """
     labels: dict[str, int] = {}
@@ -53,7 +53,7 @@ def read_split_file(path: Path, pool: ImageLists) -> dict[Split, ImageList]:
         if foreign_label is not None and renamed.setdefault(foreign_label, label) != label:
             first = pool.classes[renamed[foreign_label]]
             raise ValueError(
-                f"{path}, {where}: label {foreign_label} stood for {first!r}, but {name} is {pool.classes[label]!r}"
+                f"{path}, {where}: label {foreign_label} was {first!r} before, but {name} is {pool.classes[label]!r}"
             )
         pairs.setdefault(part_name, []).append((image, label))
     if not pairs:
@@ -62,9 +62,9 @@ def read_split_file(path: Path, pool: ImageLists) -> dict[Split, ImageList]:
 
 
 def read_text_lists(path: Path, root: Path, num_classes: int) -> dict[Split, ImageList]:
-    """The parts in a folder of ``train.txt``, ``val.txt``, ``test.txt``, or one ``.txt`` file as the training part.
+    """Read the parts in a folder of ``train.txt``, ``val.txt``, ``test.txt``, or one ``.txt`` file for training.
 
-    Paths that are not absolute start at ``root``.
+    Paths that are not absolute are relative to ``root``.
 
     Raises:
         ValueError: No list, or a malformed line, a label out of range or an image listed twice, with file and line.
@@ -142,5 +142,5 @@ def _find(name: str, by_file: dict[str, list[str]], where: str) -> str:
     if not found:
         raise ValueError(f"{where}: {name} is not among the data set's images")
     if len(found) > 1:
-        raise ValueError(f"{where}: {name} may be {found[0]} or {found[1]}; write more of the path")
+        raise ValueError(f"{where}: {name} may be {found[0]} or {found[1]}; give more of the path")
     return found[0]

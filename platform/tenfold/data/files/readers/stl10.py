@@ -1,6 +1,6 @@
 """STL-10: ``stl10_binary/`` with ``{train,test}_X.bin``, ``{train,test}_y.bin`` and ``class_names.txt``.
 
-torchvision's reader hashes all files, among them 2.7 GB of unlabelled images, at each start; this one does not.
+Unlike torchvision's reader, this one does not hash all files, among them 2.7 GB of unlabelled images, on every start.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _BYTES = 3 * _SIDE * _SIDE
 
 
 def read_stl10(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Training and test images, 96x96, in memory; no validation part.
+    """Read training and test images, 96x96, into memory; no validation part.
 
     Raises:
         ValueError: A missing file, one of another length, or a label out of range, with its path.
@@ -39,10 +39,10 @@ def _read_part(folder: Path, part: str, num_classes: int) -> ImageList:
     if not len(labels) or len(pixels) != _BYTES * len(labels):
         raise ValueError(
             f"{path}: expected {_BYTES} bytes for each of the {len(labels)} labels in {labels_path.name}, "
-            f"got {len(pixels)}: is one of them cut off?"
+            f"got {len(pixels)}; is one of them truncated?"
         )
     if labels.min() < 1 or labels.max() > num_classes:
         raise ValueError(f"{labels_path}: labels must be in 1..{num_classes}, got {labels.min()}..{labels.max()}")
-    # Stored by channel, then column by column.
+    # Stored by channel, each in column-major order.
     images = pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1)
     return ImageList(images=np.ascontiguousarray(images), labels=labels.astype(np.int64) - 1)

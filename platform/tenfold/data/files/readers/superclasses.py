@@ -1,4 +1,4 @@
-"""Groups of classes from a file: which classes are kinds of one thing."""
+"""Superclasses: groups of related classes, read from a file."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ _TEXT = "lines 'class,superclass', the class by its number or name"
 
 
 def read_superclasses(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
-    """For every class, the classes of its superclass in ascending order.
+    """Read, for every class, the classes of its superclass in ascending order.
 
     Args:
-        path: ``.json``, an object of names to lists of classes; anything else is text, a line 'class,superclass' for
-            each class. A class is its number from 0, or its name.
+        path: ``.json``, an object of names to lists of classes; any other suffix is text, a line 'class,superclass'
+            for each class. A class is given by its index or its name.
         classes: Names in label order.
 
     Raises:
@@ -27,13 +27,13 @@ def read_superclasses(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[i
     for where, given, group in _json_pairs(path) if path.suffix == ".json" else _text_pairs(path):
         label = numbers.get(given, int(given) if given.isdecimal() else -1)
         if not 0 <= label < len(classes):
-            raise ValueError(f"{where}: {given!r} is no class; classes are 0..{len(classes) - 1} or their names")
+            raise ValueError(f"{where}: {given!r} is not a class; classes are 0..{len(classes) - 1} or their names")
         groups.setdefault(group, []).append(label)
     superclasses: dict[int, tuple[int, ...]] = {}
     for members in groups.values():
         for label in members:
             if label in superclasses or members.count(label) > 1:
-                raise ValueError(f"{path}: class {label} ({classes[label]}) must be in one superclass, comes twice")
+                raise ValueError(f"{path}: class {label} ({classes[label]}) must be in one superclass, but is repeated")
         superclasses |= dict.fromkeys(members, tuple(sorted(members)))
     missing = [label for label in range(len(classes)) if label not in superclasses]
     if missing:
@@ -48,7 +48,7 @@ def read_superclasses(path: Path, classes: tuple[str, ...]) -> dict[int, tuple[i
 def _text_pairs(path: Path) -> list[tuple[str, str, str]]:
     pairs = []
     for number, line in enumerate(read_lines(path, _TEXT), start=1):
-        # The last comma: names of classes may hold some.
+        # The last comma: class names may hold commas.
         given, comma, group = (field.strip() for field in line.rpartition(","))
         if not comma or not given or not group:
             raise ValueError(f"{path}, line {number}: expected {_TEXT}, got {line.strip()!r}")

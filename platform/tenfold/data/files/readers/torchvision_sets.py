@@ -1,7 +1,7 @@
-"""Data sets whose layout torchvision knows: its classes read the lists, nothing is downloaded or decoded.
+"""Data sets in torchvision's layout: its classes read the lists; nothing is downloaded or decoded.
 
-What is checked here is what torchvision leaves to chance: each list file by its name and line, and that the parts
-number their classes alike (DTD and Oxford pets derive the numbers from each part by itself).
+This module checks what torchvision does not: each list file, line by line, and that the parts have the same class
+indices (DTD and Oxford pets derive them from each part separately).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from tenfold.data.files.readers.image_lists import (
 )
 from tenfold.data.files.readers.official_lists import require_file
 
-# What torchvision's readers raise on lists that are missing, cut off or of another form.
+# Exceptions that torchvision's readers raise on lists that are missing, truncated or malformed.
 _BROKEN = (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, MatReadError)
 
 EUROSAT_NAMES = (
@@ -37,18 +37,18 @@ EUROSAT_NAMES = (
     "river",
     "lake or sea",
 )
-"""How CLIP's authors name the classes of EuroSAT in prompts, in label order."""
+"""Prompt names of the classes of EuroSAT, by the CLIP authors, in label order."""
 
 
 def read_dtd(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Describable textures, partition 1, from ``dtd/dtd/labels`` and ``dtd/dtd/images``."""
+    """Read Describable Textures, partition 1, from ``dtd/dtd/labels`` and ``dtd/dtd/images``."""
     for part in parts:
         check_lines(root / "dtd/dtd/labels" / f"{part}1.txt", r"[^/\s]+/[^/]+", "DTD's list, lines 'class/file'")
     return _read(root, parts, lambda part: datasets.DTD(root, split=part, partition=1), "DTD")
 
 
 def read_food101(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Food-101 from ``food-101/meta/{train,test}.json`` and ``food-101/images``; it has no validation part."""
+    """Read Food-101 from ``food-101/meta/{train,test}.json`` and ``food-101/images``; no validation part."""
     parts = [part for part in parts if part != "val"]
     for part in parts:
         require_file(root / "food-101/meta" / f"{part}.json", "Food-101's list, JSON of class to images")
@@ -56,16 +56,16 @@ def read_food101(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_flowers102(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Oxford flowers from ``flowers-102/``: ``jpg``, ``setid.mat``, ``imagelabels.mat``."""
+    """Read Oxford Flowers 102 from ``flowers-102/``: ``jpg``, ``setid.mat``, ``imagelabels.mat``."""
     for name in ("setid.mat", "imagelabels.mat"):
         require_file(root / "flowers-102" / name, "a list of Oxford flowers 102, as published")
     return _read(root, parts, lambda part: datasets.Flowers102(root, split=part), "Oxford flowers 102")
 
 
 def read_pets(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Oxford-IIIT pets from ``oxford-iiit-pet/annotations/{trainval,test}.txt`` and ``images``; no validation part.
+    """Read Oxford-IIIT Pets from ``oxford-iiit-pet/annotations/{trainval,test}.txt`` and ``images``.
 
-    The classes are numbered in alphabetic order without regard to case.
+    There is no validation part. The classes are in case-insensitive alphabetical order.
     """
     names = {"train": "trainval", "test": "test"}
     for part in (part for part in parts if part in names):
@@ -80,7 +80,7 @@ def read_pets(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant") -> ImageLists:
-    """FGVC aircraft from ``fgvc-aircraft-2013b/data``: 100 variants or 70 families; train is the official trainval."""
+    """Read FGVC Aircraft from ``fgvc-aircraft-2013b/data``: 100 variants or 70 families; train is trainval."""
     names = {"train": "trainval", "test": "test"}
     data = root / "fgvc-aircraft-2013b/data"
     require_file(data / {"variant": "variants.txt", "family": "families.txt"}[level], "the aircraft's classes")
@@ -96,7 +96,7 @@ def read_fgvc_aircraft(root: Path, parts: Sequence[Split], level: str = "variant
 
 
 def read_cars(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Stanford cars from ``stanford_cars/``: ``devkit``, ``cars_train``, ``cars_test``; no validation part."""
+    """Read Stanford Cars from ``stanford_cars/``: ``devkit``, ``cars_train``, ``cars_test``; no validation part."""
     parts = [part for part in parts if part != "val"]
     base = root / "stanford_cars"
     lists = {"train": base / "devkit/cars_train_annos.mat", "test": base / "cars_test_annos_withlabels.mat"}
@@ -106,8 +106,10 @@ def read_cars(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_places365(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Places365: ``categories_places365.txt``, ``places365_val.txt`` and ``val_256/``; the validation list is the test
-    part, the only one."""
+    """Read Places365 from ``categories_places365.txt``, ``places365_val.txt`` and ``val_256/``.
+
+    The validation list is the test part, the only one.
+    """
     check_lines(root / "categories_places365.txt", r"\S+ \d+", "the categories of Places365, lines 'name number'")
     check_lines(root / "places365_val.txt", r"\S+ \d+", "the validation list of Places365, lines 'image number'")
     numbered: list[dict[str, int]] = []
@@ -115,7 +117,7 @@ def read_places365(root: Path, parts: Sequence[Split]) -> ImageLists:
     def build(part: Split) -> Any:
         dataset = datasets.Places365(root, split="val", small=True)
         numbered.append(dataset.class_to_idx)
-        # Its own `classes` are sorted by name; what a label means is said by the numbers.
+        # Its own `classes` are sorted by name; labels follow the numbers.
         dataset.classes = sorted(dataset.class_to_idx, key=dataset.class_to_idx.__getitem__)
         return dataset
 
@@ -128,7 +130,7 @@ def read_places365(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_eurosat(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """EuroSAT from ``eurosat/2750/<class>/``; there are no official parts, so all images are the test part."""
+    """Read EuroSAT from ``eurosat/2750/<class>/``; without official parts, all images are the test part."""
     require_folder(root / "eurosat/2750", "EuroSAT's images, one folder a class")
     lists = _read(root, ["test"], lambda part: datasets.EuroSAT(root), "EuroSAT")
     names = EUROSAT_NAMES if len(lists.classes) == len(EUROSAT_NAMES) else None
@@ -136,16 +138,18 @@ def read_eurosat(root: Path, parts: Sequence[Split]) -> ImageLists:
 
 
 def read_sun397(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """SUN397 from ``SUN397/``: ``ClassName.txt`` and ``<letter>/<class>/sun_*.jpg``; all images are the test part."""
+    """Read SUN397 from ``SUN397/ClassName.txt`` and ``<letter>/<class>/sun_*.jpg``; all images are the test part."""
     check_lines(root / "SUN397/ClassName.txt", r"/\w/\S+", "SUN397's classes, lines '/letter/name'")
     return _read(root, ["test"], lambda part: datasets.SUN397(root), "SUN397", in_order=True)
 
 
 def read_caltech101(root: Path, parts: Sequence[Split]) -> ImageLists:
-    """Caltech-101 from ``caltech101/101_ObjectCategories``, without background and without ``Faces_easy``; all
-    images are the test part."""
+    """Read Caltech-101 from ``caltech101/101_ObjectCategories``, without background and ``Faces_easy``.
+
+    All images are the test part.
+    """
     folder = root / "caltech101/101_ObjectCategories"
-    # torchvision would make the folder where it is missing, and number its files instead of reading their names.
+    # torchvision would create a missing folder, and numbers the files instead of reading their names.
     require_folder(folder, "Caltech-101's images, one folder a class")
     classes = tuple(name for name in subfolders(folder) if name not in ("BACKGROUND_Google", "Faces_easy"))
     if not classes:
@@ -156,7 +160,7 @@ def read_caltech101(root: Path, parts: Sequence[Split]) -> ImageLists:
 def _read(
     root: Path, parts: Sequence[Split], build: Callable[[Split], Any], title: str, *, in_order: bool = False
 ) -> ImageLists:
-    """Run torchvision's reader for each part; ``in_order`` sorts the images, where it walks folders as they come."""
+    """Run torchvision's reader for each part; ``in_order`` sorts images that it lists in arbitrary order."""
     lists, classes = {}, None
     for part in parts:
         try:
@@ -171,7 +175,7 @@ def _read(
             differing = sorted(set(names) ^ set(classes))
             raise ValueError(
                 f"{root}: the parts of {title} must have the same classes, but {part} differs in "
-                f"{', '.join(differing[:5]) or 'their order'}: is a list cut off?"
+                f"{', '.join(differing[:5]) or 'their order'}; is a list truncated?"
             )
         classes = names
         pairs = _pairs(dataset)
@@ -180,7 +184,7 @@ def _read(
 
 
 def _pairs(dataset: Any) -> list[tuple[str, int]]:
-    """Paths and labels of a torchvision data set; its classes keep them under four names."""
+    """Return paths and labels of a torchvision data set, whose attribute has one of four names."""
     for name in ("samples", "_samples", "imgs"):
         if hasattr(dataset, name):
             return [(str(path), int(label)) for path, label in getattr(dataset, name)]

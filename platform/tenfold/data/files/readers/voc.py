@@ -1,7 +1,7 @@
 """PASCAL VOC 2012: ``VOCdevkit/VOC2012/ImageSets/Main/<class>_{train,val}.txt`` and ``JPEGImages``.
 
-A line is an image id and a flag: 1 is positive; -1 (absent) and 0 (only difficult objects) are not. Images
-without a positive class are left out; names are sorted.
+A line is an image id and a flag: 1 is positive; -1 (absent) and 0 (only difficult objects) are not. Images without a
+positive class are skipped; names are sorted.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def _read_list(root: Path, part: str) -> Listing:
         other_ids, flags = _read_flags(path)
         other_order = np.argsort(other_ids)
         if not np.array_equal(ids[order], other_ids[other_order]):
-            raise ValueError(f"{path} lists other images than {CLASSES[0]}_{part}.txt: is one of them cut off?")
+            raise ValueError(f"{path} lists other images than {CLASSES[0]}_{part}.txt; is one of them truncated?")
         positive[:, column] = flags[other_order] == 1
     keep = positive.any(axis=1)
     names = [f"{image_id}.jpg" for image_id in ids[order][keep].tolist()]

@@ -1,4 +1,4 @@
-"""The lists of the weakly supervised localisation protocol: ``<data set>/<part>/`` with four comma-separated files.
+"""Lists of the weakly supervised localisation protocol: ``<data set>/<part>/`` with four comma-separated files.
 
 ``image_ids.txt`` (path), ``class_labels.txt`` (path,label), ``image_sizes.txt`` (path,width,height) and
 ``localization.txt``, which holds boxes (path,x0,y0,x1,y1) or masks (path,mask,ignored), several lines for an image
@@ -17,23 +17,23 @@ _IDS = "one image's path a line"
 _LABELS = "lines 'path,label'"
 _SIZES = "lines 'path,width,height'"
 _BOXES = "lines 'path,x0,y0,x1,y1' of whole numbers"
-_MASKS = "lines 'path,mask,ignored'; only the first line of an image names what is ignored"
+_MASKS = "lines 'path,mask,ignored'; only the first line of an image names the ignored region"
 
 
 class MaskFiles(NamedTuple):
-    """Where the masks of one image lie, by paths that start at the data set's folder."""
+    """Mask files of one image, as paths relative to the data set's folder."""
 
     objects: tuple[str, ...]
-    """One file for each object, at least one."""
+    """File of each object, at least one."""
     ignored: str
-    """File of what counts neither as object nor as background; may be empty."""
+    """File of the region that counts neither as object nor as background; may be empty."""
 
 
 class ImageIndex:
-    """The images of a part, and the way from a path to its row.
+    """Images of a part, with a map from path to row.
 
     Raises:
-        ValueError: A missing or empty list, or a path that comes twice.
+        ValueError: A missing or empty list, or a repeated path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,11 +48,11 @@ class ImageIndex:
         return len(self.names)
 
     def lines(self, path: Path, what: str, num_fields: int) -> Iterator[tuple[str, int, list[str]]]:
-        """Where it stands, row of the image and what follows its path, for every line of a list.
+        """Yield location, row of the image and the fields after its path, for every line of a list.
 
         Raises:
-            ValueError: With the line: another number of fields, or a path that ``image_ids.txt`` does not have; after
-                the last line: an image without any line.
+            ValueError: Another number of fields or a path that ``image_ids.txt`` does not have, with the line; after
+                the last line, an image without a line.
         """
         seen = np.zeros(len(self), dtype=bool)
         for number, line in enumerate(read_lines(path, what), start=1):
@@ -74,52 +74,51 @@ class ImageIndex:
 
 
 def read_labels(folder: Path, images: ImageIndex, num_classes: int | None) -> np.ndarray:
-    """``class_labels.txt``: int64 ``(N,)`` in the order of the images.
+    """Read ``class_labels.txt``: int64 ``(N,)`` in the order of the images.
 
     Args:
-        folder: Of the part's lists.
-        images: Of the part.
-        num_classes: Labels must lie below; None: any number from 0.
+        folder: Folder of the part's lists.
+        images: Images of the part.
+        num_classes: Upper bound of the labels, exclusive; None: unbounded.
 
     Raises:
         ValueError: A missing file, a malformed line, a label out of range, an image without or with two labels.
     """
     labels = np.full(len(images), -1, dtype=np.int64)
-    highest = "" if num_classes is None else f"..{num_classes - 1}"
+    bounds = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
     for where, row, (label,) in images.lines(folder / "class_labels.txt", _LABELS, 1):
         if not label.isdecimal() or (num_classes is not None and int(label) >= num_classes):
-            raise ValueError(f"{where}: the label must be a class of 0{highest or ' and above'}, got {label!r}")
+            raise ValueError(f"{where}: the label must be {bounds}, got {label!r}")
         if labels[row] >= 0:
-            raise ValueError(f"{where}: {images.names[row]} has a label already, {labels[row]}")
+            raise ValueError(f"{where}: {images.names[row]} already has the label {labels[row]}")
         labels[row] = int(label)
     return labels
 
 
 def read_sizes(folder: Path, images: ImageIndex) -> np.ndarray:
-    """``image_sizes.txt``: width and height of every image in pixels, int64 ``(N, 2)``; raises as ``read_labels``."""
+    """Read ``image_sizes.txt``: width and height of every image, int64 ``(N, 2)``; raises as ``read_labels`` does."""
     sizes = np.zeros((len(images), 2), dtype=np.int64)
     for where, row, values in images.lines(folder / "image_sizes.txt", _SIZES, 2):
         if not all(value.isdecimal() and int(value) > 0 for value in values):
-            raise ValueError(f"{where}: width and height must be whole numbers of at least 1, got {','.join(values)}")
+            raise ValueError(f"{where}: width and height must be integers of at least 1, got {','.join(values)}")
         if sizes[row].any():
-            raise ValueError(f"{where}: {images.names[row]} has a size already")
+            raise ValueError(f"{where}: {images.names[row]} already has a size")
         sizes[row] = [int(value) for value in values]
     return sizes
 
 
 def read_boxes(folder: Path, images: ImageIndex, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-    """``localization.txt`` as boxes in pixels of the stored images: int64 ``(n, 4)`` for each, n at least 1.
+    """Read ``localization.txt`` as boxes in pixels of the stored images: int64 ``(n, 4)`` for each, n at least 1.
 
-    A box ends at most at the image's width and height, one behind the last pixel: published lists hold both
-    ways to count.
+    A box may end at the image's width and height, one past the last pixel: published lists use both conventions.
 
     Args:
-        folder: Of the part's lists.
-        images: Of the part.
+        folder: Folder of the part's lists.
+        images: Images of the part.
         sizes: Their widths and heights, ``(N, 2)``.
 
     Raises:
-        ValueError: A missing file, a malformed line, a box outside its image or upside down, an image without box.
+        ValueError: A missing file, a malformed line, a box outside its image or inverted, an image without a box.
     """
     boxes: list[list[list[int]]] = [[] for _ in images.names]
     for where, row, values in images.lines(folder / "localization.txt", _BOXES, 4):
@@ -136,10 +135,11 @@ def read_boxes(folder: Path, images: ImageIndex, sizes: np.ndarray) -> tuple[np.
 
 
 def read_mask_files(folder: Path, images: ImageIndex) -> tuple[MaskFiles, ...]:
-    """``localization.txt`` as masks, one entry for each image.
+    """Read ``localization.txt`` as masks, one entry for each image.
 
     Raises:
-        ValueError: A missing file, a malformed line, a second file of what is ignored, an image without mask.
+        ValueError: A missing file, a malformed line, a second file of an ignored region, an image without a
+            mask.
     """
     objects: list[list[str]] = [[] for _ in images.names]
     ignored = [""] * len(images)
