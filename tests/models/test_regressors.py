@@ -1,4 +1,4 @@
-"""The five networks that give mean and log-variance: published values, sizes, laws, refusals."""
+"""Regressors with mean and log-variance: published values, sizes, invariances, refusals."""
 
 import copy
 import math
@@ -128,18 +128,18 @@ def test_every_parameter_learns(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_same_weights_answer_the_same_and_dropout_adds_none(name):
-    network, dropping = build(name).eval(), build(name, dropout=0.4)
-    dropping.load_state_dict(network.state_dict())
+    network, dropout_network = build(name).eval(), build(name, dropout=0.4)
+    dropout_network.load_state_dict(network.state_dict())
     inputs = example(name)
-    torch.testing.assert_close(dropping.eval()(*inputs), network(*inputs))
-    for module in dropping.modules():
+    torch.testing.assert_close(dropout_network.eval()(*inputs), network(*inputs))
+    for module in dropout_network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.train()
-    assert not torch.equal(dropping(*inputs)[0], dropping(*inputs)[0])
+    assert not torch.equal(dropout_network(*inputs)[0], dropout_network(*inputs)[0])
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_members_answer_together(name):
+def test_members_can_be_vectorised(name):
     members = [build(name).eval() for _ in range(3)]
     for number, member in enumerate(members):
         torch.nn.utils.vector_to_parameters(
@@ -169,32 +169,32 @@ def test_input_statistics_travel_with_the_weights(name):
     torch.testing.assert_close(loaded(raw), network(raw))
 
 
-def test_log_variances_begin_around_zero():
+def test_log_variances_start_around_zero():
     for name in ("mlp", "cnn1d", "cnn2d_sr_small"):
         assert build(name).log_variance_head.bias.tolist() == [0, 0, 0]
     assert build("unet2d").log_variance_head[-1].bias.item() == 0
     assert build("egnn").network.graph_dec[2].bias[3:].tolist() == [0, 0, 0]
 
 
-def test_small_super_resolver_begins_with_the_enlarged_picture():
+def test_small_super_resolver_starts_as_bicubic_upsampling():
     network = SmallSuperResolver(1, upscale=2, widths=(2,))
     torch.nn.init.zeros_(network.mean_head.weight)
     torch.nn.init.zeros_(network.mean_head.bias)
-    picture = torch.rand(1, 1, 5, 4)
-    enlarged = torch.nn.functional.interpolate(picture, (10, 8), mode="bicubic")
-    torch.testing.assert_close(network(picture)[0], enlarged)
+    image = torch.rand(1, 1, 5, 4)
+    upsampled = torch.nn.functional.interpolate(image, (10, 8), mode="bicubic")
+    torch.testing.assert_close(network(image)[0], upsampled)
 
 
 def test_a_cascade_adds_its_input_to_each_answer():
     torch.manual_seed(0)
     network = UNetRegressor(1, 1, widths=(2, 2), num_stages=2).eval()
-    picture = torch.randn(1, 1, 4, 4)
-    first = network.mean_heads[0](network.trunks[0](picture))
-    features = network.trunks[1](first + picture)
-    torch.testing.assert_close(network(picture), (network.mean_heads[1](features), network.log_variance_head(features)))
+    image = torch.randn(1, 1, 4, 4)
+    first = network.mean_heads[0](network.trunks[0](image))
+    features = network.trunks[1](first + image)
+    torch.testing.assert_close(network(image), (network.mean_heads[1](features), network.log_variance_head(features)))
 
 
-def test_first_layer_of_the_mlp_can_begin_wide():
+def test_first_layer_of_the_mlp_can_start_wide():
     torch.manual_seed(0)
     network = MlpRegressor(1, 1, first_layer_range=8.0)
     for parameter in network.layers[0].parameters():
@@ -211,7 +211,7 @@ def rotation():
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_egnn_ignores_place_direction_order_and_padding(attention):
+def test_egnn_is_invariant_to_position_rotation_order_and_padding(attention):
     torch.manual_seed(0)
     network = EGNN(5, width=6, n_layers=2, attention=attention, n_outputs=2).double()
     assert any("att_mlp" in name for name in network.state_dict()) == attention
@@ -229,7 +229,7 @@ def test_egnn_ignores_place_direction_order_and_padding(attention):
     assert not torch.allclose(network(features, 1.1 * positions, n_atoms), answer)
 
 
-def test_egnn_of_one_atom_hears_nothing():
+def test_egnn_of_one_atom_receives_no_message():
     network = EGNN(2, width=3, n_layers=1, n_outputs=1)
     features = torch.randn(1, 1, 2)
     near, far = (network(features, torch.full((1, 1, 3), place), torch.tensor([1])) for place in (0.0, 9.0))
@@ -244,7 +244,7 @@ def test_egnn_of_one_atom_hears_nothing():
         ((2, 4, 5), (2, 4, 3), torch.tensor([4]), "must be (B, N, 5), (B, N, 3) and (B,)"),
         ((2, 4, 5), (2, 4, 3), torch.tensor([4, 5]), "n_atoms must lie in 1..4, got 4 to 5"),
         ((2, 4, 5), (2, 4, 3), torch.tensor([0, 4]), "n_atoms must lie in 1..4, got 0 to 4"),
-        ((2, 4, 5), (2, 4, 3), torch.tensor([1.0, 4.0]), "n_atoms must be whole numbers, got torch.float32"),
+        ((2, 4, 5), (2, 4, 3), torch.tensor([1.0, 4.0]), "n_atoms must be integers, got torch.float32"),
     ],
 )
 def test_egnn_refuses(features, positions, n_atoms, message):
@@ -263,7 +263,7 @@ def test_egnn_refuses(features, positions, n_atoms, message):
         ({"depth": 3}, "depth must be at least 1, and null for mlp"),
         ({"name": "egnn", "depth": 0}, "depth must be at least 1"),
         ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
-        ({"name": "cnn2d_sr", "upscale": 3}, "a power of two for cnn2d_sr; got 3"),
+        ({"name": "cnn2d_sr", "upscale": 3}, "a power of two for cnn2d_sr, got 3"),
         ({"first_layer_range": 0.0}, "first_layer_range must be positive"),
         ({"log_variance_limit": -1.0}, "log_variance_limit must be positive"),
     ],
@@ -282,8 +282,8 @@ def test_inputs_of_another_network_are_refused(name):
         build(name, num_targets=0)
 
 
-def test_channels_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="take cnn2d_sr"):
+def test_channels_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="use cnn2d_sr"):
         build("cnn2d_sr_small", num_targets=1)
     with pytest.raises(ValueError, match="set num_stages=1"):
         build("unet2d", num_targets=1)
@@ -292,9 +292,9 @@ def test_channels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=re.escape("input must be (B, 3, ...), got (1, 2, 8)")):
         build("cnn1d")(torch.zeros(1, 2, 8))
     for statistics in ((torch.zeros(2), torch.ones(3)), (torch.zeros(3), torch.tensor([1.0, math.nan, 1.0]))):
-        with pytest.raises(ValueError, match="finite numbers, one a channel"):
+        with pytest.raises(ValueError, match="finite numbers, one per channel"):
             build("cnn1d").standardise_inputs(*statistics)
-    with pytest.raises(ValueError, match="divide channels that never change by 1"):
+    with pytest.raises(ValueError, match="use 1 for constant channels"):
         build("cnn1d").standardise_inputs(torch.zeros(3), torch.zeros(3))
     assert issubclass(MlpRegressor, Regressor)
     assert not issubclass(EgnnRegressor, Regressor)

@@ -1,1 +1,1 @@
-"""Networks that give a mean and a log-variance."""
+"""Regression networks that return a mean and a log-variance."""

@@ -1,4 +1,4 @@
-"""The regressor that a configuration names."""
+"""Construction of the regressor that a configuration selects."""
 
 import math
 from collections.abc import Sequence
@@ -31,27 +31,27 @@ MOLECULE = ("features", "positions", "n_atoms")
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorConfig:
-    """Which network, how large."""
+    """Architecture and size of the network."""
 
     name: RegressorName = "mlp"
-    """``mlp`` for rows ``(F,)``; ``cnn1d`` for series ``(C, T)``; ``cnn2d_sr`` and ``cnn2d_sr_small`` for pictures
-    ``(C, H, W)`` made larger; ``unet2d`` for pictures turned into others of their size; ``egnn`` for molecules."""
+    """``mlp`` for rows ``(F,)``; ``cnn1d`` for series ``(C, T)``; ``cnn2d_sr`` and ``cnn2d_sr_small`` for images
+    ``(C, H, W)`` in super-resolution; ``unet2d`` for image-to-image translation at one size; ``egnn`` for molecules."""
     widths: tuple[int, ...] | None = None
-    """Units or channels of the layers (``cnn2d_sr`` and ``egnn`` have one number for all); None: the published size."""
+    """Units or channels of each layer (one number for all in ``cnn2d_sr`` and ``egnn``); None: the published size."""
     depth: int | None = None
-    """Residual blocks of ``cnn2d_sr`` (16), layers of ``egnn`` (7), U-Nets in a row of ``unet2d`` (1); None: these."""
+    """Residual blocks of ``cnn2d_sr`` (16), layers of ``egnn`` (7), cascaded U-Nets of ``unet2d`` (1); None: these."""
     dropout: float = 0.0
-    """Share of activations that is dropped in training, and in MC dropout; in [0, 1)."""
+    """Dropout probability, in training and in MC dropout; in [0, 1)."""
     upscale: int = 4
-    """How much larger, in each direction, ``cnn2d_sr`` and ``cnn2d_sr_small`` make a picture."""
+    """Upscaling factor per axis of ``cnn2d_sr`` and ``cnn2d_sr_small``."""
     activation: Activation = "tanh"
-    """Of ``mlp``."""
+    """Activation of ``mlp``."""
     first_layer_range: float | None = None
-    """Of ``mlp``: its first layer begins uniform within plus and minus this; None: PyTorch's own initialisation."""
+    """First layer of ``mlp``: initialised uniformly within plus and minus this; None: PyTorch's initialisation."""
     attention: bool = True
-    """Of ``egnn``: weigh messages."""
+    """Attention weights on the messages of ``egnn``."""
     log_variance_limit: float = LOG_VARIANCE_LIMIT
-    """Log-variances of standardised targets are cut to plus and minus this."""
+    """Log-variances of standardised targets are clamped to plus and minus this."""
 
     def __post_init__(self) -> None:
         if self.name not in _REFERENCE_WIDTHS:
@@ -64,13 +64,13 @@ class RegressorConfig:
                 raise ValueError(f"widths must be at least two for unet2d, got {tuple(self.widths)}")
         if self.depth is not None and (self.depth < 1 or self.name not in ("cnn2d_sr", "unet2d", "egnn")):
             raise ValueError(
-                f"depth must be at least 1, and null for mlp, cnn1d and cnn2d_sr_small (widths has one number for each "
-                f"of their layers); got {self.depth} for {self.name}"
+                f"depth must be at least 1, and null for mlp, cnn1d and cnn2d_sr_small, "
+                f"got {self.depth} for {self.name}; widths has one number for each of their layers"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.upscale < 1 or (self.name == "cnn2d_sr" and self.upscale & (self.upscale - 1)):
-            raise ValueError(f"upscale must be at least 1, a power of two for cnn2d_sr; got {self.upscale}")
+            raise ValueError(f"upscale must be at least 1, and a power of two for cnn2d_sr, got {self.upscale}")
         for field in ("first_layer_range", "log_variance_limit"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
@@ -78,19 +78,19 @@ class RegressorConfig:
 
 
 def build_regressor(config: RegressorConfig, inputs: Sequence[TensorSchema], num_targets: int) -> nn.Module:
-    """The network, with fresh weights.
+    """Build the network with random weights.
 
     Args:
-        config: Which.
-        inputs: What it is called with, in this order.
+        config: Settings of the network.
+        inputs: Schemas of its inputs, in the order of the call.
         num_targets: Channels of the targets.
 
     Returns:
-        Called with a batch of each input it gives mean ``(B, num_targets, ...)`` and log-variance, of the same shape or
-        with one channel for all.
+        Module that maps a batch of each input to mean ``(B, num_targets, ...)`` and log-variance, of the same shape or
+        with one channel for all targets.
 
     Raises:
-        ValueError: The network takes other inputs, or cannot answer with so many channels.
+        ValueError: The network takes other inputs, or cannot have so many targets.
     """
     if num_targets < 1:
         raise ValueError(f"num_targets must be at least 1, got {num_targets}")
@@ -122,8 +122,8 @@ def build_regressor(config: RegressorConfig, inputs: Sequence[TensorSchema], num
     if config.name == "cnn2d_sr_small":
         if num_inputs != num_targets:
             raise ValueError(
-                f"cnn2d_sr_small corrects its enlarged input: input and targets must have as many channels, got "
-                f"{num_inputs} and {num_targets}; take cnn2d_sr"
+                f"cnn2d_sr_small must have as many targets as input channels, got {num_targets} and {num_inputs}; "
+                f"use cnn2d_sr"
             )
         return SmallSuperResolver(
             num_inputs, upscale=config.upscale, widths=widths, dropout=dropout, log_variance_limit=limit
@@ -149,7 +149,7 @@ def build_regressor(config: RegressorConfig, inputs: Sequence[TensorSchema], num
 
 
 def _input_channels(name: str, inputs: Sequence[TensorSchema]) -> int:
-    """Features or channels of what the network takes."""
+    """Return the features or channels of the network's input."""
     got = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in inputs) or "none"
     if name == "egnn":
         shapes = tuple(len(each.shape) for each in inputs)
@@ -159,7 +159,7 @@ def _input_channels(name: str, inputs: Sequence[TensorSchema]) -> int:
     axes = _AXES[name]
     if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].shape) != axes or inputs[0].shape[0] < 1:
         raise ValueError(
-            f"{name} takes one float32 input with {axes} axes after the example's, the first of a known length; got "
-            f"{got}"
+            f"{name} takes one float32 input with {axes} axes after the batch axis, the first of fixed length, "
+            f"got {got}"
         )
     return inputs[0].shape[0]

@@ -1,24 +1,24 @@
-"""Convolutions along time with two heads, for trajectories."""
+"""One-dimensional convolutional network with two heads, for time series."""
 
-import itertools
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from tenfold.models.regressors.base import LOG_VARIANCE_LIMIT, Regressor, check_widths, zero_bias
+from tenfold.models.regressors.base import LOG_VARIANCE_LIMIT, StackRegressor
 
 
-class Cnn1dRegressor(Regressor):
-    """``(B, C, T)`` to mean and log-variance ``(B, targets, T)``: layers of five taps, padded, and heads of one tap.
+class Cnn1dRegressor(StackRegressor):
+    """``(B, C, T)`` to mean and log-variance ``(B, targets, T)``: padded convolutions of width 5, heads of width 1.
 
     Args:
         num_inputs: C.
         num_targets: Channels of the targets.
-        widths: Of the layers.
-        dropout: After each activation.
+        widths: Channels of the layers.
+        dropout: Dropout probability after each activation.
         log_variance_limit: As in ``Regressor``.
 
     Raises:
-        ValueError: No layer, or a layer without a channel.
+        ValueError: There is no layer, or a layer has no channel.
     """
 
     def __init__(
@@ -30,19 +30,12 @@ class Cnn1dRegressor(Regressor):
         dropout: float = 0.0,
         log_variance_limit: float = LOG_VARIANCE_LIMIT,
     ) -> None:
-        super().__init__(num_inputs, log_variance_limit)
-        check_widths(widths)
-        self.layers = nn.ModuleList(
-            nn.Conv1d(*pair, kernel_size=5, padding=2) for pair in itertools.pairwise((num_inputs, *widths))
+        super().__init__(
+            (num_inputs, *widths),
+            num_targets,
+            layer=partial(nn.Conv1d, kernel_size=5, padding=2),
+            head=partial(nn.Conv1d, kernel_size=1),
+            activation=nn.ReLU(),
+            dropout=dropout,
+            log_variance_limit=log_variance_limit,
         )
-        self.activation = nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
-        self.mean_head = nn.Conv1d(widths[-1], num_targets, kernel_size=1)
-        self.log_variance_head = nn.Conv1d(widths[-1], num_targets, kernel_size=1)
-        zero_bias(self.log_variance_head)
-
-    def answer(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = standardised
-        for layer in self.layers:
-            hidden = self.dropout(self.activation(layer(hidden)))
-        return self.mean_head(hidden), self.log_variance_head(hidden)

@@ -1,7 +1,7 @@
-"""A network of atoms that does not care how the molecule is turned, moved or numbered.
+"""E(n)-equivariant graph network for molecular properties, invariant to rotation, translation and atom order.
 
 Satorras, Hoogeboom and Welling, "E(n) Equivariant Graph Neural Networks", ICML 2021, the invariant form for properties.
-Every pair of atoms is an edge; molecules are padded to one size and a mask says which atoms are real.
+The graph is fully connected; molecules are padded to one size, with a mask of the real atoms.
 Shapes: B molecules, N atoms with padding, F features, W width.
 """
 
@@ -15,18 +15,18 @@ from tenfold.models.regressors.base import LOG_VARIANCE_LIMIT, check_widths
 
 
 class EGNN(nn.Module):
-    """Numbers of a molecule from what its atoms are and how far apart.
+    """Properties of a molecule from the features of its atoms and their distances.
 
     Args:
         n_features: F.
         width: W.
-        n_layers: Rounds of messages.
-        attention: Weigh each message with a number in (0, 1) that is computed from it.
-        n_outputs: Numbers for each molecule.
-        dropout: On the atoms' states after every round.
+        n_layers: Message-passing layers.
+        attention: Weight each message by a number in (0, 1) computed from it.
+        n_outputs: Outputs for each molecule.
+        dropout: Dropout probability of the node states after every layer.
 
     Raises:
-        ValueError: A size below 1.
+        ValueError: A size is below 1.
     """
 
     def __init__(
@@ -49,22 +49,22 @@ class EGNN(nn.Module):
         self.graph_dec = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, n_outputs))
 
     def forward(self, features: Tensor, positions: Tensor, n_atoms: Tensor) -> Tensor:
-        """Outputs ``(B, n_outputs)``.
+        """Return outputs ``(B, n_outputs)``.
 
         Args:
             features: ``(B, N, F)``; those beyond ``n_atoms`` are ignored.
-            positions: ``(B, N, 3)``, in one unit throughout.
-            n_atoms: Whole numbers ``(B,)``, in 1..N: the first so many atoms are real.
+            positions: ``(B, N, 3)``, all in one unit.
+            n_atoms: Integers ``(B,)`` in 1..N: the number of real atoms, which come first.
 
         Raises:
-            ValueError: Shapes that don't fit, counts that are no whole numbers or (looked at on the CPU only) outside
+            ValueError: The shapes do not match, or ``n_atoms`` are not integers or (checked on the CPU only) outside
                 1..N.
         """
         self._check(features, positions, n_atoms)
         real = torch.arange(features.shape[1], device=features.device) < n_atoms[:, None]  # (B, N)
         other = ~torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
         edges = (real[:, :, None] & real[:, None, :] & other).to(features.dtype)[..., None]  # (B, N, N, 1)
-        # Padding may hold anything, also what is no number: 0 times it would be no number either.
+        # Padding may hold anything, NaN included: multiplying it by 0 would keep the NaN.
         features = features.masked_fill(~real[..., None], 0)
         positions = positions.masked_fill(~real[..., None], 0)
         distances = (positions[:, :, None] - positions[:, None]).square().sum(dim=-1, keepdim=True)
@@ -88,8 +88,8 @@ class EGNN(nn.Module):
                 f"{tuple(features.shape)}, {tuple(positions.shape)} and {tuple(n_atoms.shape)}"
             )
         if n_atoms.is_floating_point() or n_atoms.dtype == torch.bool:
-            raise ValueError(f"n_atoms must be whole numbers, got {n_atoms.dtype}")
-        # On an accelerator the look would wait for everything before it.
+            raise ValueError(f"n_atoms must be integers, got {n_atoms.dtype}")
+        # On an accelerator this check would force a synchronisation.
         if n_atoms.device.type == "cpu" and n_atoms.numel():
             low, high = (int(end) for end in n_atoms.aminmax())
             if low < 1 or high > features.shape[1]:
@@ -97,13 +97,13 @@ class EGNN(nn.Module):
 
 
 class EgnnRegressor(nn.Module):
-    """Mean and log-variance ``(B, targets)`` of standardised properties of molecules.
+    """EGNN that predicts mean and log-variance ``(B, targets)`` of standardised molecular properties.
 
     Args:
         num_features: F.
-        num_targets: Properties.
+        num_targets: Number of properties.
         width, num_layers, attention, dropout: As in ``EGNN``.
-        log_variance_limit: Log-variances are cut to plus and minus this.
+        log_variance_limit: Log-variances are clamped to plus and minus this.
     """
 
     def __init__(
@@ -131,17 +131,17 @@ class EgnnRegressor(nn.Module):
             cast(nn.Linear, self.network.graph_dec[2]).bias[num_targets:] = 0
 
     def forward(self, features: Tensor, positions: Tensor, n_atoms: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance; the arguments are those of ``EGNN``."""
+        """Return mean and log-variance; the arguments are those of ``EGNN``."""
         mean, log_variance = self.network(features, positions, n_atoms).chunk(2, dim=1)
         return mean, log_variance.clamp(-self.log_variance_limit, self.log_variance_limit)
 
 
 class MessageLayer(nn.Module):
-    """One round: every atom hears from all others and changes its state.
+    """Message-passing layer: every atom updates its state with messages from all others.
 
     Args:
         width: W.
-        attention: Weigh messages.
+        attention: Weight the messages.
     """
 
     def __init__(self, width: int, attention: bool) -> None:
@@ -151,11 +151,11 @@ class MessageLayer(nn.Module):
         self.att_mlp = nn.Sequential(nn.Linear(width, 1), nn.Sigmoid()) if attention else None
 
     def forward(self, states: Tensor, distances: Tensor, edges: Tensor) -> Tensor:
-        """New states ``(B, N, W)`` from states, squared distances and mask, both ``(B, N, N, 1)``."""
+        """Return new states ``(B, N, W)`` from states, squared distances and mask, both ``(B, N, N, 1)``."""
         first = cast(nn.Linear, self.edge_mlp[0])
         own, others, far = first.weight.split([states.shape[-1], states.shape[-1], 1], dim=1)
-        # The first layer is linear in the two states and the distance: (B, N, N, 2 W + 1) is never built, and each
-        # state is multiplied once rather than once for each of its N edges.
+        # The first layer is linear in both states and the distance, so (B, N, N, 2 W + 1) is never built, and each
+        # state is multiplied once instead of once for each of its N edges.
         sources = functional.linear(states, own, first.bias)[:, :, None]
         hidden = sources + functional.linear(states, others)[:, None] + distances * far[:, 0]
         messages = self.edge_mlp[1:](hidden)

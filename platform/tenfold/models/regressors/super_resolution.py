@@ -1,15 +1,15 @@
-"""Networks that make a picture larger and say where they guess.
+"""Super-resolution networks with a log-variance per pixel.
 
 ``SuperResolver`` is the generator of SRGAN (Ledig et al., CVPR 2017) with the heads of BayesCap (Upadhyay et al., ECCV
-2022); ``SmallSuperResolver`` corrects a bicubic enlargement and trains in seconds.
+2022); ``SmallSuperResolver`` corrects a bicubic upsampling and trains in seconds.
 """
 
-import itertools
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenfold.models.regressors.base import LOG_VARIANCE_LIMIT, Regressor, check_widths, zero_bias
+from tenfold.models.regressors.base import LOG_VARIANCE_LIMIT, Regressor, StackRegressor, check_widths, zero_bias
 
 
 class SuperResolver(Regressor):
@@ -19,13 +19,13 @@ class SuperResolver(Regressor):
         num_inputs: C.
         num_targets: Channels of the targets.
         upscale: s, a power of two.
-        width: Channels throughout.
-        num_blocks: Residual blocks.
-        dropout: After each residual block.
+        width: Channels of all layers.
+        num_blocks: Number of residual blocks.
+        dropout: Dropout probability after each residual block.
         log_variance_limit: As in ``Regressor``.
 
     Raises:
-        ValueError: An upscale that is no power of two, no block, no channel.
+        ValueError: ``upscale`` is not a power of two, or there is no block or no channel.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class SuperResolver(Regressor):
         return self.mean_head(large), self.log_variance_head(large)
 
 
-class SmallSuperResolver(Regressor):
-    """Bicubic enlargement plus a correction: mean and log-variance ``(B, C, sH, sW)`` of ``(B, C, H, W)``.
+class SmallSuperResolver(StackRegressor):
+    """Bicubic upsampling plus a learned correction: mean and log-variance ``(B, C, sH, sW)`` of ``(B, C, H, W)``.
 
-    Inputs must be standardised like the targets, for an enlarged input to be a first guess of them.
+    Inputs must be standardised like the targets, so that the upsampled input is a first estimate of them.
 
     Args:
         num_channels: C, of input and targets.
         upscale: s, at least 1.
-        widths: Of the layers of 3 x 3 taps.
-        dropout: After each activation.
+        widths: Channels of the 3 x 3 convolutions.
+        dropout: Dropout probability after each activation.
         log_variance_limit: As in ``Regressor``.
 
     Raises:
-        ValueError: An upscale below 1, no layer, a layer without a channel.
+        ValueError: ``upscale`` is below 1, there is no layer, or a layer has no channel.
     """
 
     def __init__(
@@ -103,27 +103,24 @@ class SmallSuperResolver(Regressor):
         dropout: float = 0.0,
         log_variance_limit: float = LOG_VARIANCE_LIMIT,
     ) -> None:
-        super().__init__(num_channels, log_variance_limit)
-        check_widths(widths)
+        super().__init__(
+            (num_channels, *widths),
+            num_channels,
+            layer=partial(nn.Conv2d, kernel_size=3, padding=1),
+            head=partial(nn.Conv2d, kernel_size=1),
+            activation=nn.ReLU(),
+            dropout=dropout,
+            log_variance_limit=log_variance_limit,
+        )
         if upscale < 1:
             raise ValueError(f"upscale must be at least 1, got {upscale}")
         self.upscale = upscale
-        self.layers = nn.ModuleList(
-            nn.Conv2d(*pair, kernel_size=3, padding=1) for pair in itertools.pairwise((num_channels, *widths))
-        )
-        self.activation = nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
-        self.mean_head = nn.Conv2d(widths[-1], num_channels, kernel_size=1)
-        self.log_variance_head = nn.Conv2d(widths[-1], num_channels, kernel_size=1)
-        zero_bias(self.log_variance_head)
 
     def answer(self, standardised: Tensor) -> tuple[Tensor, Tensor]:
         size = (standardised.shape[2] * self.upscale, standardised.shape[3] * self.upscale)
-        enlarged = functional.interpolate(standardised, size, mode="bicubic")
-        hidden = enlarged
-        for layer in self.layers:
-            hidden = self.dropout(self.activation(layer(hidden)))
-        return enlarged + self.mean_head(hidden), self.log_variance_head(hidden)
+        upsampled = functional.interpolate(standardised, size, mode="bicubic")
+        correction, log_variance = super().answer(upsampled)
+        return upsampled + correction, log_variance
 
 
 class _Block(nn.Module):

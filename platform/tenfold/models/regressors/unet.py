@@ -1,7 +1,7 @@
-"""A residual U-Net with two heads, for translating pictures, alone or several in a row.
+"""Residual U-Net with two heads for image-to-image translation, single or cascaded.
 
 As in the public code of "Uncertainty Guided Progressive GANs for Medical Image Translation" (MICCAI 2021): every stage
-is one residual block, the decoder enlarges bilinearly.
+is one residual block, the decoder upsamples bilinearly.
 """
 
 import itertools
@@ -17,14 +17,14 @@ _VARIANCE_WIDTH = 128
 
 
 class ResidualBlock(nn.Module):
-    """A(x) + B(x): A is three times convolution 3 x 3, BatchNorm and ReLU, B is the same once.
+    """Residual block A(x) + B(x): A is 3 x 3 convolution, BatchNorm and ReLU three times, B the same once.
 
     Args:
-        in_channels, out_channels: Of the block.
-        mid_channels: Within A; None: ``out_channels``.
+        in_channels, out_channels: Channels of the block's input and output.
+        mid_channels: Channels within A; None: ``out_channels``.
 
     Raises:
-        ValueError: No channel.
+        ValueError: A number of channels is below 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, mid_channels: int | None = None) -> None:
@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
         self.double_conv1 = nn.Sequential(*_layer(in_channels, out_channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, in, H, W)`` to ``(B, out, H, W)``."""
+        """Map ``(B, in, H, W)`` to ``(B, out, H, W)``."""
         return self.double_conv(features) + self.double_conv1(features)
 
 
@@ -47,15 +47,15 @@ class UNetRegressor(Regressor):
     Args:
         num_inputs: C.
         num_targets: Channels of the targets.
-        widths: Of the encoder's stages, each at half the resolution of the one before.
-        num_stages: U-Nets in a row; each but the first takes the answer of the one before plus the input, and only the
-            last has a log-variance.
-        dropout: After every stage.
+        widths: Channels of the encoder's stages, each at half the resolution of the previous one.
+        num_stages: Cascaded U-Nets; each but the first takes the previous mean plus the input, and only the last has a
+            log-variance.
+        dropout: Dropout probability after every stage.
         log_variance_limit: As in ``Regressor``.
 
     Raises:
-        ValueError: Fewer than two widths, a stage without a channel, no U-Net, or several with unlike channels of input
-            and targets.
+        ValueError: There are fewer than two widths, a width is below 1, there is no U-Net, or a cascade has different
+            numbers of input and target channels.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class UNetRegressor(Regressor):
             raise ValueError(f"num_stages must be at least 1, got {num_stages}")
         if num_stages > 1 and num_inputs != num_targets:
             raise ValueError(
-                f"a cascade adds its input to its answers: input and targets must have as many channels, got "
-                f"{num_inputs} and {num_targets}; set num_stages=1"
+                f"a cascade must have as many targets as input channels, got {num_targets} and {num_inputs}; "
+                f"set num_stages=1"
             )
         self.trunks = nn.ModuleList(UNet(num_inputs, widths, dropout) for _ in range(num_stages))
         self.mean_heads = nn.ModuleList(nn.Conv2d(widths[0], num_targets, 1) for _ in range(num_stages))
@@ -95,12 +95,12 @@ class UNet(nn.Module):
 
     Args:
         in_channels: C.
-        widths: Of the encoder; the decoder mirrors it, its stages ending in half the width that they bring up (the last
-            one in ``widths[0]``).
-        dropout: After every stage.
+        widths: Channels of the encoder's stages; the decoder mirrors them, each stage ending with the width of the next
+            skip connection (the last one with ``widths[0]``).
+        dropout: Dropout probability after every stage.
 
     Raises:
-        ValueError: Fewer than two widths, or a stage without a channel.
+        ValueError: There are fewer than two widths, or a width is below 1.
     """
 
     def __init__(self, in_channels: int, widths: tuple[int, ...] = WIDTHS, dropout: float = 0.0) -> None:
@@ -118,15 +118,15 @@ class UNet(nn.Module):
             stages.append(ResidualBlock(wide, below, mid_channels=wide // 2))
         self.decoder = nn.ModuleList(stages)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[-2:]
-        if pictures.ndim != 4 or height % self.multiple or width % self.multiple:
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if images.ndim != 4 or height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"pictures must be (B, C, H, W) with sides that are multiples of {self.multiple}, got "
-                f"{tuple(pictures.shape)}; crop or pad them"
+                f"images must be (B, C, H, W) with sides that are multiples of {self.multiple}, got "
+                f"{tuple(images.shape)}; crop or pad them"
             )
         skips: list[Tensor] = []
-        features = pictures
+        features = images
         for number, stage in enumerate(self.encoder):
             features = self.dropout(stage(functional.max_pool2d(features, 2) if number else features))
             skips.append(features)
