@@ -1,4 +1,4 @@
-"""Diffusion pipelines: loading, what they are taken apart into, and drawing, against diffusers' own pipelines."""
+"""Diffusion pipelines: loading, their parts, and sampling compared with diffusers' own pipelines."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def pipeline(folder):
 
 
 def close(drawn, expected):
-    """Pictures equal up to float rounding: a level of 255 where a value lay at the edge."""
+    """Assert that images agree up to float rounding: one level of 255."""
     assert drawn.shape == expected.shape
     assert (drawn.int() - expected.int()).abs().max() <= 1
 
@@ -106,7 +106,7 @@ def test_other_prediction_types_are_refused(folder, tmp_path, kind):
 
 def test_a_pipeline_without_unet_is_refused(folder, tmp_path):
     config = edited(folder, tmp_path, "model_index.json", unet=[None, None], transformer=["diffusers", "X"])
-    with pytest.raises(ValueError, match="has no unet"):
+    with pytest.raises(ValueError, match="without unet"):
         load_pipeline(config)
 
 
@@ -155,15 +155,15 @@ def test_damaged_files_are_named(folder, tmp_path):
     weights = Path(config.name) / "unet/diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not a pipeline that diffusers can read from safetensors"):
+    with pytest.raises(ValueError, match="must be a pipeline that diffusers can read from safetensors"):
         load_pipeline(config)
     weights.unlink()
-    with pytest.raises(ValueError, match="not a pipeline that diffusers can read from safetensors"):
+    with pytest.raises(ValueError, match="must be a pipeline that diffusers can read from safetensors"):
         load_pipeline(config)
     weights.write_bytes(whole)
     text = Path(config.name) / "text_encoder/model.safetensors"
     text.write_bytes(text.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a pipeline that diffusers can read from safetensors"):
+    with pytest.raises(ValueError, match="must be a pipeline that diffusers can read from safetensors"):
         load_pipeline(config)
     (Path(config.name) / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match=r"model_index\.json: not JSON"):
@@ -226,7 +226,7 @@ def test_latents_have_the_distribution_that_the_vae_gives(pipeline):
 @pytest.mark.parametrize(
     "images", [torch.zeros(1, 16, 16, 3, dtype=torch.uint8), torch.zeros(1, 32, 32, 3), torch.zeros(32, 32, 3)]
 )
-def test_pictures_of_another_shape_are_refused(pipeline, images):
+def test_images_of_another_shape_are_refused(pipeline, images):
     with pytest.raises(ValueError, match=r"images must be uint8 \(B, 32, 32, 3\), got"):
         encode_latents(pipeline, images)
 
@@ -240,17 +240,17 @@ def test_denoising_one_by_one_and_together_agree(pipeline):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-# --- drawing ---
+# --- sampling ---
 
 
 def theirs(pipeline, prompts, seeds, **options):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    pictures = pipeline(prompts, generator=generators, output_type="pt", **options).images
-    return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    images = pipeline(prompts, generator=generators, output_type="pt", **options).images
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0, 7.5])
-def test_draws_what_diffusers_draws(pipeline, guidance_scale):
+def test_generates_the_images_of_diffusers(pipeline, guidance_scale):
     drawn = generate(pipeline, PROMPTS, SEEDS, num_steps=4, guidance_scale=guidance_scale)
     assert drawn.dtype == torch.uint8
     close(drawn, theirs(pipeline, PROMPTS, SEEDS, num_inference_steps=4, guidance_scale=guidance_scale))
@@ -271,7 +271,7 @@ def test_guidance_takes_one_pass_for_both_predictions(pipeline, monkeypatch):
     assert sizes == [3, 3, 3]
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_nor_on_global_randomness(pipeline):
+def test_an_image_does_not_depend_on_its_batch_nor_on_global_randomness(pipeline):
     together = generate(pipeline, PROMPTS, SEEDS, num_steps=3)
     torch.manual_seed(123)
     for row in (0, 2):
@@ -281,7 +281,7 @@ def test_a_picture_does_not_depend_on_its_neighbours_nor_on_global_randomness(pi
     assert torch.equal(generate(pipeline, PROMPTS, SEEDS, num_steps=3), together)
 
 
-def test_samplers_that_add_noise_take_it_from_each_picture_too(folder):
+def test_stochastic_samplers_use_the_generator_of_each_image(folder):
     pipeline = load_pipeline(DiffusionConfig(name=str(folder)))
     pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     together = generate(pipeline, PROMPTS, SEEDS, num_steps=3)
@@ -290,7 +290,7 @@ def test_samplers_that_add_noise_take_it_from_each_picture_too(folder):
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_starts_from_pictures_as_diffusers_does(pipeline, strength):
+def test_initial_images_are_used_as_in_diffusers(pipeline, strength):
     images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8)
     drawn = generate(pipeline, PROMPTS, SEEDS, num_steps=6, init_images=images, strength=strength)
     other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
@@ -307,7 +307,7 @@ def test_starts_from_pictures_as_diffusers_does(pipeline, strength):
     close(drawn, expected)
 
 
-def test_less_strength_stays_closer_to_the_picture():
+def test_less_strength_stays_closer_to_the_initial_image():
     pipeline = small(seed=1)
     pipeline.unet.requires_grad_(False)
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
@@ -330,7 +330,7 @@ def test_less_strength_stays_closer_to_the_picture():
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1, got 0.5"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"strength": 0.5}, "belong together"),
+        ({"strength": 0.5}, "must be given together"),
         ({"strength": 1.5, "init_images": torch.zeros(3, 32, 32, 3)}, r"strength must lie in \(0, 1\], got 1.5"),
         (
             {"strength": 0.5, "init_images": torch.zeros(2, 32, 32, 3)},
@@ -344,7 +344,7 @@ def test_bad_requests_are_refused_before_any_work(pipeline, options, message):
         generate(pipeline, request.pop("prompts"), request.pop("seeds"), **request)
 
 
-# --- the pipeline that ships ---
+# --- the shipped pipeline ---
 
 
 def test_the_shipped_pipeline_is_small_and_in_safetensors():
@@ -353,7 +353,7 @@ def test_the_shipped_pipeline_is_small_and_in_safetensors():
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".png"}
 
 
-def test_the_shipped_pipeline_draws_the_digit_asked_for():
+def test_the_shipped_pipeline_generates_the_digit_of_the_prompt():
     pipeline = load_pipeline(DiffusionConfig())
     clip = load_clip(ClipConfig())
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

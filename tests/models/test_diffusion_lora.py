@@ -1,4 +1,4 @@
-"""Adapters of diffusion pipelines: the maths of peft, the files of diffusers, swapping and merging."""
+"""Adapters of diffusion pipelines: equality with peft, diffusers' file format, swapping, merging, refusals."""
 
 import json
 
@@ -39,7 +39,7 @@ def pipeline(folder):
 
 
 def predict(pipeline):
-    """The UNet's prediction for fixed inputs: a number for everything that an adapter changes."""
+    """Return the UNet's prediction for fixed inputs, which depends on all that an adapter changes."""
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     tokens = tokenize(pipeline, PROMPTS)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def predict(pipeline):
 
 
 def train(parameters, seed=0):
-    """Values that an adapter might have after training."""
+    """Change the parameters, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
@@ -66,8 +66,8 @@ def test_adapts_every_attention_projection_and_nothing_else(pipeline):
     }
     assert layers == expected
     attentions = {layer.rsplit(".to_", 1)[0] for layer in layers if ".to_" in layer}
-    assert any(name.endswith("attn1") for name in attentions)  # pictures among themselves
-    assert any(name.endswith("attn2") for name in attentions)  # pictures and text
+    assert any(name.endswith("attn1") for name in attentions)  # self-attention of the image
+    assert any(name.endswith("attn2") for name in attentions)  # cross-attention to the text
     assert len([layer for layer in layers if layer.startswith("text_encoder")]) == 2 * 4
     trainable = [p for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae) for p in part.parameters()]
     trainable = [parameter for parameter in trainable if parameter.requires_grad]
@@ -231,7 +231,7 @@ def test_bad_settings_are_refused(pipeline, options, message):
         add_adapter(pipeline, **options)
 
 
-def test_what_is_missing_or_twice_there_is_said(pipeline):
+def test_a_missing_or_second_adapter_is_refused(pipeline):
     for call in (adapter_tensors, reset_adapter, lambda pipeline: merged_adapter(pipeline).__enter__()):
         with pytest.raises(ValueError, match="has no adapter"):
             call(pipeline)
@@ -240,7 +240,7 @@ def test_what_is_missing_or_twice_there_is_said(pipeline):
         add_adapter(pipeline)
 
 
-def test_adapters_that_do_not_fit_are_refused(pipeline, folder, tmp_path):
+def test_adapters_that_do_not_match_are_refused(pipeline, folder, tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_adapter(pipeline, tmp_path)
     add_adapter(pipeline, rank=4)
@@ -254,9 +254,9 @@ def test_adapters_that_do_not_fit_are_refused(pipeline, folder, tmp_path):
 
     with pytest.raises(ValueError, match=r"must be \(2, 16\), got \(4, 16\)"):
         load_adapter(fresh(rank=2, alpha=16), tmp_path / "four")
-    with pytest.raises(ValueError, match=r"alpha 16\.0, that of the pipeline 8"):
+    with pytest.raises(ValueError, match=r"must be 8 as in the pipeline, got 16\.0"):
         load_adapter(fresh(rank=4, alpha=8), tmp_path / "four")
-    with pytest.raises(ValueError, match="with and the other without the text encoder"):
+    with pytest.raises(ValueError, match="both were made with, or both without, the text encoder"):
         load_adapter(pipeline, adapter_tensors(fresh(rank=4, text_encoder=False)))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -264,12 +264,12 @@ def test_adapters_that_do_not_fit_are_refused(pipeline, folder, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         load_adapter(pipeline, damaged)
     save_file({"unet.x.lora.down.weight": torch.zeros(2, 2)}, damaged / ADAPTER_FILE)
-    with pytest.raises(ValueError, match=r"expected lora_A\.weight tensors of one rank"):
+    with pytest.raises(ValueError, match=r"must hold lora_A\.weight tensors of one rank"):
         load_adapter(pipeline, damaged)
     assert torch.equal(predict(pipeline), before)
 
 
-def test_the_file_says_rank_and_alpha(pipeline, tmp_path):
+def test_the_file_holds_rank_and_alpha(pipeline, tmp_path):
     add_adapter(pipeline, rank=4, alpha=6, text_encoder=False)
     save_adapter(pipeline, tmp_path)
     with safe_open(tmp_path / ADAPTER_FILE, framework="pt") as file:

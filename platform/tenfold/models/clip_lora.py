@@ -1,9 +1,9 @@
 """CLIP with low-rank adapters on the query and value projections of both towers.
 
-Kim et al., "DataDream: Few-shot Guided Dataset Generation", ECCV 2024, adapt CLIP in this way (rank 16, alpha 32, dropout
-0.1). A convolutional image tower has no such projections: all of its weights are trained instead.
+Kim et al., "DataDream: Few-shot Guided Dataset Generation", ECCV 2024, with rank 16, alpha 32 and dropout 0.1.
+A convolutional image tower has no such projections: all of its weights are trained instead.
 
-``adapt_clip`` changes a ``Clip`` in place; ``lora_tensors`` and ``load_lora_tensors`` read and write the trained tensors;
+``adapt_clip`` changes a ``Clip`` in place; ``lora_tensors`` and ``load_lora_tensors`` copy the trained tensors;
 ``merge_lora``, ``merged_state_dict`` and ``save_peft`` export to plain open_clip and to peft.
 """
 
@@ -111,7 +111,7 @@ def adapt_clip(
 
 
 def lora_tensors(clip: Clip) -> dict[str, Tensor]:
-    """Return copies on the CPU of all trained tensors: ``<path of the attention>.lora_A`` and ``.lora_B``, and the whole
+    """Return CPU copies of all trained tensors: ``<path of the attention>.lora_A`` and ``.lora_B``, and the whole
     state of a convolutional image tower if it is trained (``visual.*``, with its running statistics).
 
     Raises:
@@ -131,8 +131,8 @@ def load_lora_tensors(clip: Clip, tensors: Mapping[str, Tensor]) -> None:
     missing, surplus = sorted(trained.keys() - tensors.keys()), sorted(tensors.keys() - trained.keys())
     if missing or surplus:
         raise ValueError(
-            f"tensors must have the {len(trained)} names of this adaptation, got {len(tensors)}; missing {missing[:3]}, "
-            f"surplus {surplus[:3]} (towers and architecture must be the same)"
+            f"tensors must have the {len(trained)} names of this adaptation, got {len(tensors)}; "
+            f"missing {missing[:3]}, surplus {surplus[:3]} (towers and architecture must be the same)"
         )
     for name, tensor in trained.items():
         if tensor.shape != tensors[name].shape:

@@ -1,9 +1,9 @@
-"""Text-to-image diffusion pipelines of diffusers: Stable Diffusion 1.5 and 2.1, the small one that ships, their like.
+"""Text-to-image diffusion pipelines of diffusers: Stable Diffusion 1.5 and 2.1, the small shipped one and similar.
 
-What is here reads a pipeline and takes it apart for training: tokens, text embeddings, latents of pictures, one
-prediction of the UNet. ``sampling`` draws pictures with it, ``diffusion_lora`` adapts it.
+This module loads a pipeline and exposes its parts for training: tokens, text embeddings, latents of images, one
+prediction of the UNet. ``sampling`` generates images with it, ``diffusion_lora`` adapts it.
 
-Shapes: B pictures or prompts, S picture side, L tokens, E width of the text embeddings, C, h latent channels and side.
+Shapes: B images or prompts, S image side, L tokens, E width of the text embeddings, C, h latent channels and side.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ Pipeline: TypeAlias = Any
 diffusers sets these attributes at run time and declares them on no class."""
 
 TINY_FOLDER = Path(__file__).parent / "weights" / "tiny_diffusion"
-"""The pipeline that ships: 32x32 pictures of printed digits; by ``python -m tenfold.pretraining.tiny diffusion``."""
+"""Shipped pipeline: 32x32 images of printed digits; trained by ``python -m tenfold.pretraining.tiny diffusion``."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _ENCODE_CHUNK = 16
-"""Pictures that the VAE takes at once: its activations are the largest of the pipeline."""
+"""Images that the VAE encodes at once: its activations are the largest of the pipeline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Which pipeline, and how it computes."""
+    """Settings of the pipeline and its computation."""
 
     name: str = "tiny"
-    """``tiny`` (ships with the package), a local folder in diffusers' format, or an id on the Hugging Face hub such as
+    """``tiny`` (the shipped pipeline), a local folder in diffusers' format, or an id on the Hugging Face hub such as
     ``stabilityai/stable-diffusion-2-1-base``."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the frozen weights; ``auto``: bf16 on a GPU that has it, fp16 on other GPUs, fp32 on the CPU."""
+    """Dtype of the frozen weights; ``auto``: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on the CPU."""
     compile: bool = False
-    """Whether ``torch.compile`` makes kernels for the UNet: minutes at the first batch, faster from then on."""
+    """Compile the UNet with ``torch.compile``: minutes at the first batch, faster from then on."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     variant: str | None = None
-    """Of the weight files, such as ``fp16``."""
+    """Variant of the weight files, such as ``fp16``."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -59,13 +59,13 @@ class DiffusionConfig:
 
 
 def load_pipeline(config: DiffusionConfig, device: str | torch.device = "cpu") -> Pipeline:
-    """The pipeline on a device, frozen, in evaluation mode, without safety checker and progress bar.
+    """Load the pipeline onto a device, frozen, in evaluation mode, without safety checker and progress bar.
 
     Weights are read from safetensors files only, never unpickled.
 
     Raises:
-        ValueError: No such folder or hub id, a folder without ``model_index.json``, no UNet that is conditioned on
-            text embeddings alone, or a prediction type other than ``epsilon`` and ``v_prediction``.
+        ValueError: The folder or hub id does not exist, the folder lacks ``model_index.json``, the UNet is not
+            conditioned on text embeddings alone, or the prediction type is not ``epsilon`` or ``v_prediction``.
     """
     device = torch.device(device)
     folder = _folder(config)
@@ -76,26 +76,35 @@ def load_pipeline(config: DiffusionConfig, device: str | torch.device = "cpu") -
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder), dtype=_dtype(config, device), variant=config.variant, use_safetensors=True, **extras
             )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:  # all by broken files
-        raise ValueError(f"{folder}: not a pipeline that diffusers can read from safetensors files: {error}") from error
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # all raised by damaged files
+        raise ValueError(
+            f"{folder} must be a pipeline that diffusers can read from safetensors files: {error}"
+        ) from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     if device.type == "cuda":
-        # Convolutions on tensor cores read channels last; on the CPU it made no difference.
+        # Tensor cores prefer channels-last convolutions; on the CPU it made no difference.
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     if config.compile:
-        pipeline.unet.compile()  # in place: names of parameters stay, so adapters still load
+        pipeline.unet.compile()  # in place: parameter names stay, so adapters still load
     return pipeline
 
 
 def pipeline_fingerprint(config: DiffusionConfig) -> str:
-    """SHA-256 over names and contents of the configuration and weight files of the pipeline.
+    """Return the SHA-256 of names and contents of the pipeline's configuration and weight files.
 
     Raises:
-        ValueError: As ``load_pipeline``.
+        ValueError: As in ``load_pipeline``.
     """
     folder = _folder(config)
     _check(folder)
@@ -104,28 +113,28 @@ def pipeline_fingerprint(config: DiffusionConfig) -> str:
 
 
 def picture_size(pipeline: Pipeline) -> int:
-    """Side S in pixels of the pictures that the pipeline was made for."""
+    """Return the side S, in pixels, of the images that the pipeline generates."""
     return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
 
 
 def latent_shape(pipeline: Pipeline) -> tuple[int, int, int]:
-    """``(C, h, h)`` of one latent."""
+    """Return the shape ``(C, h, h)`` of one latent."""
     side = int(pipeline.unet.config.sample_size)
     return int(pipeline.unet.config.in_channels), side, side
 
 
 def prediction_type(pipeline: Pipeline) -> str:
-    """What the UNet predicts: ``epsilon`` (the noise) or ``v_prediction`` (the velocity)."""
+    """Return the UNet's target: ``epsilon`` (the noise) or ``v_prediction`` (the velocity)."""
     return str(pipeline.scheduler.config.prediction_type)
 
 
 def alphas_cumprod(pipeline: Pipeline) -> Tensor:
-    """The noise schedule: the share of the picture's variance left at each time, float32 ``(T,)``, on the CPU."""
+    """Return the noise schedule: the share of signal variance left at each timestep, float32 ``(T,)``, on the CPU."""
     return pipeline.scheduler.alphas_cumprod.float().cpu()
 
 
 def tokenize(pipeline: Pipeline, prompts: Sequence[str]) -> Tensor:
-    """Token ids int64 ``(B, L)`` on the pipeline's device, padded and cut to the model's length.
+    """Return token ids int64 ``(B, L)`` on the pipeline's device, padded and truncated to the model's length.
 
     Raises:
         ValueError: There are no prompts.
@@ -143,16 +152,16 @@ def tokenize(pipeline: Pipeline, prompts: Sequence[str]) -> Tensor:
 
 
 def embed_tokens(pipeline: Pipeline, tokens: Tensor) -> Tensor:
-    """Text embeddings ``(B, L, E)`` of token ids ``(B, L)``, with gradients to whatever is trainable.
+    """Return text embeddings ``(B, L, E)`` of token ids ``(B, L)``, with gradients to all trainable parameters.
 
-    Without attention mask, as Stable Diffusion was trained (section 2.1): padding tokens are read too.
+    No attention mask is used, as in the training of Stable Diffusion (section 2.1): padding tokens are read too.
     """
     return pipeline.text_encoder(tokens)[0]
 
 
 @torch.no_grad()
 def prompt_embeddings(pipeline: Pipeline, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings ``(B, L, E)``, without gradients; each distinct prompt goes through the text encoder once."""
+    """Return text embeddings ``(B, L, E)``, without gradients; each distinct prompt is encoded once."""
     distinct = list(dict.fromkeys(prompts))
     embeddings = embed_tokens(pipeline, tokenize(pipeline, distinct))
     if len(distinct) == len(prompts):
@@ -163,9 +172,9 @@ def prompt_embeddings(pipeline: Pipeline, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def encode_latents(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The normal distribution of each picture's latent, in the scale that the UNet works in.
+    """Return the normal distribution of each image's latent, in the scale that the UNet works in.
 
-    A training run keeps these and draws ``mean + std * noise`` anew in each step: the VAE runs once per picture.
+    A training run keeps these and draws ``mean + std * noise`` anew in each step, so the VAE runs once per image.
 
     Args:
         images: uint8 ``(B, S, S, 3)``.
@@ -174,7 +183,7 @@ def encode_latents(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
         Mean and standard deviation, float32 ``(B, C, h, h)``, on the pipeline's device.
 
     Raises:
-        ValueError: Not uint8, or not of the pipeline's size.
+        ValueError: The images are not uint8, or not of the pipeline's size.
     """
     pixels = _pixels(pipeline, images)
     scale = pipeline.vae.config.scaling_factor
@@ -187,22 +196,22 @@ def encode_latents(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def denoise(pipeline: Pipeline, noisy_latents: Tensor, timesteps: Tensor, text_embeddings: Tensor) -> Tensor:
-    """One prediction of the UNet, noise or velocity (``prediction_type``).
+    """Run the UNet once and return its prediction, noise or velocity (``prediction_type``).
 
     Args:
-        noisy_latents: ``(B, C, h, h)``; cast to the UNet's type.
+        noisy_latents: ``(B, C, h, h)``; cast to the UNet's dtype.
         timesteps: int64 ``(B,)`` or ``()``, on the UNet's device.
         text_embeddings: ``(B, L, E)``.
 
     Returns:
-        ``(B, C, h, h)`` in the UNet's type, or that of autocast.
+        ``(B, C, h, h)`` in the UNet's dtype, or that of autocast.
     """
     unet = pipeline.unet
     return unet(noisy_latents.to(unet.dtype), timesteps, text_embeddings.to(unet.dtype), return_dict=False)[0]
 
 
 def _pixels(pipeline: Pipeline, images: Tensor) -> Tensor:
-    """uint8 ``(B, S, S, 3)`` to float32 ``(B, 3, S, S)`` in [-1, 1]."""
+    """Convert uint8 ``(B, S, S, 3)`` to float32 ``(B, 3, S, S)`` in [-1, 1]."""
     size = picture_size(pipeline)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(
@@ -213,7 +222,7 @@ def _pixels(pipeline: Pipeline, images: Tensor) -> Tensor:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Both libraries draw bars while they read files, even small ones; what was set before is set again."""
+    """Disable the progress bars of both libraries while files are read, and restore the settings afterwards."""
     chatty = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     for library in chatty:
         library.disable_progress_bar()
@@ -233,7 +242,7 @@ def _dtype(config: DiffusionConfig, device: torch.device) -> torch.dtype:
 
 
 def _folder(config: DiffusionConfig) -> Path:
-    """Where the files of the pipeline lie; a hub id is downloaded first."""
+    """Return the folder of the pipeline's files; a hub id is downloaded first."""
     if config.name == "tiny":
         return TINY_FOLDER
     folder = Path(config.name).expanduser()
@@ -254,35 +263,35 @@ def _folder(config: DiffusionConfig) -> Path:
                 safety_checker=None,
             )
         )
-    except OSError as error:  # also everything that huggingface_hub raises
+    except OSError as error:  # includes all errors of huggingface_hub
         raise ValueError(
-            f"{config.name}: neither a folder nor a pipeline that the Hugging Face hub gave ({error}); check the name "
-            f"and the network, or set the name to a local folder in diffusers' format"
+            f"{config.name}: neither a folder nor a pipeline on the Hugging Face hub ({error}); check the name and the "
+            f"network, or set the name to a local folder in diffusers' format"
         ) from error
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    """The index of a pipeline that fits; nothing large has been read by then."""
+    """Return the index of a supported pipeline, or raise, before any large file is read."""
     index = _read_json(folder / "model_index.json")
     missing = [part for part in _PARTS if not (isinstance(index.get(part), list) and index[part][0])]
     if missing:
         raise ValueError(
-            f"{folder}: {index.get('_class_name', 'the pipeline')} has no {', '.join(missing)}; a UNet text-to-image "
-            f"pipeline with {', '.join(_PARTS)} is needed, such as Stable Diffusion 1.5 or 2.1"
+            f"{folder} must hold a text-to-image pipeline with {', '.join(_PARTS)}, got "
+            f"{index.get('_class_name', 'one')} without {', '.join(missing)}; use Stable Diffusion 1.5 or 2.1"
         )
     unet = _read_json(folder / "unet" / "config.json")
     addition = unet.get("addition_embed_type")
     if addition is not None:
         raise ValueError(
-            f"{folder}: the UNet wants further conditions (addition_embed_type {addition!r}) beside text embeddings; "
-            f"take Stable Diffusion 1.5 or 2.1 or their like"
+            f"{folder}: the UNet must be conditioned on text embeddings alone, got addition_embed_type {addition!r}; "
+            f"use Stable Diffusion 1.5 or 2.1"
         )
     channels, size = unet.get("in_channels", 4), unet.get("sample_size")
     latent_channels = _read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if channels != latent_channels or not isinstance(size, int):
         raise ValueError(
             f"{folder}: the UNet must take latents of the VAE alone, {latent_channels} channels on a square, got "
-            f"{channels} channels of size {size}; pipelines for inpainting, depth or upscaling do not fit"
+            f"{channels} channels of size {size}; pipelines for inpainting, depth or upscaling are not supported"
         )
     prediction = _read_json(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
@@ -292,7 +301,7 @@ def _check(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a folder as diffusers' save_pretrained writes it is expected")
+        raise ValueError(f"{path}: no such file; expected a folder written by diffusers' save_pretrained")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -1,10 +1,10 @@
-"""Low-rank adapters (LoRA) of a diffusion pipeline, by peft, in the file format of diffusers.
+"""Low-rank adapters (LoRA) of a diffusion pipeline, made by peft and stored in diffusers' file format.
 
-DataDream, section 2.1: beside every attention projection ``y = W x + b`` of the UNet and of the text encoder comes
+DataDream, section 2.1: every attention projection ``y = W x + b`` of the UNet and of the text encoder gains
 ``(alpha / r) B A x`` with ``A ~ Normal(0, 1/r)`` (standard deviation) and ``B = 0``; everything else is frozen.
 
-One pipeline holds one adapter. Another one is swapped in by copying its tensors into the parameters that are there,
-which takes milliseconds; ``merged_adapter`` folds it into the weights for as long as pictures are drawn.
+A pipeline holds one adapter. Another one is swapped in by copying its tensors into the existing parameters, which takes
+milliseconds; ``merged_adapter`` merges it into the weights while images are generated.
 """
 
 import json
@@ -23,7 +23,7 @@ from tenfold.files import write_atomically
 from tenfold.models.diffusion import Pipeline, denoise, embed_tokens
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-"""What ``pipe.load_lora_weights(folder)`` of diffusers looks for."""
+"""File name that ``pipe.load_lora_weights(folder)`` of diffusers reads."""
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -34,26 +34,28 @@ _METADATA = "lora_adapter_metadata"  # key in the safetensors header under which
 def add_adapter(
     pipeline: Pipeline, *, rank: int = 16, alpha: float = 16, text_encoder: bool = True, seed: int = 0
 ) -> list[nn.Parameter]:
-    """Put a fresh adapter beside the attention projections; the pipeline's predictions stay what they were.
+    """Add a new adapter to the attention projections; the pipeline's predictions stay the same.
 
     Args:
         rank: r, at least 1.
         alpha: The update is scaled by ``alpha / rank``.
         text_encoder: Whether the text encoder is adapted too.
-        seed: Of the matrices A, the same on every machine and device.
+        seed: Seed of the matrices A, which are the same on every machine and device.
 
     Returns:
         The trainable parameters, float32: A ``(r, in)`` and B ``(out, r)`` of every layer.
 
     Raises:
-        ValueError: Rank below 1, alpha not positive, or an adapter is there already.
+        ValueError: ``rank`` is below 1, ``alpha`` not positive, or the pipeline has an adapter already.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     if alpha <= 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
     if _parameters(pipeline):
-        raise ValueError("the pipeline has an adapter already: remove_adapter first, or reset_adapter to start afresh")
+        raise ValueError(
+            "the pipeline has an adapter already; call remove_adapter first, or reset_adapter to start again"
+        )
     pipeline.unet.add_adapter(_config(rank, alpha, UNET_TARGETS), adapter_name=_NAME)
     if text_encoder:
         pipeline.text_encoder.add_adapter(_config(rank, alpha, TEXT_TARGETS), adapter_name=_NAME)
@@ -63,7 +65,7 @@ def add_adapter(
 
 
 def reset_adapter(pipeline: Pipeline, seed: int = 0) -> list[nn.Parameter]:
-    """Draw A anew and set B to zero, in place: the next adapter starts where ``add_adapter`` would have.
+    """Draw A again and set B to zero, in place, as ``add_adapter`` initialises them.
 
     Returns:
         The trainable parameters.
@@ -86,12 +88,12 @@ def reset_adapter(pipeline: Pipeline, seed: int = 0) -> list[nn.Parameter]:
 
 
 def remove_adapter(pipeline: Pipeline) -> None:
-    """Take the adapter out; the pipeline is what it was before ``add_adapter``. Without one, nothing happens."""
+    """Remove the adapter, if there is one; the pipeline is then what it was before ``add_adapter``."""
     pipeline.unload_lora_weights()
 
 
 def adapter_tensors(pipeline: Pipeline) -> dict[str, Tensor]:
-    """Copies of A and B of every layer, by the names of the file format, on the CPU.
+    """Return copies of A and B of every layer, by the names of the file format, on the CPU.
 
     Raises:
         ValueError: The pipeline has no adapter.
@@ -100,7 +102,7 @@ def adapter_tensors(pipeline: Pipeline) -> dict[str, Tensor]:
 
 
 def save_adapter(pipeline: Pipeline, folder: Path) -> None:
-    """Write the adapter as ``pipe.load_lora_weights(folder)`` reads it; never half-written.
+    """Write the adapter atomically, in the format that ``pipe.load_lora_weights(folder)`` reads.
 
     Raises:
         ValueError: The pipeline has no adapter.
@@ -112,7 +114,7 @@ def save_adapter(pipeline: Pipeline, folder: Path) -> None:
         if layers:
             config = getattr(pipeline, part).peft_config[_NAME]
             parts[f"{part}_lora_layers"] = layers
-            # Without it a loader takes alpha = rank.
+            # Without it, loaders assume alpha = rank.
             parts[f"{part}_lora_adapter_metadata"] = {
                 "r": config.r,
                 "lora_alpha": config.lora_alpha,
@@ -125,14 +127,14 @@ def save_adapter(pipeline: Pipeline, folder: Path) -> None:
 
 
 def load_adapter(pipeline: Pipeline, source: Path | Mapping[str, Tensor]) -> None:
-    """Swap an adapter in: its tensors are copied into the parameters of the one that is there.
+    """Swap an adapter in: copy its tensors into the parameters of the existing one.
 
     Args:
-        source: A folder of ``save_adapter``, or what ``adapter_tensors`` gave. From a folder, a pipeline without
-            adapter gets one of the rank and alpha written there; tensors need one that is there.
+        source: A folder of ``save_adapter``, or the result of ``adapter_tensors``. With a folder, a pipeline without
+            adapter gets one of the stored rank and alpha; tensors need an existing one.
 
     Raises:
-        ValueError: No adapter file, a damaged one, or one whose layers, rank or alpha are not those of the pipeline.
+        ValueError: The adapter file is missing or damaged, or its layers, rank or alpha are not those of the pipeline.
     """
     if isinstance(source, Path):
         tensors, rank, alpha = _read(source / ADAPTER_FILE)
@@ -142,7 +144,7 @@ def load_adapter(pipeline: Pipeline, source: Path | Mapping[str, Tensor]) -> Non
         present = pipeline.unet.peft_config[_NAME].lora_alpha
         if alpha != present:
             raise ValueError(
-                f"{source}: the adapter has alpha {alpha}, that of the pipeline {present}; remove it first"
+                f"alpha of {source} must be {present} as in the pipeline, got {alpha}; remove_adapter first"
             )
     else:
         tensors = dict(source)
@@ -150,8 +152,8 @@ def load_adapter(pipeline: Pipeline, source: Path | Mapping[str, Tensor]) -> Non
     if tensors.keys() != parameters.keys():
         odd = sorted(tensors.keys() ^ parameters.keys())
         raise ValueError(
-            f"the adapter's layers are not those of the pipeline's adapter: {len(odd)} names differ, such as {odd[0]}; "
-            f"was one made with and the other without the text encoder?"
+            f"the adapter must have the layers of the pipeline's, got {len(odd)} differing names such as {odd[0]}; "
+            f"check that both were made with, or both without, the text encoder"
         )
     for name, parameter in parameters.items():
         if tensors[name].shape != parameter.shape:
@@ -166,9 +168,9 @@ def load_adapter(pipeline: Pipeline, source: Path | Mapping[str, Tensor]) -> Non
 
 @contextmanager
 def merged_adapter(pipeline: Pipeline) -> Iterator[None]:
-    """Within it the update is part of the weights, and a forward pass costs what it costs without adapter.
+    """Merge the update into the weights within the context, so that a forward pass costs the same as without adapter.
 
-    The original weights are kept and copied back, bit for bit: subtracting the update would leave rounding behind.
+    The original weights are kept and copied back bit for bit: subtracting the update would leave rounding errors.
 
     Raises:
         ValueError: The pipeline has no adapter.
@@ -193,15 +195,15 @@ def merged_adapter(pipeline: Pipeline) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for layer, original in zip(layers, originals, strict=False):  # fewer, if folding broke off
+            for layer, original in zip(layers, originals, strict=False):  # fewer, if merging failed half-way
                 layer.get_base_layer().weight.copy_(original)
                 layer.merged_adapters.clear()
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder as one module, for an engine that trains the adapter of both (DDP, autocast, checkpoints).
+    """UNet and text encoder as one module, for an engine that trains the adapters of both (DDP, autocast, checkpoints).
 
-    Its parameters are those of the pipeline itself: nothing is copied.
+    Its parameters are those of the pipeline itself; nothing is copied.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -210,13 +212,13 @@ class Denoiser(nn.Module):
         self.text_encoder = pipeline.text_encoder
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
-        """The UNet's prediction ``(B, C, h, h)``.
+        """Return the UNet's prediction ``(B, C, h, h)``.
 
         Args:
             noisy_latents: ``(B, C, h, h)``.
             timesteps: int64 ``(B,)``.
-            tokens: Ids of the distinct prompts, int64 ``(P, L)``: each goes through the text encoder once.
-            rows: Which of them belongs to each picture, int64 ``(B,)``.
+            tokens: Token ids of the distinct prompts, int64 ``(P, L)``; each is encoded once.
+            rows: Row of ``tokens`` for each image, int64 ``(B,)``.
         """
         return denoise(self, noisy_latents, timesteps, embed_tokens(self, tokens)[rows])
 
@@ -224,7 +226,7 @@ class Denoiser(nn.Module):
 def _config(rank: int, alpha: float, targets: tuple[str, ...]) -> LoraConfig:
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as a whole number, used as any
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as int, floats work
         init_lora_weights="gaussian",
         lora_dropout=0.0,
         target_modules=list(targets),
@@ -232,7 +234,7 @@ def _config(rank: int, alpha: float, targets: tuple[str, ...]) -> LoraConfig:
 
 
 def _parameters(pipeline: Pipeline) -> dict[str, nn.Parameter]:
-    """A and B by the names of the file format, without the adapter's name that peft puts in."""
+    """Return A and B by the names of the file format, without the adapter's name that peft inserts."""
     return {
         f"{part}.{name.replace(f'.{_NAME}.', '.')}": parameter
         for part in ("unet", "text_encoder")
@@ -244,14 +246,14 @@ def _parameters(pipeline: Pipeline) -> dict[str, nn.Parameter]:
 def _existing(pipeline: Pipeline) -> dict[str, nn.Parameter]:
     parameters = _parameters(pipeline)
     if not parameters:
-        raise ValueError("the pipeline has no adapter: add_adapter or load_adapter first")
+        raise ValueError("the pipeline has no adapter; call add_adapter or load_adapter first")
     return parameters
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
-    """Tensors, rank and alpha of an adapter file."""
+    """Read tensors, rank and alpha of an adapter file."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; a folder that save_adapter wrote is expected")
+        raise ValueError(f"{path}: no such file; expected a folder written by save_adapter")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -261,8 +263,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int, float]:
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
     if len(ranks) != 1:
         raise ValueError(
-            f"{path}: expected lora_A.weight tensors of one rank, got ranks {sorted(ranks)}; adapters in other formats "
-            f"load with the pipeline's own load_lora_weights"
+            f"{path} must hold lora_A.weight tensors of one rank, got ranks {sorted(ranks)}; load adapters in other "
+            f"formats with the pipeline's own load_lora_weights"
         )
     rank = ranks.pop()
     settings = json.loads(metadata.get(_METADATA, "{}"))

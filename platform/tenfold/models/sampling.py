@@ -1,7 +1,7 @@
-"""Pictures from a diffusion pipeline, the same for the same prompt and seed whatever is drawn beside them.
+"""Sampling of images from a diffusion pipeline; an image depends on its prompt and seed alone, not on its batch.
 
 Classifier-free guidance (Ho and Salimans, 2022): ``u(empty) + g (u(prompt) - u(empty))``, both predictions in one
-batched pass. Starting from given pictures: SDEdit (Meng et al., 2022), as diffusers' image-to-image pipelines do it.
+batched pass. Sampling from initial images: SDEdit (Meng et al., 2022), as in diffusers' image-to-image pipelines.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from torch import Tensor
 from tenfold.models.diffusion import Pipeline, denoise, encode_latents, latent_shape, prompt_embeddings
 
 _DECODE_CHUNK = 16
-"""Pictures that the VAE decodes at once: at 512 pixels its activations are far larger than the UNet's."""
+"""Images that the VAE decodes at once: at 512 pixels its activations are far larger than the UNet's."""
 
 
 @torch.no_grad()
@@ -29,38 +29,38 @@ def generate(
     strength: float | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Draw one picture for each prompt and seed.
+    """Generate one image for each prompt and seed.
 
-    All noise of a picture comes from a CPU generator of its own, so it depends neither on its neighbours nor on the
-    device (up to rounding: batched kernels add in another order). Distinct prompts are embedded once. The sampler is
-    made anew from the checkpoint's own scheduler configuration.
+    All noise of an image comes from its own CPU generator, so the image depends neither on its batch nor on the device
+    (up to rounding: batched kernels sum in another order). Each distinct prompt is embedded once. The sampler is built
+    from the checkpoint's own scheduler configuration.
 
     Args:
-        prompts: One text for each picture, B of them.
-        seeds: One for each picture.
-        num_steps: Of the sampler, at least 1.
-        guidance_scale: g, at least 1; 1 is no guidance and half the work.
-        init_images: Pictures to start from, uint8 ``(B, S, S, 3)``; together with ``strength``.
-        strength: In (0, 1]: the share of the steps that is done, from ``init_images`` noised to the first of them.
-        batch_size: Pictures in one pass (the UNet sees twice as many); None: all.
+        prompts: One text for each image, B of them.
+        seeds: One seed for each image.
+        num_steps: Steps of the sampler, at least 1.
+        guidance_scale: g, at least 1; 1 means no guidance and half the work.
+        init_images: Images to start from, uint8 ``(B, S, S, 3)``; together with ``strength``.
+        strength: Share of the steps that is run, in (0, 1], starting from ``init_images`` noised to the first of them.
+        batch_size: Images in one pass (the UNet sees twice as many); None: all.
 
     Returns:
         uint8 ``(B, S, S, 3)`` on the CPU.
 
     Raises:
-        ValueError: Numbers of prompts, seeds and pictures differ, or a value is out of its range.
+        ValueError: Numbers of prompts, seeds and images differ, or a value is out of range.
     """
     _check(prompts, seeds, num_steps, guidance_scale, init_images, strength, batch_size)
     distinct = list(dict.fromkeys(prompts))
     row = {prompt: number for number, prompt in enumerate(distinct)}
     embeddings = prompt_embeddings(pipeline, ["", *distinct])  # (1 + P, L, E)
-    pictures = []
+    images = []
     for start in range(0, len(prompts), batch_size or len(prompts)):
         part = slice(start, start + (batch_size or len(prompts)))
         text = embeddings[[1 + row[prompt] for prompt in prompts[part]]]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
         scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        scheduler.set_timesteps(num_steps)  # kept on the CPU: its step would else wait for the device each time
+        scheduler.set_timesteps(num_steps)  # kept on the CPU, else each step would wait for the device
         if init_images is None or strength is None:
             latents = _noise(pipeline, generators) * scheduler.init_noise_sigma
             times = scheduler.timesteps
@@ -68,8 +68,8 @@ def generate(
             times = _late_times(scheduler, num_steps, strength)
             latents = _noised(pipeline, scheduler, init_images[part], times, generators)
         latents = _denoised(pipeline, scheduler, times, latents, embeddings[:1], text, guidance_scale, generators)
-        pictures.append(_decode(pipeline, latents))
-    return torch.cat(pictures)
+        images.append(_decode(pipeline, latents))
+    return torch.cat(images)
 
 
 def _denoised(
@@ -82,7 +82,7 @@ def _denoised(
     guidance_scale: float,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """The sampler's loop; latents stay float32 between the UNet's passes."""
+    """Run the sampler's loop; latents stay float32 between the UNet's passes."""
     device = pipeline.unet.device
     guide = guidance_scale != 1
     conditions = torch.cat([empty.expand_as(text), text]) if guide else text  # (2B, L, E)
@@ -104,7 +104,7 @@ def _noise(pipeline: Pipeline, generators: list[torch.Generator]) -> Tensor:
 
 
 def _late_times(scheduler: Any, num_steps: int, strength: float) -> Tensor:
-    """The last ``strength`` of the sampler's times; at least one step is left."""
+    """Return the last ``strength`` share of the sampler's timesteps, at least one step."""
     skipped = num_steps - max(1, min(int(num_steps * strength), num_steps))
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped * scheduler.order)
@@ -120,13 +120,13 @@ def _noised(
 
 
 def _decode(pipeline: Pipeline, latents: Tensor) -> Tensor:
-    """Latents to uint8 ``(B, S, S, 3)`` on the CPU."""
+    """Decode latents to uint8 ``(B, S, S, 3)`` on the CPU."""
     vae = pipeline.vae
-    pictures = []
+    images = []
     for chunk in (latents / vae.config.scaling_factor).to(vae.dtype).split(_DECODE_CHUNK):
         pixels = vae.decode(chunk, return_dict=False)[0].float()
-        pictures.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
-    return torch.cat(pictures).cpu().contiguous()
+        images.append(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(images).cpu().contiguous()
 
 
 def _check(
@@ -147,7 +147,7 @@ def _check(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if (init_images is None) != (strength is None):
-        raise ValueError("init_images and strength belong together: give both or neither")
+        raise ValueError("init_images and strength must be given together, got only one of them")
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], got {strength}")
     if init_images is not None and len(init_images) != len(prompts):
