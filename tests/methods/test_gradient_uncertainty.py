@@ -1,4 +1,4 @@
-"""The maths of gradient uncertainty: published values, laws, the fast way against loops, refusals."""
+"""Gradient uncertainty: golden values, invariances, the fast path against loops, rejected inputs."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def flatten_examples(grads):
 
 
 def loop_gradients(network, loss_fn, inputs, targets):
-    """One backward pass for each example: what everything here must equal."""
+    """Return reference gradients from one backward pass per example."""
     names, parameters = zip(*network.named_parameters(), strict=True)
     rows = [
         torch.autograd.grad(loss_fn(network(inputs[[i]]), targets[[i]]), parameters, allow_unused=True)
@@ -116,7 +116,7 @@ def test_zero_gradients_have_no_uncertainty_even_in_float32():
 
 
 def test_at_a_stationary_point_it_is_zero_on_average():
-    """E|sum g|^2 = E sum |g|^2 where examples are independent with mean zero."""
+    """E|sum g|^2 = E sum |g|^2 for independent zero-mean gradients."""
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(1000, 20, 50, generator=generator, dtype=torch.float64)
     numerators = torch.stack([gradient_uncertainty(grads).numerator for grads in draws])
@@ -134,13 +134,13 @@ def test_at_a_stationary_point_it_is_zero_on_average():
         (torch.tensor([[1.0], [float("inf")]]), "finite"),
     ],
 )
-def test_refused_gradients(grads, message):
+def test_rejected_gradients(grads, message):
     with pytest.raises(ValueError, match=message):
         gradient_uncertainty(grads)
 
 
 class TwoUses(nn.Module):
-    """A layer that is called twice, and a weight that is also used outside its layer."""
+    """A network with a layer that is called twice and a weight that is also used outside its layer."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ class TwoUses(nn.Module):
 
 
 class Sequences(nn.Module):
-    """Linear layers over positions, normalisation over features, tied weights."""
+    """A network with linear layers over positions, layer normalisation and tied weights."""
 
     def __init__(self):
         super().__init__()
@@ -172,7 +172,7 @@ class Sequences(nn.Module):
 
 
 class Convolutions(nn.Sequential):
-    """Groups, strides, dilation, in-place activations, group normalisation, every way of padding."""
+    """A network with groups, strides, dilation, in-place activations, group normalisation and all kinds of padding."""
 
     def __init__(self):
         super().__init__(
@@ -207,7 +207,7 @@ def smooth_loss(outputs, targets):
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, 2**20])
 @pytest.mark.parametrize("loss_fn", [functional.cross_entropy, smooth_loss])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_fast_way_equals_the_vectorised_and_the_loop(name, loss_fn, chunk_bytes, monkeypatch):
+def test_fast_path_equals_the_vectorised_one_and_the_loop(name, loss_fn, chunk_bytes, monkeypatch):
     monkeypatch.setattr(ghost_norms, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     network = NETWORKS[name]().double()
@@ -239,7 +239,7 @@ def test_fast_way_equals_the_vectorised_and_the_loop(name, loss_fn, chunk_bytes,
 
 
 @pytest.mark.parametrize("write_cost", [0, 1e9])
-def test_both_ways_to_a_convolutions_norm_agree(write_cost, monkeypatch):
+def test_both_formulas_of_a_convolutions_norm_agree(write_cost, monkeypatch):
     monkeypatch.setattr(ghost_norms, "_WRITE_COST", write_cost)
     network = golden_network()
     fast = BatchGradients(network)(golden("cnn.x"), golden("cnn.y"))
@@ -276,16 +276,16 @@ class Dropping(nn.Sequential):
     [
         (nn.BatchNorm1d(6), r"1 \(BatchNorm1d\) normalises over the batch"),
         (nn.SyncBatchNorm(6), "normalises over the batch"),
-        (nn.Dropout(0.1), r"1 \(Dropout\) drops at random"),
-        (nn.MultiheadAttention(6, 1, dropout=0.2), "drops at random"),
+        (nn.Dropout(0.1), r"1 \(Dropout\) is active dropout"),
+        (nn.MultiheadAttention(6, 1, dropout=0.2), "is active dropout"),
     ],
 )
-def test_networks_that_are_refused(make, layer, message):
+def test_networks_that_are_rejected(make, layer, message):
     with pytest.raises(ValueError, match=message):
         make(Dropping(layer).double())
 
 
-def test_dropout_that_is_off_is_no_matter():
+def test_inactive_dropout_is_allowed():
     inputs, targets = example_batch()
     network = Dropping(nn.Dropout(0.5)).double()
     grads = per_example_gradients(network.eval(), functional.cross_entropy, inputs, targets)
@@ -298,7 +298,7 @@ def test_dropout_that_is_off_is_no_matter():
     ("inputs", "targets"),
     [(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)), (torch.zeros(2, 6), torch.tensor([1]))],
 )
-def test_batches_that_are_refused(inputs, targets):
+def test_batches_that_are_rejected(inputs, targets):
     network = nn.Linear(6, 6)
     with pytest.raises(ValueError, match="one B of at least 1"):
         per_example_gradients(network, functional.cross_entropy, inputs, targets)
@@ -306,14 +306,14 @@ def test_batches_that_are_refused(inputs, targets):
         BatchGradients(network)(inputs, targets)
 
 
-def test_a_network_with_nothing_to_train_is_refused():
+def test_a_network_without_trainable_parameters_is_rejected():
     with pytest.raises(ValueError, match="requires a gradient"):
         per_example_gradients(nn.Linear(6, 6).requires_grad_(False), functional.cross_entropy, *example_batch())
 
 
 @settings(max_examples=10)
 @given(seed=SEEDS, batch=st.integers(1, 6))
-def test_fast_way_on_random_networks(seed, batch):
+def test_fast_path_on_random_networks(seed, batch):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6)).double()
     inputs, targets = torch.randn(batch, 6, dtype=torch.float64), torch.randint(6, (batch,))
@@ -323,18 +323,18 @@ def test_fast_way_on_random_networks(seed, batch):
 
 
 @pytest.mark.parametrize("options", [{"channels": (4, 4)}, {"hidden": 0}, {"num_classes": 0}, {"channels": (4, 0, 4)}])
-def test_network_sizes_that_are_refused(options):
+def test_network_sizes_that_are_rejected(options):
     with pytest.raises(ValueError, match="at least 1, got channels"):
         DigitCNN(**options)
 
 
-def test_network_names_the_pictures_it_takes():
+def test_network_names_the_images_it_takes():
     network = DigitCNN(channels=(2, 2, 2), hidden=4, num_classes=3)
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
     with pytest.raises(ValueError, match=r"\(B, 1, 28, 28\), got \(2, 1, 32, 32\)"):
         network(torch.zeros(2, 1, 32, 32))
 
 
-def test_nameplate():
+def test_room_exports_its_public_names():
     for name in room.__all__:
         assert callable(getattr(room, name))

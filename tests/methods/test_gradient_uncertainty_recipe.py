@@ -1,4 +1,4 @@
-"""Gradient uncertainty end to end on tiny networks: every scheme, the threshold, stopping and going on, refusals."""
+"""Gradient uncertainty end to end on tiny networks: schemes, threshold, stopping and resuming, rejected settings."""
 
 import threading
 from pathlib import Path
@@ -73,15 +73,15 @@ def test_every_scheme_ends_in_a_bundle_that_answers_as_it_was_measured(tmp_path:
     again = recipe.evaluate(predictor, compose_job([*TINY, *settings]).data, run)
     run.close()
     assert again == pytest.approx({name: outcome.metrics[name] for name in again}, rel=1e-4, abs=1e-6, nan_ok=True)
-    # The threshold is fixed on held-out pictures: no more of them are flagged than was asked for.
+    # The threshold is set on held-out images: their flagged fraction does not exceed the configured rate.
     assert outcome.metrics["val/flagged"] <= 0.05
 
 
 def test_answers_hold_together(tmp_path: Path):
     predictor = load_predictor(trained(tmp_path, "method.scheme=deep_ensemble", "method.num_members=3").bundle)
-    pictures = torch.randint(0, 256, (5, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    answer = predictor(pictures)
-    members = predictor.member_probs(pictures)
+    images = torch.randint(0, 256, (5, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    answer = predictor(images)
+    members = predictor.member_probs(images)
     scores = predictive_uncertainty(members)
     torch.testing.assert_close(answer["probs"], members.mean(0))
     torch.testing.assert_close(answer["logits"].softmax(1), answer["probs"])
@@ -93,7 +93,7 @@ def test_answers_hold_together(tmp_path: Path):
 
 
 @pytest.mark.parametrize("scheme", ["triggered", "sghmc", "swag", "bayes_by_backprop"])
-def test_what_was_stopped_goes_on_to_the_same_members(tmp_path: Path, monkeypatch, scheme):
+def test_a_stopped_job_resumes_to_the_same_members(tmp_path: Path, monkeypatch, scheme):
     settings = (f"method.scheme={scheme}", "method.warmup_steps=15", "run.checkpoint_every_steps=7")
     whole = load_bundle(trained(tmp_path / "whole", *settings).bundle).tensors()
     monkeypatch.setattr(recipe, "REPORT_EVERY", 7)
@@ -107,9 +107,7 @@ def test_what_was_stopped_goes_on_to_the_same_members(tmp_path: Path, monkeypatc
         assert torch.equal(value, parts[name]), name
 
 
-def test_the_judge_is_trained_once_for_a_seed_and_its_pictures_are_held_against_the_other_ones(
-    tmp_path: Path, monkeypatch
-):
+def test_the_judge_is_trained_once_per_seed_and_its_images_are_compared_with_the_rest(tmp_path: Path, monkeypatch):
     stages = []
     fit = recipe.fit
     monkeypatch.setattr(recipe, "fit", lambda *a, **k: (stages.append(a[4].stage), fit(*a, **k))[1])
@@ -136,7 +134,7 @@ def test_the_judge_is_trained_once_for_a_seed_and_its_pictures_are_held_against_
     assert measured["small_margin/flagged"] == pytest.approx(
         float((scores.predictive_entropy[chosen] > predictor.threshold).float().mean()), abs=0.02
     )
-    # Only the recipe has the training part that a judge needs.
+    # Only the recipe has the training split that a judge needs.
     again = recipe.evaluate(predictor, job.data, run)
     run.close()
     assert not [name for name in again if name.startswith("small_margin")]
@@ -175,14 +173,14 @@ def test_figures_show_every_set(tmp_path: Path):
     assert [label.split(",")[0] for label in labels if "threshold" not in label] == sets
     panels = drawn["doubted.png"].axes
     assert [panel.get_ylabel() for panel in panels if panel.get_ylabel()] == sets
-    shown = panels[-figures.NUM_PICTURES].images[0].get_array()
-    assert any(np.array_equal(shown, picture) for picture in data.sets()["small_margin"].read(range(62)).numpy())
+    shown = panels[-figures.NUM_IMAGES].images[0].get_array()
+    assert any(np.array_equal(shown, image) for image in data.sets()["small_margin"].read(range(62)).numpy())
 
 
-def test_a_chain_that_keeps_nobody_says_what_to_do(tmp_path: Path):
+def test_a_chain_without_members_names_the_settings_to_change(tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"no member was kept in 24 steps.*lower threshold or warmup") as caught:
         trained(tmp_path, "method.threshold=0.999", "method.warmup_steps=20")
-    assert caught.value.__cause__ is not None  # what tells the command line that the message is enough
+    assert caught.value.__cause__ is not None  # so that the command line prints the message only
 
 
 def test_fewer_members_than_asked_for_are_kept_with_a_warning(tmp_path: Path):
@@ -195,7 +193,7 @@ def digits(num: int = 64) -> ShuffledBatches:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(num) % 10
     pixels = torch.rand(num, 1, 28, 28, generator=generator) * 0.1
-    pixels[torch.arange(num), 0, labels * 2] += 0.9  # a bright row tells the class
+    pixels[torch.arange(num), 0, labels * 2] += 0.9  # a bright row encodes the class
     return ShuffledBatches(pixels, labels, 32, seed=0)
 
 
@@ -274,7 +272,7 @@ def test_a_chain_that_diverges_says_so():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("method.threshold=1.0", "threshold must be below 1, which gradient uncertainty never exceeds"),
+        ("method.threshold=1.0", "threshold must be below 1, got 1.0; gradient uncertainty never exceeds 1"),
         ("method.num_members=0", "num_members must be at least 1"),
         ("method.learning_rate=0", "learning_rate must be positive"),
         ("method.burn_in=1", r"burn_in must lie in \[0, 1\)"),
@@ -282,16 +280,16 @@ def test_a_chain_that_diverges_says_so():
         ("method.kick_rate=0", "kick_rate must lie in"),
         ("method.swag_rank=1", "swag_rank must be at least 2"),
         ("method.initial_std=0", "initial_std must be positive"),
-        ("method.judge_epochs=-1", "judge_epochs at least 0"),
+        ("method.judge_epochs=-1", "judge_epochs must be at least 0"),
         ("method.scheme=bayes", "method.scheme"),
         ("model.channels=[2, 2]", "model.channels"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting, message):
+def test_settings_out_of_range_are_rejected(setting, message):
     with pytest.raises(ConfigError, match=message):
         compose_job([*TINY, setting])
 
 
-def test_colours_become_their_mean():
-    pictures = torch.tensor([0, 51, 204], dtype=torch.uint8).expand(1, 2, 2, 3)
-    torch.testing.assert_close(grey(pictures), torch.full((1, 1, 2, 2), 85 / 255))
+def test_grey_is_the_mean_of_the_colours():
+    images = torch.tensor([0, 51, 204], dtype=torch.uint8).expand(1, 2, 2, 3)
+    torch.testing.assert_close(grey(images), torch.full((1, 1, 2, 2), 85 / 255))

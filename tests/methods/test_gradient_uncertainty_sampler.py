@@ -1,4 +1,4 @@
-"""The chain: what it keeps, that it can be made again and continued, what it refuses; and what its members predict."""
+"""The chain: kept members, reproducibility, resumption, rejected settings; predictions of its members."""
 
 import io
 import math
@@ -43,7 +43,7 @@ def triggered(**options):
 
 
 def replay(config, batches, num_steps):
-    """The rules of the chain written out over exact per-example gradients."""
+    """Reference implementation of the chain over exact per-example gradients."""
     network = make_network()
     generator = torch.Generator().manual_seed(config.seed)
     states, trace, fired = [], [], []
@@ -122,7 +122,7 @@ class _WithDataset(list):
     dataset = range(30)
 
 
-def test_corrected_reports_how_much_of_it_is_hotter_than_asked_for():
+def test_corrected_reports_where_minibatch_noise_exceeds_the_temperature():
     config = SamplerConfig(mode="corrected", lr=5.0, num_members=2, temperature=1e-3)
     chain = GradientUncertaintySampler(make_network(), config)
     shares = [step.hotter for step in chain.advance(make_batches(drop_last=True), 6)]
@@ -241,51 +241,51 @@ def test_a_chain_that_diverges_says_so():
     ("options", "message"),
     [
         ({"mode": "bogus"}, "mode must be one of triggered, plain, corrected, got 'bogus'"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"lr": math.nan}, "lr must be above 0"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
         ({"num_members": 0}, "num_members must be at least 1"),
         ({"warmup": -1}, "warmup must be at least 0"),
-        ({"step_size": 0.0}, "step_size must be above 0"),
+        ({"step_size": 0.0}, "step_size must be positive"),
         ({"temperature": -0.1}, "temperature must be at least 0"),
-        ({"prior_variance": 0.0}, "prior_variance must be above 0"),
+        ({"prior_variance": 0.0}, "prior_variance must be positive"),
         ({"burn_in": 1.0}, r"in \[0, 1\), got 1.0"),
         ({"dataset_size": 0}, "dataset_size must be at least 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"threshold": math.nan}, "must be finite"),
-        ({"random_kicks": 0.0}, r"probability in \(0, 1\]"),
-        ({"random_kicks": 0.1, "mode": "plain"}, "mode plain has none"),
+        ({"random_kicks": 0.0}, r"random_kicks must lie in \(0, 1\]"),
+        ({"random_kicks": 0.1, "mode": "plain"}, "random_kicks must be None in mode plain, got 0.1"),
     ],
 )
-def test_settings_that_are_refused(options, message):
+def test_settings_that_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         SamplerConfig(**options)
 
 
-def test_runs_that_are_refused():
+def test_runs_that_are_rejected():
     plain = SamplerConfig(mode="plain", num_members=10)
-    with pytest.raises(ValueError, match="at least 10 steps after the burn-in, got max_steps = 12"):
+    with pytest.raises(ValueError, match="at least 10 steps after the burn-in for 10 members, got 12"):
         GradientUncertaintySampler(make_network(), plain).run(make_batches(), 12)
     with pytest.raises(ValueError, match="set dataset_size"):
         GradientUncertaintySampler(make_network(), plain).run(list(make_batches()), 100)
     with pytest.raises(ValueError, match="max_steps must be at least 1"):
         GradientUncertaintySampler(make_network(), triggered()).run(make_batches(), 0)
-    with pytest.raises(ValueError, match="gave no batch"):
+    with pytest.raises(ValueError, match="got no batch"):
         GradientUncertaintySampler(make_network(), triggered()).run([], 5)
     with pytest.raises(ValueError, match="a generator cannot"):
         GradientUncertaintySampler(make_network(), triggered(threshold=1.0)).run(iter(list(make_batches())), 50)
     with pytest.raises(ValueError, match="normalises over the batch"):
         GradientUncertaintySampler(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), triggered())
-    with pytest.raises(ValueError, match="drops at random"):
+    with pytest.raises(ValueError, match="is active dropout"):
         GradientUncertaintySampler(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1)), triggered())
     corrected = SamplerConfig(mode="corrected", num_members=2)
     with pytest.raises(ValueError, match="leave out a last batch"):
         GradientUncertaintySampler(make_network(), corrected).run(make_batches(batch_size=29), 20)
     chain = GradientUncertaintySampler(make_network(), plain)
     next(chain.advance(make_batches(), 20))
-    with pytest.raises(ValueError, match="this chain began with 20, got 30"):
+    with pytest.raises(ValueError, match="max_steps must be 20, with which this chain started, got 30"):
         chain.run(make_batches(), 30)
     state = chain.state_dict()
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="the state must have the parameters of the network"):
         GradientUncertaintySampler(nn.Linear(4, 3), plain).load_state_dict(state)
 
 
@@ -321,11 +321,11 @@ def test_prediction_switches_dropout_off_and_leaves_the_network_in_its_mode():
         ([], torch.zeros(1, 4), "at least one member"),
         (make_members(), torch.zeros(0, 4), "N at least 1"),
         ([{"bogus": torch.zeros(1)}], torch.zeros(1, 4), r"unknown: \['bogus'\]"),
-        ([make_members()[0], {}], torch.zeros(1, 4), "member 1 differs from member 0"),
+        ([make_members()[0], {}], torch.zeros(1, 4), "got member 1 that differs from member 0"),
         ({}, torch.zeros(1, 4), "got 0 names"),
     ],
 )
-def test_predictions_that_are_refused(members, inputs, message):
+def test_predictions_that_are_rejected(members, inputs, message):
     with pytest.raises(ValueError, match=message):
         posterior_predictive(members, make_network(), inputs)
 

@@ -1,4 +1,4 @@
-"""Steps of the chains, their theory and the toy posterior: published values, closed forms, laws, refusals."""
+"""Sampler steps, their theory and the toy posterior: golden values, closed forms, laws, rejected inputs."""
 
 import math
 
@@ -89,7 +89,7 @@ def test_stationary_variance_matches_golden():
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize(("step_size", "noise"), [(0.1, 8.0), (0.5, 4.0), (0.5, 40.0)])
 def test_langevin_ends_at_the_variance_of_theory(step_size, noise, corrected):
-    """20,000 chains on a Gaussian of precision 2; at (0.5, 40) the minibatch alone is hotter than asked for."""
+    """20,000 chains on a Gaussian of precision 2; at (0.5, 40) minibatch noise alone exceeds the temperature."""
     precision, temperature, chains = 2.0, 1.0, 20_000
     generator = torch.Generator().manual_seed(1)
     theta = torch.zeros(chains, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_langevin_ends_at_the_variance_of_theory(step_size, noise, corrected):
             grad_variance=variance, noise=draw_noise(theta, generator),
         )  # fmt: skip
     expected = stationary_variance(precision, step_size, noise, temperature, corrected)
-    # Four standard deviations of the variance of so many normal numbers.
+    # Four standard deviations of the sample variance of as many normal numbers.
     assert float(theta.var()) == pytest.approx(expected, rel=4 * math.sqrt(2 / chains))
     assert hotter_share(torch.full_like(theta, noise), step_size, temperature) == float(noise > 8)
 
@@ -117,7 +117,7 @@ def test_correction_takes_the_minibatch_out_of_the_variance(precision, share, te
 
 
 def test_plain_steps_are_those_of_posteriors(monkeypatch):
-    """Its drift is lr, with noise 2 lr: ours with eps = 2 lr."""
+    """posteriors has drift lr with noise 2 lr: ours with eps = 2 lr."""
     theta = {"w": torch.tensor([0.3, -1.0], dtype=torch.float64)}
     noise = torch.tensor([0.7, 0.2], dtype=torch.float64)
     monkeypatch.setattr(torch, "randn_like", lambda value, **_: noise.to(value))
@@ -192,29 +192,29 @@ def potential(*theta_shape, size=2, **options):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (lambda: kick(lr=0.0), "lr must be above 0"),
+        (lambda: kick(lr=0.0), "lr must be positive"),
         (lambda: kick(warmup=-1), "warmup must be at least 0"),
         (lambda: kick(grad=torch.zeros(3)), r"mean_grad must be \(2,\)"),
         (lambda: kick({"a": torch.zeros(2)}), "mean_grad must be a mapping"),
         (lambda: kick({"a": torch.zeros(2)}, {"b": torch.zeros(2)}), r"differing: \['a', 'b'\]"),
         (lambda: kick(uncertainty=math.nan), "uncertainty must be a number"),
         (lambda: move(temperature=-1.0), "temperature must be at least 0"),
-        (lambda: move(step_size=-0.1), "step_size must be above 0"),
+        (lambda: move(step_size=-0.1), "step_size must be positive"),
         (lambda: move(3), r"noise must be \(3,\)"),
         (lambda: move(preconditioner=torch.zeros(2)), "positive everywhere"),
         (lambda: move(grad_variance=-torch.ones(2)), "at least 0 everywhere"),
         (lambda: potential_gradient_variance(torch.zeros(1, 2), 10), "at least 2 examples, got 1"),
         (lambda: potential_gradient_variance(torch.zeros(4, 2), 3), "at most dataset_size = 3"),
         (lambda: stationary_variance(2.0, 2.0, 0.0, 1.0, True), r"in \(0, 4\), got 4.0"),
-        (lambda: stationary_variance(-1.0, 0.1, 0.0, 1.0, False), "precision must be above 0"),
+        (lambda: stationary_variance(-1.0, 0.1, 0.0, 1.0, False), "precision must be positive"),
         (lambda: stationary_variance(1.0, 0.1, -1.0, 1.0, False), "at least 0"),
         (lambda: potential(3), r"theta must be \(\.\.\., 2\)"),
         (lambda: potential(2, size=0), "B at least 1"),
-        (lambda: potential(2, likelihood_variance=0.0), "likelihood_variance must be above"),
+        (lambda: potential(2, likelihood_variance=0.0), "likelihood_variance must be positive"),
         (lambda: potential(2, dataset_size=0), "dataset_size must be at least 1"),
     ],
 )
-def test_refusals(step, message):
+def test_rejected_inputs(step, message):
     with pytest.raises(ValueError, match=message):
         step()
 
@@ -225,7 +225,7 @@ def test_a_batch_with_replacement_may_be_larger_than_the_data():
 
 def test_toy_matches_golden():
     x, theta = golden("toy.x"), golden("toy.theta")
-    # The reference rounds its likelihood's constant to float32.
+    # The reference rounds the constant of its likelihood to float32.
     assert_matches(toy_potential(theta, x).mean(-1), "toy.potential", 1e-7)
     grads = toy_gradients(theta, x[golden("toy.batch_index")], dataset_size=len(x))
     assert_matches(grads, "toy.per_example_grads")

@@ -1,4 +1,4 @@
-"""Bayes by backprop: the divergence by value, its gradient, the draws, and that a small posterior learns."""
+"""Bayes by backprop: value and gradient of the divergence, draws, and training of a small posterior."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_gradient():
         (torch.zeros(3), torch.ones(3), math.inf, "got inf"),
     ],
 )
-def test_gaussians_that_are_refused(mean, std, prior_variance, message):
+def test_gaussians_that_are_rejected(mean, std, prior_variance, message):
     with pytest.raises(ValueError, match=message):
         gaussian_divergence(mean, std, prior_variance)
 
@@ -66,7 +66,7 @@ def test_every_parameter_is_a_gaussian_around_that_of_the_network():
     assert [list(draw) for draw in draws] == [list(named)] * 2000
     for name, value in named.items():
         together = torch.stack([draw[name] for draw in draws])
-        # Six standard errors, of a mean and of a standard deviation, over 131 parameters.
+        # Six standard errors of the mean and of the standard deviation, over 131 parameters.
         torch.testing.assert_close(together.mean(0), value, atol=6 * 0.05 / 2000**0.5, rtol=0)
         torch.testing.assert_close(together.std(0), torch.full_like(value, 0.05), atol=6 * 0.05 / 4000**0.5, rtol=0)
     expected = sum(
@@ -115,7 +115,7 @@ def test_a_small_posterior_learns_and_its_deviations_move():
     accuracy = (logits.softmax(-1).mean(0).argmax(1) == labels).float().mean()
     assert accuracy > 0.8  # a third by chance
     assert not torch.equal(logits[0], logits[1])
-    # What the data do not fix goes back to the prior.
+    # Parameters that the data do not determine return to the prior.
     assert posterior.divergence(1.0).item() < 0.5 * before
     assert max(float(std.detach().max()) for std in posterior.stds().values()) > 0.2
 
@@ -126,8 +126,8 @@ def test_a_deviation_must_be_positive(initial_std):
         MeanFieldNetwork(make_network(), initial_std)
 
 
-def test_buffers_and_no_draw_are_refused():
-    with pytest.raises(ValueError, match=r"without buffers is needed, got \['1.running_mean'"):
+def test_buffers_and_zero_draws_are_rejected():
+    with pytest.raises(ValueError, match=r"network must have no buffers, got \['1.running_mean'"):
         MeanFieldNetwork(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), 0.05)
     with pytest.raises(ValueError, match="num_members must be at least 1, got 0"):
         MeanFieldNetwork(make_network(), 0.05).draws(0, seed=0)

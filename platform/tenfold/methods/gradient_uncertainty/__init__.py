@@ -2,8 +2,9 @@
 
 Chanwoo Park, Jae Myung Kim, Seok Hyeon Ha, Jungwoo Lee. 2018, arXiv 1812.03285.
 
-Where the gradients of a minibatch's examples cancel, gradient descent has arrived at a mode: keep the parameters there,
-and kick them on to the next. The members that are kept disagree about what the data do not tell.
+Gradient descent has reached a mode where the per-example gradients of a minibatch cancel: the sampler keeps the
+parameters there as a posterior sample ("member") and kicks the chain towards another mode. The members disagree where
+the data do not determine the answer.
 """
 
 from tenfold.methods.gradient_uncertainty.members import posterior_predictive

@@ -1,6 +1,6 @@
-"""Two chains to compare with: Hamiltonian Monte Carlo with minibatches, and a Gaussian along gradient descent.
+"""Baselines: SGHMC, SWAG and the last-layer Laplace approximation.
 
-Both are advanced, stopped and continued as ``GradientUncertaintySampler`` is.
+The two chains advance, stop and resume like ``GradientUncertaintySampler``.
 """
 
 import math
@@ -20,7 +20,7 @@ Params = dict[str, Tensor]
 
 
 class _Walk:
-    """What the two share: parameters, a position in the data, a random stream of their own."""
+    """State shared by both chains: parameters, position in the data, random generator."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self._model = model
@@ -30,10 +30,10 @@ class _Walk:
         self._generator = torch.Generator().manual_seed(seed)
 
     def advance(self, loader: EpochBatches, max_steps: int) -> Iterator[int]:
-        """Number of each step taken, until ``max_steps`` are taken in all.
+        """Take steps and yield the number of each, up to ``max_steps`` in total.
 
         Raises:
-            RuntimeError: The parameters are not finite any more.
+            RuntimeError: The parameters are no longer finite.
         """
         if self._step >= max_steps:
             return
@@ -48,7 +48,7 @@ class _Walk:
                 return
 
     def _update(self, inputs: Tensor, labels: Tensor, max_steps: int) -> None:
-        raise TypeError(f"{type(self).__name__} must say how it steps")
+        raise TypeError(f"{type(self).__name__} must implement _update")
 
     def _loss(self, params: Params, inputs: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(functional_call(self._model, params, (inputs,)), labels)
@@ -56,7 +56,8 @@ class _Walk:
     def _check_finite(self) -> None:
         if not all(bool(value.isfinite().all()) for value in self._params.values()):
             raise ChainError(
-                f"the parameters are not finite at step {self._step}: the chain diverged; lower learning_rate"
+                f"the parameters must be finite, got NaN or infinity at step {self._step}: the chain diverged; lower "
+                f"learning_rate"
             )
 
     def _base_state(self) -> dict[str, Any]:
@@ -76,16 +77,16 @@ class _Walk:
 
 
 class SghmcChain(_Walk):
-    """Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin, 2014), steps by the library posteriors.
+    """Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin, 2014), with the steps of ``posteriors``.
 
     Args:
-        model: Gives logits.
-        num_examples: N: the posterior's temperature is 1 / N on the mean loss.
-        learning_rate: Steps move, in the long run, as far as those of gradient descent at this rate.
-        friction: Share of the momentum that each step takes away.
-        prior_variance: Of the normal prior.
-        num_members, burn_in: As in the settings.
-        seed: Of the noise.
+        model: Network with logits as output.
+        num_examples: N; the temperature of the posterior on the mean loss is 1 / N.
+        learning_rate: Learning rate of gradient descent with the same long-run drift.
+        friction: Fraction of the momentum removed per step.
+        prior_variance: Variance of the normal prior.
+        num_members, burn_in: As in ``Config``.
+        seed: Random seed of the noise.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class SghmcChain(_Walk):
     ) -> None:
         super().__init__(model, seed)
         self._momenta: Params = {name: torch.zeros_like(value) for name, value in self._params.items()}
-        # In the library a step of length h moves by h m, adds h times the gradient to m and takes h alpha m away: in
-        # the long run it moves by h / alpha times the gradient.
+        # In posteriors a step of size h moves by h m, adds h times the gradient to m and subtracts h alpha m: its
+        # long-run drift is h / alpha times the gradient.
         self._h = math.sqrt(learning_rate * friction)
         self._alpha = friction / self._h
         self._size, self._prior = num_examples, prior_variance
@@ -139,16 +140,16 @@ class SghmcChain(_Walk):
 
 
 class SwagChain(_Walk):
-    """Gradient descent whose path after the burn-in is read as a Gaussian (Maddox et al., NeurIPS 2019).
+    """SWAG: a Gaussian fitted to the trajectory of gradient descent after the burn-in (Maddox et al., NeurIPS 2019).
 
     Args:
-        model: Gives logits.
-        learning_rate: Of gradient descent.
-        num_members: Draws that are made at the end.
-        rank: Columns of the low-rank part: the last deviations from the running mean.
-        burn_in: Share of the steps before the first moment is taken.
-        steps_between: Steps from one moment to the next.
-        seed: Of the draws.
+        model: Network with logits as output.
+        learning_rate: Learning rate of gradient descent.
+        num_members: Number of draws at the end.
+        rank: Columns of the low-rank covariance, the most recent deviations from the running mean.
+        burn_in: Fraction of the steps before the first moment update.
+        steps_between: Steps between moment updates.
+        seed: Random seed of the draws.
     """
 
     def __init__(
@@ -175,9 +176,9 @@ class SwagChain(_Walk):
         self._params = {name: value - self._rate * gradients[name] for name, value in self._params.items()}
         step = self._step + 1
         if step > self._burn_in * max_steps and (max_steps - step) % self._steps_between == 0:
-            self._take_moment()
+            self._update_moments()
 
-    def _take_moment(self) -> None:
+    def _update_moments(self) -> None:
         self._count += 1
         for name, value in self._params.items():
             self._mean[name] = self._mean[name] + (value - self._mean[name]) / self._count
@@ -188,14 +189,14 @@ class SwagChain(_Walk):
 
     @property
     def members(self) -> list[Params]:
-        """Draws from the Gaussian; the same at every call.
+        """Draws from the Gaussian; the same at every access.
 
         Raises:
-            RuntimeError: Fewer than two moments were taken.
+            RuntimeError: Fewer than two moment updates.
         """
         columns = len(self._deviations)
         if columns < 2:
-            raise ChainError(f"swag needs at least 2 moments after the burn-in, got {columns}: take more steps")
+            raise ChainError(f"swag must take at least 2 moments after the burn-in, got {columns}; take more steps")
         generator = torch.Generator().manual_seed(self._generator.initial_seed())
         drawn = []
         for _ in range(self._num_members):
@@ -229,23 +230,23 @@ class SwagChain(_Walk):
 
 
 def laplace_members(model: nn.Module, batches: ShuffledBatches, num_members: int, seed: int) -> list[Params]:
-    """Draws from the Gaussian that fits the loss around a trained network, in its last layer (Daxberger et al., 2021).
+    """Draw members from the last-layer Laplace approximation of a trained network (Daxberger et al., 2021).
 
     Args:
-        model: Trained, gives logits; its last layer is linear.
-        batches: What it was trained on.
-        num_members: Draws K.
-        seed: Of the draws.
+        model: Trained network with logits as output; its last layer is linear.
+        batches: Its training data.
+        num_members: Number of draws K.
+        seed: Random seed of the draws.
 
     Raises:
-        ValueError: The extra is not installed.
+        ValueError: The optional dependency laplace-torch is not installed.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from laplace import Laplace
     except ModuleNotFoundError as error:
-        raise ValueError("scheme laplace needs the extra: pip install 'tenfold[laplace]'") from error
+        raise ValueError("scheme laplace must have laplace-torch, got none; pip install 'tenfold[laplace]'") from error
     model = model.eval()
     fitted: Any = Laplace(model, "classification", subset_of_weights="last_layer", hessian_structure="kron")
     fitted.fit(batches)
@@ -254,7 +255,7 @@ def laplace_members(model: nn.Module, batches: ShuffledBatches, num_members: int
         torch.manual_seed(seed)
         draws = fitted.sample(num_members).detach()
     named = {name: value.detach().clone() for name, value in model.named_parameters()}
-    # The library works on a copy, so that the last layer must be sought among the copy's parameters.
+    # laplace-torch works on a copy of the model: look up the last layer among the parameters of the copy.
     drawn = {id(value) for value in fitted.model.last_layer.parameters()}
     last = [name for name, value in fitted.model.model.named_parameters() if id(value) in drawn]
     members = []
@@ -270,6 +271,6 @@ def laplace_members(model: nn.Module, batches: ShuffledBatches, num_members: int
 
 def _library() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its classes are noisy about the next version of a dependency
+        warnings.simplefilter("ignore")  # deprecation warnings of its dependencies
         from posteriors.sgmcmc import sghmc
     return sghmc

@@ -1,4 +1,4 @@
-"""Where a chain gets its minibatches from, in an order that can be found again."""
+"""Minibatch loaders of a chain, with a reproducible order."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
@@ -15,22 +15,22 @@ Pair = tuple[Tensor, Tensor]
 
 @runtime_checkable
 class EpochBatches(Protocol):
-    """Batches whose order is a function of the epoch's number: what exact continuation needs."""
+    """Loader whose order is a function of the epoch number, as exact resumption requires."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Pair]:
-        """Batches ``start``, ``start + 1``, ... of an epoch, both counted from 0."""
+        """Iterate over batches ``start``, ``start + 1``, ... of an epoch, both counted from 0."""
         ...
 
 
 class ShuffledBatches:
-    """Tensors in memory, in a new order every epoch.
+    """In-memory tensors, reshuffled every epoch.
 
     Args:
         inputs: ``(N, ...)``.
         labels: ``(N,)``.
-        batch_size: Of all batches but the last of an epoch, which holds what is left.
-        seed: Of the orders; the order of an epoch is a function of this and the epoch's number.
-        drop_last: Leave out a last batch that is smaller.
+        batch_size: Examples per batch; the last batch of an epoch may be smaller.
+        seed: Random seed; the order of an epoch is a function of the seed and the epoch number.
+        drop_last: Drop a smaller last batch.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ShuffledBatches:
         self._batch_size, self._seed, self._drop_last = batch_size, seed, drop_last
         self._passes = 0
         self.dataset = range(len(inputs))
-        """As long as the data set; what ``DataLoader`` calls by this name."""
+        """Stand-in with the length of the data set, as ``DataLoader.dataset``."""
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self._batch_size)
@@ -61,10 +61,10 @@ class ShuffledBatches:
 
 
 def endless(loader: Iterable[Pair] | EpochBatches, epoch: int = 0, start: int = 0) -> Iterator[tuple[int, int, Pair]]:
-    """Epoch, number in it, and batch, for ever; a loader that ends is begun again.
+    """Iterate over (epoch, batch number, batch) indefinitely, restarting the loader when it ends.
 
-    Starts at batch ``start`` of ``epoch``. A loader without ``epoch`` is asked for its batches from the first on, and
-    those before ``start`` are dropped; where it has ``set_epoch``, that is called before each pass.
+    Starts at batch ``start`` of ``epoch``. A loader without an ``epoch`` method is iterated from its first batch, and
+    batches before ``start`` are dropped; its ``set_epoch``, if any, is called before each pass.
 
     Raises:
         ValueError: An epoch without a batch.
@@ -81,8 +81,8 @@ def endless(loader: Iterable[Pair] | EpochBatches, epoch: int = 0, start: int = 
             yield epoch, number, pair
         if number < 0:
             raise ValueError(
-                "the loader gave no batch; it must be an iterable of (inputs, labels) that can be begun again "
-                "(a generator cannot)"
+                "the loader must be an iterable of (inputs, labels) that can be iterated again, got no batch; "
+                "a generator cannot be iterated twice"
             )
         epoch, start = epoch + 1, 0
 

@@ -1,4 +1,4 @@
-"""Accuracy and calibration where a classifier should know, and doubt where it should not."""
+"""Evaluation of a posterior: accuracy and calibration in distribution, uncertainty out of distribution."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ AT_ONCE = 512
 
 
 def member_probs(predictor: PosteriorPredictor, images: ImageSource) -> Tensor:
-    """Class probabilities of every member for all pictures, ``(K, N, C)`` on the CPU."""
+    """Return the class probabilities of every member for all images, ``(K, N, C)`` on the CPU."""
     starts = range(0, len(images), AT_ONCE)
     parts = [
         predictor.member_probs(images.read(np.arange(start, min(start + AT_ONCE, len(images))))).cpu()
@@ -32,19 +32,18 @@ def member_probs(predictor: PosteriorPredictor, images: ImageSource) -> Tensor:
 
 
 def all_scores(predictor: PosteriorPredictor, data: UncertaintyData) -> dict[str, PredictiveUncertainty]:
-    """Scores of the test pictures (``test``) and of every other set, by its name."""
+    """Return the scores of the test images (``test``) and of every other set, by name."""
     sets = {"test": data.inside.test.images, **data.sets()}
     return {name: predictive_uncertainty(member_probs(predictor, images)) for name, images in sets.items()}
 
 
 def measure(predictor: PosteriorPredictor, data: UncertaintyData) -> dict[str, float]:
-    """Everything that is reported of a posterior.
+    """Compute all reported metrics of a posterior.
 
     Returns:
-        ``val/`` and ``test/``: accuracy in percent, NLL in nats, Brier score, ECE; ``test/`` also how well each score
-        finds mistakes. For each other set: mean scores, AUROC, AUPR and FPR at 95 % of each score against the test
-        pictures (where the set is some of these, against the others), and the share that is flagged (``flagged``, also
-        of val and test).
+        ``val/`` and ``test/``: accuracy in percent, NLL in nats, Brier score, ECE; ``test/`` also the misclassification
+        AUROC of each score. For each other set: mean scores, AUROC, AUPR and FPR95 of each score against the test
+        images (for a subset of these, against the rest), and the flagged fraction (``flagged``, also for val and test).
     """
     metrics: dict[str, float] = {}
     of_test: PredictiveUncertainty | None = None

@@ -1,4 +1,4 @@
-"""What people look at after a training: doubt by set, reliability, the chain, and the pictures doubted most."""
+"""Figures of a training run: scores by set, reliability, trace of the chain, and the most uncertain images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +15,14 @@ from tenfold.methods.gradient_uncertainty.predictor import PosteriorPredictor
 from tenfold.methods.gradient_uncertainty.settings import Config
 from tenfold.metrics.uncertainty import SCORES, PredictiveUncertainty
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 _UNITS = {"predictive_entropy": " in nats", "mutual_information": " in nats", "variation_ratio": ""}
 
 
 def log_figures(
     run: Run, config: Config, data: UncertaintyData, predictor: PosteriorPredictor, trace: Sequence[float]
 ) -> None:
-    """All figures of a finished training, in the tracked run."""
+    """Log all figures of a finished training to the tracked run."""
     scores = all_scores(predictor, data)
     for name in SCORES:
         label = name.replace("_", " ") + _UNITS[name]
@@ -33,13 +33,13 @@ def log_figures(
     probs = member_probs(predictor, test.images).mean(0)
     labels = torch.from_numpy(test.labels.copy())
     run.log_figure("reliability.png", figure_reliability({config.scheme: probs}, labels, data.inside.name))
-    run.log_figure("doubted.png", figure_doubted(data, predictor, scores, config))
+    run.log_figure("doubted.png", figure_uncertain(data, predictor, scores, config))
     if len(trace):
         run.log_figure("chain.png", figure_trace(trace, config))
 
 
 def figure_trace(trace: Sequence[float], config: Config) -> Figure:
-    """Gradient uncertainty of every step; above the threshold, after the warm-up, members are kept."""
+    """Plot the gradient uncertainty of every step; after the warm-up, members are kept above the threshold."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     panel: Any = figure.subplots()
     panel.plot(np.clip(trace, -5, 1), linewidth=0.5)
@@ -53,27 +53,27 @@ def figure_trace(trace: Sequence[float], config: Config) -> Figure:
     return figure
 
 
-def figure_doubted(
+def figure_uncertain(
     data: UncertaintyData, predictor: PosteriorPredictor, scores: dict[str, PredictiveUncertainty], config: Config
 ) -> Figure:
-    """For each set the pictures with the highest score, and what the classifier says of them."""
+    """Show the images with the highest score in each set, with their predicted class."""
     sources = {"test": data.inside.test.images, **data.sets()}
-    figure = Figure(figsize=(NUM_PICTURES * 0.85, 1.25 * len(sources) + 0.4), layout="constrained")
-    panels: Any = figure.subplots(len(sources), NUM_PICTURES, squeeze=False)
+    figure = Figure(figsize=(NUM_IMAGES * 0.85, 1.25 * len(sources) + 0.4), layout="constrained")
+    panels: Any = figure.subplots(len(sources), NUM_IMAGES, squeeze=False)
     for row, (name, images) in enumerate(sources.items()):
         values = getattr(scores[name], config.score)
-        chosen = values.topk(min(NUM_PICTURES, len(values))).indices.numpy()
-        pictures = images.read(chosen)
-        answers = predictor(pictures)
+        chosen = values.topk(min(NUM_IMAGES, len(values))).indices.numpy()
+        shown = images.read(chosen)
+        answers = predictor(shown)
         for column, panel in enumerate(panels[row]):
             panel.set_xticks([])
             panel.set_yticks([])
             if column >= len(chosen):
                 continue
-            panel.imshow(pictures[column].numpy(), interpolation="nearest")
+            panel.imshow(shown[column].numpy(), interpolation="nearest")
             best = int(answers["probs"][column].argmax())
-            said = f"{predictor.classes[best]} {answers['probs'][column, best]:.2f}"
-            panel.set_title(f"{said}\n{values[chosen[column]]:.2f}", fontsize=7)
+            label = f"{predictor.classes[best]} {answers['probs'][column, best]:.2f}"
+            panel.set_title(f"{label}\n{values[chosen[column]]:.2f}", fontsize=7)
         panels[row, 0].set_ylabel(name, fontsize=8)
     figure.suptitle(f"highest {config.score.replace('_', ' ')}, {config.scheme}", fontsize=10)
     return figure

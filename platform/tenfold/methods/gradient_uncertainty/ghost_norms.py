@@ -1,9 +1,9 @@
-"""Gradient uncertainty and the mean gradient of a batch without the gradients of its examples.
+"""Gradient uncertainty and mean gradient of a batch without materialising per-example gradients ("ghost norms").
 
-For a linear layer with input a and output gradient d the weight's gradient is ``d a^T``, so its squared norm is
-``|a|^2 |d|^2``. Where a layer works at T positions (convolutions: unfolded), the gradient is a sum of T such products:
-its norm comes from the two T x T matrices of inner products, or from the summed products themselves, a few examples at
-a time, whichever is cheaper. One forward and one backward pass give a and d of every layer.
+For a linear layer with input a and output gradient d the weight gradient is ``d a^T``, so its squared norm is
+``|a|^2 |d|^2``. The gradient of a layer applied at T positions (convolutions: unfolded) is a sum of T such products.
+Its norm follows from the two T x T Gram matrices, or from the summed products themselves, a few examples at a time,
+whichever is cheaper. One forward and one backward pass yield a and d of every layer.
 """
 
 import itertools
@@ -26,14 +26,14 @@ from tenfold.methods.gradient_uncertainty.per_example import (
 from tenfold.methods.gradient_uncertainty.uncertainty import GradientUncertainty, uncertainty_from_sums
 
 CHUNK_BYTES = 8 * 2**20
-"""Largest intermediate of a layer; more examples than fit are taken in turn."""
+"""Largest intermediate of a layer in bytes; larger batches are processed in chunks."""
 _WRITE_COST = 8
-"""Multiplications that take as long as writing and squaring one number of a gradient."""
+"""Number of multiplications that cost as much as writing and squaring one element of a gradient."""
 _CHECKED_EXAMPLES = 2
 
 
 class BatchGradient(NamedTuple):
-    """What a step of the sampler needs of a batch of B examples."""
+    """Gradient statistics of a batch of B examples, as a step of the sampler needs them."""
 
     loss: Tensor
     """Mean loss, shape ``()``."""
@@ -43,11 +43,11 @@ class BatchGradient(NamedTuple):
     squared_norms: Tensor
     """|g_i|^2, float64 ``(B,)``."""
     squares: dict[str, Tensor] | None
-    """Sum over the examples of the squared gradient, number by number; None where it was not asked for."""
+    """Element-wise sum over examples of the squared gradient; None if not requested."""
 
 
 class _Call(NamedTuple):
-    """A layer's use in one forward pass."""
+    """One use of a layer in a forward pass."""
 
     name: str
     layer: nn.Module
@@ -57,7 +57,7 @@ class _Call(NamedTuple):
 
 
 class _LayerSums(NamedTuple):
-    """Of one parameter: gradient summed over the examples, squared norm of each example's, sum of squares."""
+    """Gradient of one parameter: sum over examples, squared norm per example, sum of squares."""
 
     total: Tensor
     norms: Tensor
@@ -65,19 +65,19 @@ class _LayerSums(NamedTuple):
 
 
 class BatchGradients:
-    """Computes ``BatchGradient`` for one network; parameters may change between calls, its layers may not.
+    """Computes ``BatchGradient`` for one network; its parameters may change between calls, its layers may not.
 
-    Linear and 2-d convolution layers that are used once in a pass go the fast way; the parameters of everything else
-    take per-example gradients in chunks. At the first batch both ways are compared on two examples, and a layer whose
-    weight is also used elsewhere (so that they differ) is moved to the slow way.
+    Linear and 2-d convolution layers that are used once per pass take the fast path; all other parameters take
+    per-example gradients in chunks (the slow path). On the first batch both paths are compared on two examples; layers
+    for which they differ, because their weight is also used elsewhere, are moved to the slow path.
 
     Args:
         module: The network.
         loss_fn: Loss of one example.
-        chunk_size: Examples at a time on the slow way; None: as many as take ``CHUNK_BYTES`` of gradients.
+        chunk_size: Examples per chunk on the slow path; None: as many as fit ``CHUNK_BYTES`` of gradients.
 
     Raises:
-        ValueError: Batch normalisation, active dropout or nothing to train.
+        ValueError: The network has batch normalisation, active dropout or no trainable parameter.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class BatchGradients:
         self._names = trained_names(module)
         self._layers = _own_layers(module)
         self.fast: frozenset[str] | None = None
-        """Names of the parameters that go the fast way; None until the first batch has shown them. A chain that goes
-        on elsewhere takes them along, so that another first batch cannot lead to another rounding."""
+        """Names of the parameters on the fast path; None before the first batch. The state of a chain includes them, so
+        that a resumed chain rounds in the same way."""
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, squares: bool = False) -> BatchGradient:
-        """Of a batch ``inputs (B, ...)``, ``targets (B, ...)``; ``squares`` asks for the sums of squares too.
+        """Compute the statistics of a batch, ``inputs (B, ...)`` and ``targets (B, ...)``, with squares if requested.
 
         Raises:
-            ValueError: No example, or numbers of inputs and targets that differ.
+            ValueError: No example, or different numbers of inputs and targets.
         """
         check_pairs(inputs, targets)
         if self.fast is None:
@@ -120,7 +120,7 @@ class BatchGradients:
         )
 
     def _agreeing(self, inputs: Tensor, targets: Tensor) -> frozenset[str]:
-        """Parameters for which the fast way gives what the slow way does."""
+        """Return the parameters for which the fast and the slow path agree."""
         _, fast = self._fast_sums(inputs, targets, None, False)
         if not fast:
             return frozenset()
@@ -153,7 +153,7 @@ class BatchGradients:
         return loss.detach(), sums
 
     def _forward(self, inputs: Tensor, targets: Tensor) -> tuple[list[_Call], Tensor]:
-        """The uses of the layers that are used once, and the sum of the examples' losses."""
+        """Run the forward pass; return the calls of layers used exactly once, and the sum of the losses."""
         seen: dict[str, list[_Call | None]] = {name: [] for name in self._layers}
         batch = len(inputs)
 
@@ -161,7 +161,7 @@ class BatchGradients:
             def hook(layer: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> None:
                 taken = arguments[0] if len(arguments) == 1 else None
                 fits = taken is not None and _fits(layer, taken, outputs, batch)
-                # The edge still means this output after an activation has overwritten it in place.
+                # The edge still refers to this output after an in-place activation has overwritten it.
                 seen[name].append(
                     _Call(name, layer, taken.detach(), get_gradient_edge(outputs), outputs.shape)
                     if fits and taken is not None
@@ -194,13 +194,13 @@ class BatchGradients:
 
 
 def _own_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Layers that the fast way knows, whose parameters are theirs alone."""
+    """Return the layers supported by the fast path whose parameters are not shared."""
     uses: dict[int, int] = {}
     for _, value in module.named_parameters(remove_duplicate=False):
         uses[id(value)] = uses.get(id(value), 0) + 1
     found = {}
     for name, layer in module.named_modules():
-        # A subclass with a forward of its own, or a reparametrised weight, may do anything.
+        # A subclass that overrides forward, or a reparametrised weight, is not supported.
         linear = type(layer).forward is nn.Linear.forward
         convolution = (
             type(layer).forward is nn.Conv2d.forward
@@ -234,7 +234,7 @@ def _parameters(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Parameter
 
 
 def _layer_sums(call: _Call, gradients: Tensor, squares: bool) -> dict[str, _LayerSums]:
-    """Sums for weight and bias of one layer from its input and its output's gradient."""
+    """Return the sums for weight and bias of one layer from its input and the gradient of its output."""
     wanted = dict(_parameters(call.name, call.layer))
     prefix = f"{call.name}." if call.name else ""
     sums: dict[str, _LayerSums] = {}
@@ -267,7 +267,7 @@ def _layer_sums(call: _Call, gradients: Tensor, squares: bool) -> dict[str, _Lay
 
 
 def _linear_sums(inputs: Tensor, gradients: Tensor, squares: bool) -> _LayerSums:
-    """One position: ``(B, in)`` and ``(B, out)``."""
+    """Return the sums for one position: inputs ``(B, in)``, output gradients ``(B, out)``."""
     norms = (
         torch.linalg.vector_norm(inputs, dim=1, dtype=torch.float64)
         * torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
@@ -299,17 +299,17 @@ def _convolution_sums(layer: nn.Module, inputs: Tensor, gradients: Tensor, squar
 
 
 def _position_sums(inputs: Tensor, gradients: Tensor, squares: bool) -> _LayerSums:
-    """T positions: ``(b, in, T)`` and ``(b, out, T)``, for a few examples b."""
+    """Return the sums for T positions and a chunk of b examples: ``(b, in, T)`` and ``(b, out, T)``."""
     (_, fan_in, positions), fan_out = inputs.shape, gradients.shape[1]
     if not squares and positions**2 * (fan_in + fan_out) < _WRITE_COST * fan_in * fan_out:
         norms = ((inputs.mT @ inputs) * (gradients.mT @ gradients)).sum((1, 2), dtype=torch.float64)
-        # Rounding can leave a vanishing gradient just below zero.
+        # Rounding can make the norm of a vanishing gradient slightly negative.
         return _LayerSums(torch.einsum("bot,bit->oi", gradients, inputs), norms.clamp(min=0), None)
     return _sums_of(gradients @ inputs.mT, squares)
 
 
 def _sums_of(grads: Tensor, squares: bool) -> _LayerSums:
-    """From the gradients ``(b, ...)`` of a few examples."""
+    """Return the sums from per-example gradients ``(b, ...)``."""
     norms = torch.linalg.vector_norm(grads.flatten(1), dim=1).double().square()
     return _LayerSums(grads.sum(0), norms, grads.square().sum(0, dtype=torch.float64) if squares else None)
 
@@ -325,7 +325,7 @@ def _joined(parts: Sequence[_LayerSums]) -> _LayerSums:
 
 
 def _chunks(inputs: Tensor, gradients: Tensor, numbers_each: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both, a few examples at a time, so that ``numbers_each`` numbers an example stay below ``CHUNK_BYTES``."""
+    """Yield both in chunks of examples such that ``numbers_each`` elements per example fit in ``CHUNK_BYTES``."""
     size = max(1, CHUNK_BYTES // (numbers_each * inputs.element_size()))
     for at in itertools.count(0, size):
         if at >= len(inputs):

@@ -1,4 +1,4 @@
-"""What the members of a chain say of inputs, each by itself; their mean is the prediction."""
+"""Predictions of the members of a posterior; their mean is the posterior predictive."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,14 @@ from tenfold.models.members import Members
 def posterior_predictive(
     members: Sequence[Mapping[str, Tensor]] | Mapping[str, Tensor], module: nn.Module, inputs: Tensor
 ) -> Tensor:
-    """Class probabilities of every member, the softmax of its logits.
+    """Return the class probabilities of every member, the softmax of its logits.
 
-    Who asks the same members again and again holds a ``Members``, which remembers how it answered.
+    For repeated predictions with the same members use ``Members``, which records the pass once and replays it.
 
     Args:
-        members: Parameters of K members by name, or what ``stack_members`` made of them, which saves copying them at
-            every call. Parameters and buffers that a member does not name are the module's.
-        module: The network, which gives logits ``(N, C)``; it answers as in ``eval()`` and stays as it is.
+        members: Parameters of K members by name, or the result of ``stack_members``, which avoids a copy per call.
+            Parameters and buffers that a member does not name are taken from the module.
+        module: Network with logits ``(N, C)``; evaluated in ``eval()`` mode and left unchanged.
         inputs: ``(N, ...)``.
 
     Returns:
@@ -32,10 +32,10 @@ def posterior_predictive(
 
 
 def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Parameters of all members by name, ``(K, ...)``.
+    """Stack the parameters of all members by name, ``(K, ...)``.
 
     Raises:
-        ValueError: No member, or members that differ in names.
+        ValueError: No member, or members with different names.
     """
     _check_members(members)
     return {name: torch.stack([member[name] for member in members]) for name in members[0]}
@@ -43,8 +43,11 @@ def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _check_members(members: Sequence[Mapping[str, Tensor]]) -> None:
     if not members:
-        raise ValueError("a prediction needs at least one member, got none")
+        raise ValueError("members must hold at least one member, got none")
     names = set(members[0])
     for number, member in enumerate(members):
         if set(member) != names:
-            raise ValueError(f"member {number} differs from member 0 in {sorted(names ^ set(member))}")
+            raise ValueError(
+                f"members must name the same parameters, got member {number} that differs from member 0 in "
+                f"{sorted(names ^ set(member))}"
+            )

@@ -1,4 +1,4 @@
-"""The gradient of every example of a batch by itself, all in one vectorised pass."""
+"""Per-example gradients of a batch in one vectorised pass."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,27 +7,27 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Outputs ``(1, ...)`` and targets ``(1, ...)`` of one example to a scalar, such as ``functional.cross_entropy``."""
+"""Loss of one example: outputs ``(1, ...)`` and targets ``(1, ...)`` to a scalar, e.g. ``functional.cross_entropy``."""
 
 
 def per_example_gradients(
     module: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, *, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
-    """Gradient of the loss of each example by itself.
+    """Return the gradient of the loss of each example.
 
     Args:
-        module: A network whose output for an example does not depend on the others.
+        module: A network whose output for an example does not depend on the other examples.
         loss_fn: Loss of one example.
         inputs: ``(B, ...)``.
         targets: ``(B, ...)``.
-        chunk_size: Examples at a time; None: all. The result has B times the network's size in any case.
+        chunk_size: Examples per pass; None: all. The result always has B times the size of the network.
 
     Returns:
         ``(B, ...)`` by name, in the order of ``named_parameters()``, for the parameters that require a gradient.
 
     Raises:
         ValueError: The network has batch normalisation or active dropout, no parameter requires a gradient, or inputs
-            and targets hold no or different numbers of examples.
+            and targets have no examples or different numbers of them.
     """
     check_independent(module)
     check_pairs(inputs, targets)
@@ -38,7 +38,7 @@ def per_example_gradients(
 def gradients_of(
     module: nn.Module, loss_fn: Loss, inputs: Tensor, targets: Tensor, names: Iterable[str], chunk_size: int | None
 ) -> dict[str, Tensor]:
-    """``per_example_gradients`` of the named parameters only; checks nothing."""
+    """Compute ``per_example_gradients`` of the named parameters only, without checks."""
     chosen = set(names)
     state = {name: value.detach() for name, value in module.named_parameters()}
     moved = {name: value for name, value in state.items() if name in chosen}
@@ -52,22 +52,22 @@ def gradients_of(
 
 
 def trained_names(module: nn.Module) -> list[str]:
-    """Names of the parameters that require a gradient.
+    """Return the names of the parameters that require a gradient.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No parameter does.
     """
     names = [name for name, value in module.named_parameters() if value.requires_grad]
     if not names:
-        raise ValueError("no parameter of the network requires a gradient")
+        raise ValueError("the network must have a parameter that requires a gradient, got none")
     return names
 
 
 def check_pairs(inputs: Tensor, targets: Tensor) -> None:
-    """Refuse a batch without examples, or with targets for others.
+    """Check that inputs and targets have the same number of examples, at least one.
 
     Raises:
-        ValueError: As said.
+        ValueError: They do not.
     """
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or not len(inputs):
         raise ValueError(
@@ -77,25 +77,25 @@ def check_pairs(inputs: Tensor, targets: Tensor) -> None:
 
 
 def check_independent(module: nn.Module) -> None:
-    """Refuse a network in which the gradient of an example is not a function of this example.
+    """Check that the gradient of an example depends on this example only.
 
     Raises:
-        ValueError: Batch normalisation, which mixes the examples, or dropout that is switched on, which makes the
-            gradient a random number.
+        ValueError: The network has batch normalisation, which mixes examples, or active dropout, which makes gradients
+            random.
     """
     for name, part in module.named_modules():
         what = f"{name or 'the network'} ({type(part).__name__})"
         if isinstance(part, _BatchNorm):
-            raise ValueError(  # noqa: TRY004 - the network is of the right type, and of the wrong kind
-                f"{what} normalises over the batch, so no example has a gradient of its own; "
-                f"use a network without batch normalisation (group or layer normalisation will do)"
+            raise ValueError(  # noqa: TRY004 - the argument has the right type; its layers are not supported
+                f"{what} normalises over the batch, so per-example gradients are undefined; "
+                f"use group or layer normalisation instead"
             )
         if part.training and _drop_rate(part) > 0:
-            raise ValueError(f"{what} drops at random, which makes gradients noisy; set its rate to 0 or call eval()")
+            raise ValueError(f"{what} is active dropout, which makes gradients noisy; set its rate to 0 or call eval()")
 
 
 def _drop_rate(part: nn.Module) -> float:
-    """Rate of torch's and timm's dropout layers, and of layers with dropout inside (attention, recurrent)."""
+    """Dropout rate of torch's and timm's dropout layers, and of layers with internal dropout (attention, recurrent)."""
     names = ("p", "drop_prob") if "drop" in type(part).__name__.lower() else ("dropout",)
     for name in names:
         rate = getattr(part, name, None)

@@ -1,4 +1,4 @@
-"""Members of a posterior, ready to answer with probabilities and with what they don't know."""
+"""Predictor of posterior members: class probabilities, uncertainty scores and an out-of-distribution flag."""
 
 import math
 from collections.abc import Mapping
@@ -17,29 +17,29 @@ from tenfold.types import OutsideFlag, Preprocessing, Task
 MEMBER = "members."
 THRESHOLD = "threshold"
 _MASK_SEED = 0
-"""Dropout draws the same masks at every call, one for all pictures of a pass: what a picture is answered depends
-neither on when it is asked nor on what else is in the batch."""
+"""Seed of MC dropout. Every call draws the same masks, one per pass for all images: a prediction depends neither on
+earlier calls nor on the rest of the batch."""
 
 
 def grey(images: Tensor) -> Tensor:
-    """uint8 ``(B, H, W, 3)`` to the network's ``(B, 1, H, W)`` in [0, 1], the mean of the colours."""
+    """Convert uint8 ``(B, H, W, 3)`` to the network input ``(B, 1, H, W)`` in [0, 1], the mean over colours."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images must be uint8 (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
     return images.float().mean(-1)[:, None] / 255
 
 
 class PosteriorPredictor:
-    """Mean probabilities of the members, how much they disagree, and whether a picture belongs.
+    """Mean class probabilities of the members, their disagreement, and an out-of-distribution flag.
 
     Args:
-        network: Gives logits; with dropout for MC dropout.
+        network: Network with logits as output; with dropout layers for MC dropout.
         members: Parameters of K members, ``(K, ...)`` by name; one for MC dropout.
         classes: Names of the C classes.
-        threshold: Of the score above which a picture is flagged.
-        score: Which score.
-        false_positive_rate: Of held-out known pictures, what the threshold was set to; None: it was set otherwise.
-        num_passes: Passes with dropout; None: the members answer once each.
-        device: Where it computes.
+        threshold: Score above which an image is flagged.
+        score: Out-of-distribution score.
+        false_positive_rate: Rate on held-out images to which the threshold was set; None: set otherwise.
+        num_passes: Number of MC dropout passes; None: one pass per member.
+        device: Device of the computation.
     """
 
     task = Task.CLASSIFICATION
@@ -69,12 +69,12 @@ class PosteriorPredictor:
         self._together = Members(self.network, self.members)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """For uint8 pictures ``(B, 28, 28, 3)``, float32 on the CPU.
+        """Predict uint8 images ``(B, 28, 28, 3)``.
 
         Returns:
-            ``probs (B, C)``, the members' mean, and ``logits``, its logarithm; in nats ``predictive_entropy (B,)`` and
-            ``mutual_information (B,)``, the part of it that is due to the members' disagreement; ``variation_ratio
-            (B,)``; and ``outside (B,)``, 1 where the score exceeds the threshold, else 0.
+            float32 on the CPU: ``probs (B, C)``, the mean of the members, and ``logits``, its logarithm; in nats
+            ``predictive_entropy (B,)`` and ``mutual_information (B,)``, the part of it due to disagreement of the
+            members; ``variation_ratio (B,)``; and ``outside (B,)``, 1 where the score exceeds the threshold, else 0.
         """
         probs = self.member_probs(images)
         scores = predictive_uncertainty(probs)
@@ -91,7 +91,7 @@ class PosteriorPredictor:
         return {name: value.float().cpu() for name, value in answers.items()}
 
     def member_probs(self, images: Tensor) -> Tensor:
-        """Class probabilities of every member (or pass), ``(K, B, C)`` on the predictor's device."""
+        """Return the class probabilities of every member (or pass), ``(K, B, C)`` on the device of the predictor."""
         pixels = grey(images.to(self._device))
         if self._num_passes is None:
             return self._together(pixels).softmax(-1)
@@ -105,16 +105,18 @@ def predictor_of(
     config: Config, model: DigitCnnConfig, members: Mapping[str, Tensor], classes: tuple[str, ...], threshold: float,
     device: str = "cpu",
 ) -> PosteriorPredictor:  # fmt: skip
-    """The predictor that settings and stacked members make.
+    """Build the predictor from settings and stacked members.
 
     Raises:
-        ValueError: The members are not of this network.
+        ValueError: The members do not fit the network.
     """
     drops = config.scheme == "mc_dropout"
     network = build_digit_cnn(model, len(classes), config.dropout if drops else 0.0)
     shapes = {name: tuple(value.shape) for name, value in network.named_parameters()}
-    if {name: tuple(value.shape[1:]) for name, value in members.items()} != shapes:
-        raise ValueError("the members don't fit the network that the settings name")
+    given = {name: tuple(value.shape[1:]) for name, value in members.items()}
+    if given != shapes:
+        differing = sorted({name for name, _ in {*given.items()} ^ {*shapes.items()}})
+        raise ValueError(f"members must have the parameters of the configured network, got a difference in {differing}")
     if drops:
         network.load_state_dict({name: value[0] for name, value in members.items()})
     return PosteriorPredictor(
@@ -125,10 +127,10 @@ def predictor_of(
 
 
 def load(bundle: Bundle, device: str = "cpu") -> PosteriorPredictor:
-    """The members that a bundle holds, with their threshold.
+    """Load the members of a bundle, with their threshold.
 
     Raises:
-        ValueError: The members don't fit the network that the bundle's settings name.
+        ValueError: The members do not fit the network named by the settings of the bundle.
     """
     config = Config(**{name: value for name, value in bundle.config["method"].items() if name != "name"})
     model = DigitCnnConfig(**{**bundle.config["model"], "channels": tuple(bundle.config["model"]["channels"])})

@@ -1,4 +1,4 @@
-"""From pictures of known classes to members of a posterior, and a threshold for what does not belong."""
+"""Training of posterior members by every scheme, and the threshold of the out-of-distribution flag."""
 
 import dataclasses
 import tempfile
@@ -47,24 +47,24 @@ from tenfold.types import Batch
 METRIC = "val/nll"
 NUM_PROBES = 8
 REPORT_EVERY = 200
-"""Steps between two moments at which workers look whether to save or to stop."""
+"""Steps between checks of whether to checkpoint or stop."""
 VARIATIONAL_RATE = 1e-3
-"""Of Adam for ``bayes_by_backprop``: the divergence moves a deviation by no more than its rate / N a step of plain
-gradient descent, so that all would stay as they began."""
+"""Learning rate of Adam for ``bayes_by_backprop``. Under plain gradient descent the divergence would move a standard
+deviation by at most learning rate / N per step, so that all would stay at their initial value."""
 CONFUSING = "small_margin"
 CONFUSING_SHARE = 0.05
 JUDGE_RATE, JUDGE_BATCH, JUDGE_STREAM = 1e-3, 64, 2**32 - 1
-"""Of Adam; examples a worker and step; number of its random stream, which no member and no worker has."""
+"""Learning rate (Adam), examples per worker and step, and random stream of the judge; no member shares the stream."""
 
 Members = list[dict[str, Tensor]]
 
 
 def train(job: JobConfig, run: Run) -> Outcome:
-    """Sample or train the members, fix the threshold on held-out pictures, test, and leave a bundle and figures.
+    """Sample or train the members, set the threshold on held-out images, evaluate, and write a bundle and figures.
 
     Args:
-        job: Settings; ``job.method`` is this room's ``Config``.
-        run: The machine. Each of several workers walks a chain of its own and keeps its share of the members.
+        job: Settings; ``job.method`` is a ``Config`` of this method.
+        run: Execution context. With several workers each runs its own chain and keeps its share of the members.
     """
     data = _with_confusing(job, run.once_per_node(lambda: load_uncertainty(job.data)), run)
     trained = train_once(run, job, data.inside.fingerprint, lambda folder: _train(job, data, run, folder))
@@ -74,12 +74,12 @@ def train(job: JobConfig, run: Run) -> Outcome:
 
 
 def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
-    """Accuracy, calibration, and how well what does not belong is told, on any data with the same classes.
+    """Return accuracy, calibration and out-of-distribution detection on data with the same classes.
 
-    The set ``small_margin`` is left out: only a network that was trained on the training part can choose it.
+    The set ``small_margin`` is omitted: selecting it takes a network trained on the training split.
 
     Raises:
-        ValueError: The data have other classes than the model.
+        ValueError: The classes of the data differ from those of the model.
     """
     loaded = run.once_per_node(lambda: load_uncertainty(data))
     check_classes(predictor.classes, loaded.inside.name, loaded.inside.classes)
@@ -87,9 +87,9 @@ def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
 
 
 def _with_confusing(job: JobConfig, data: UncertaintyData, run: Run) -> UncertaintyData:
-    """The data with the set ``small_margin``, which a network that is none of the members has chosen.
+    """Add the set ``small_margin`` to the data, selected by a judge network that is not a member.
 
-    Its training depends on data, network and seed only: jobs that keep their stages in one place share it.
+    The training of the judge depends on data, network and seed only: jobs with shared stages share it.
     """
     epochs = job.method.judge_epochs
     if not epochs:
@@ -128,7 +128,7 @@ def _with_confusing(job: JobConfig, data: UncertaintyData, run: Run) -> Uncertai
 
 
 def _train(job: JobConfig, data: UncertaintyData, run: Run, folder: Path) -> None:
-    """The stage: everything it writes goes into ``folder``."""
+    """Run the training stage; all of its output goes into ``folder``."""
     config: Config = job.method
     members, trace, history = _members(job, data, run)
     stacked = stack_members(members)
@@ -165,14 +165,14 @@ def _train(job: JobConfig, data: UncertaintyData, run: Run, folder: Path) -> Non
 
 
 def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, Tensor, list[dict[str, float]]]:
-    """Parameters of every member, the trace of gradient uncertainty where there is one, and a history."""
+    """Return the parameters of every member, the trace of gradient uncertainty (empty without one), and a history."""
     config: Config = job.method
     train = data.inside.split("train")
     if config.scheme in CHAINS:
         try:
             members, trace = _walk(job, train, run)
         except ChainError as error:
-            raise RuntimeError(str(error)) from error  # with a cause, the command line gives the message alone
+            raise RuntimeError(str(error)) from error  # with a cause, the command line prints the message only
         return members, trace, [{"epoch": 1.0, "step": float(len(trace)), "members": float(len(members))}]
     if config.scheme == "bayes_by_backprop":
         return _variational(job, data, run)
@@ -202,12 +202,12 @@ def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, 
 
 
 def _variational(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, Tensor, list[dict[str, float]]]:
-    """Draws from a Gaussian for every parameter; the history is that of the means."""
+    """Train a Gaussian over every parameter and draw members; the history is that of the means."""
     config: Config = job.method
     train = data.inside.split("train")
     torch.manual_seed(int(np.random.SeedSequence((run.seed, 0)).generate_state(1)[0]))
     posterior = MeanFieldNetwork(build_digit_cnn(job.model, len(data.inside.classes)), config.initial_std)
-    # Workers draw different parameters. A rank of 0 would begin again with the numbers the means were made of.
+    # Workers draw different parameters; 1 + rank, because rank 0 would reuse the numbers that initialised the means.
     torch.manual_seed(int(np.random.SeedSequence((run.seed, 0, 1 + run.rank)).generate_state(1)[0]))
 
     def loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
@@ -227,7 +227,7 @@ def _variational(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Membe
 
 
 def _walk(job: JobConfig, train: ClassificationSplit, run: Run) -> tuple[Members, Tensor]:
-    """One chain on every worker, from the last checkpoint where there is one; all members, and rank 0's trace."""
+    """Run a chain on every worker, from the last checkpoint if any; return all members and the trace of this worker."""
     config: Config = job.method
     share = -(-config.num_members // run.world_size)
     batches = _batches(job, train, run.seed + run.rank)
@@ -240,8 +240,8 @@ def _walk(job: JobConfig, train: ClassificationSplit, run: Run) -> tuple[Members
             world_size = Storage(found).read_json("about.json")["world_size"]
             if world_size != run.world_size:
                 raise ValueError(
-                    f"the checkpoint was written by {world_size} workers and can't go on with {run.world_size}: "
-                    f"set scale.workers={world_size}, or another run.tag to begin anew"
+                    f"scale.workers must be {world_size}, as in the checkpoint, got {run.world_size}; set it so, or "
+                    f"another run.tag to start over"
                 )
             state = torch.load(found / f"rank-{run.rank}.pt", map_location="cpu", weights_only=True)
             chain.load_state_dict(state["chain"])
@@ -265,7 +265,7 @@ def _walk(job: JobConfig, train: ClassificationSplit, run: Run) -> tuple[Members
             raise Interrupted
     bar.close()
     if isinstance(chain, GradientUncertaintySampler):
-        samples = chain.run(batches, max_steps)  # no step is left: it judges whether there are enough members
+        samples = chain.run(batches, max_steps)  # no step is left: checks the number of members
         members, trace = samples.members, samples.uncertainty_trace
     else:
         members, trace = chain.members, torch.zeros(0)
@@ -315,7 +315,7 @@ def _chain(job: JobConfig, network: nn.Module, num_examples: int, share: int, nu
 
 
 def _gathered(run: Run, members: Members) -> Members:
-    """The members of all workers, on every worker; how many each has may differ."""
+    """Gather the members of all workers on every worker; their numbers may differ."""
     if run.world_size == 1:
         return members
     counts = [int(each) for each in run.all_gather(torch.tensor([len(members)]))]
@@ -342,7 +342,7 @@ def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
 
 
 def _probs_of(model: nn.Module, split: ClassificationSplit) -> Tensor:
-    """Class probabilities of one network, ``(N, C)`` on the CPU."""
+    """Return the class probabilities of one network, ``(N, C)`` on the CPU."""
     parameters = {name: value.detach()[None] for name, value in model.named_parameters()}
     device = str(next(model.parameters()).device)
     return member_probs(PosteriorPredictor(model, parameters, (), device=device), split.images)[0]

@@ -1,8 +1,8 @@
-"""A chain of parameters that keeps a member wherever the gradients of a minibatch cancel, and two Langevin samplers.
+"""The sampler: a chain that keeps a member whenever minibatch gradients cancel, and two Langevin samplers.
 
-``triggered`` is the published rule: gradient descent; where the gradient uncertainty exceeds a threshold the parameters
-are kept and then kicked. Its members are near modes, of one chain, equally weighted; they are not draws from the
-exact posterior. ``plain`` and ``corrected`` are Langevin dynamics, which are, for small steps.
+``triggered`` is the published rule: gradient descent; when the gradient uncertainty exceeds a threshold, the parameters
+are kept and then kicked. Its members lie near modes visited by one chain and are equally weighted; they are not exact
+posterior samples. ``plain`` and ``corrected`` are Langevin dynamics, whose samples are, in the limit of small steps.
 """
 
 import copy
@@ -30,43 +30,43 @@ Mode = Literal["triggered", "plain", "corrected"]
 
 
 class ChainError(RuntimeError):
-    """A chain that diverged or kept too little; the message says which setting to change."""
+    """Raised by a chain that diverged or kept too few members; the message names the setting to change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig:
-    """Settings of one chain; a SamplerConfig that exists is a valid one."""
+    """Settings of one chain, validated on construction."""
 
     mode: Mode = "triggered"
-    """``triggered``; ``plain``: stochastic gradient Langevin dynamics; ``corrected``: the same, less the noise that the
-    minibatch adds by itself."""
+    """``triggered``; ``plain``: stochastic gradient Langevin dynamics; ``corrected``: the same, with the injected noise
+    reduced by the minibatch noise."""
     lr: float = 0.01
     """Learning rate on the mean loss."""
     num_members: int = 60
-    """Members K to keep."""
+    """Number K of members to keep."""
     noise_power: float = -0.25
-    """Triggered: a kick moves every parameter by a standard deviation of ``lr ** (1 + noise_power)``."""
+    """Triggered: a kick displaces every parameter with a standard deviation of ``lr ** (1 + noise_power)``."""
     threshold: float = 1 / 3
-    """Triggered: the gradient uncertainty above which a member is kept; from 1 on there is none."""
+    """Triggered: gradient uncertainty above which a member is kept; never exceeded from 1 on."""
     warmup: int = 300
-    """Triggered: the last step at which no member is kept."""
+    """Triggered: last step at which no member is kept."""
     step_size: float | None = None
-    """Plain, corrected: eps; None: ``2 lr / N``, which gives the drift of gradient descent at rate ``lr``."""
+    """Plain, corrected: eps; None: ``2 lr / N``, which has the drift of gradient descent at rate ``lr``."""
     temperature: float = 1.0
-    """Plain, corrected: 1 is the posterior, below it is colder."""
+    """Plain, corrected: temperature; 1 is the posterior, lower is colder."""
     prior_variance: float = 1.0
-    """Plain, corrected: of the normal prior on every parameter."""
+    """Plain, corrected: variance of the normal prior on every parameter."""
     dataset_size: int | None = None
-    """N; None: ``len(loader.dataset)``."""
+    """Size N of the data set; None: ``len(loader.dataset)``."""
     burn_in: float = 0.2
-    """Plain, corrected: share of the steps, in [0, 1), before the first member can be kept."""
+    """Plain, corrected: fraction of the steps, in [0, 1), before the first member can be kept."""
     seed: int = 0
-    """Of the noise."""
+    """Random seed of the noise."""
     chunk_size: int | None = None
-    """Examples at a time, for layers whose per-example gradients are computed one by one; None: by their size."""
+    """Chunk size for layers that need explicit per-example gradients; None: chosen by their size."""
     random_kicks: float | None = None
-    """Triggered: members are kept and kicked by chance, with this probability at each step after the warm-up, whatever
-    the uncertainty is; what the trigger is worth shows against this. None: by uncertainty."""
+    """Triggered: probability per step after the warm-up with which members are kept and kicked at random, regardless of
+    the uncertainty: the ablation of the trigger. None: by uncertainty."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -82,7 +82,7 @@ class SamplerConfig:
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if not 0 <= self.burn_in < 1:
-            raise ValueError(f"burn_in is a share of the steps in [0, 1), got {self.burn_in}")
+            raise ValueError(f"burn_in must lie in [0, 1), got {self.burn_in}")
         if not (math.isfinite(self.noise_power) and math.isfinite(self.threshold)):
             raise ValueError(f"noise_power and threshold must be finite, got {self.noise_power} and {self.threshold}")
         for name in ("dataset_size", "chunk_size"):
@@ -91,49 +91,51 @@ class SamplerConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.random_kicks is not None:
             if self.mode != "triggered":
-                raise ValueError(f"random_kicks takes the place of the trigger; mode {self.mode} has none")
+                raise ValueError(
+                    f"random_kicks must be None in mode {self.mode}, got {self.random_kicks}; use mode triggered"
+                )
             if not 0 < self.random_kicks <= 1:
-                raise ValueError(f"random_kicks is a probability in (0, 1], got {self.random_kicks}")
+                raise ValueError(f"random_kicks must lie in (0, 1], got {self.random_kicks}")
 
 
 class PosteriorSamples(NamedTuple):
-    """What a chain kept."""
+    """Members kept by a chain, and its trace."""
 
     members: list[dict[str, Tensor]]
-    """Parameters by name, those that require a gradient."""
+    """Parameters by name (those that require a gradient) of each member."""
     steps: list[int]
-    """How many updates each member has behind it."""
+    """Number of updates before each member."""
     uncertainty_trace: Tensor
     """Gradient uncertainty of every step taken, float64 ``(T,)``."""
 
 
 class ChainStep(NamedTuple):
-    """What happened at one step."""
+    """Record of one step."""
 
     step: int
     """t, counted from 0."""
     loss: float
-    """Mean loss of the batch, before the update."""
+    """Mean loss of the batch before the update."""
     uncertainty: float
     kept: bool
     """Whether this step kept a member."""
     hotter: float
-    """Corrected: share of the parameters to which the minibatch alone adds more noise than the temperature; else 0."""
+    """Corrected: fraction of parameters whose minibatch noise alone exceeds that of the temperature; otherwise 0."""
 
 
 class GradientUncertaintySampler:
-    """Runs one chain from the parameters that a network has; the network itself stays as it is.
+    """Runs one chain from the current parameters of a network; the network itself is left unchanged.
 
-    The chain goes on where it was when ``run`` or ``advance`` is called again, also in another process after
-    ``load_state_dict(state_dict())``: a chain in pieces is the chain in one piece, bit for bit, if the loader's order
-    is a function of the epoch (``batches.EpochBatches``, or ``set_epoch``).
+    Calling ``run`` or ``advance`` again continues the chain, also in another process after
+    ``load_state_dict(state_dict())``. An interrupted chain equals an uninterrupted one bit for bit if the order of the
+    loader is a function of the epoch (``batches.EpochBatches``, or ``set_epoch``).
 
     Args:
-        model: A network without batch normalisation or active dropout.
+        model: Network without batch normalisation or active dropout.
         config: Settings.
 
     Raises:
-        ValueError: Batch normalisation, active dropout, or no parameter that requires a gradient.
+        ValueError: The network has batch normalisation, active dropout or no parameter that requires a gradient.
     """
 
     def __init__(self, model: nn.Module, config: SamplerConfig) -> None:
@@ -149,20 +151,20 @@ class GradientUncertaintySampler:
         self._max_steps: int | None = None
 
     def run(self, loader: Iterable[Pair] | EpochBatches, max_steps: int) -> PosteriorSamples:
-        """Take steps until all members are kept or ``max_steps`` are taken, those of earlier calls counted.
+        """Take steps until all members are kept or ``max_steps`` are taken, including those of earlier calls.
 
         The loss is the mean cross-entropy.
 
         Args:
-            loader: Gives (inputs ``(B, ...)``, labels int64 ``(B,)``); begun again when it ends.
+            loader: Iterable of (inputs ``(B, ...)``, labels int64 ``(B,)``); restarted when it ends.
             max_steps: T. Langevin modes keep the members of the steps ``round(b + i (T - b) / K)``, i = 1..K, where b
                 is ``burn_in * T``.
 
         Returns:
-            The members; fewer than asked for come with a UserWarning.
+            The members; fewer than requested raise a UserWarning.
 
         Raises:
-            ValueError: What ``advance`` refuses.
+            ValueError: As in ``advance``.
             RuntimeError: No member was kept, or the loss is not finite.
         """
         for _ in self.advance(loader, max_steps):
@@ -170,7 +172,7 @@ class GradientUncertaintySampler:
         wanted = self.config.num_members
         if not self._members:
             after = self._trace[self.config.warmup + 1 :]
-            reached = f"reached {max(after):.3f}" if after else "was not looked at"
+            reached = f"reached {max(after):.3f}" if after else "was not evaluated"
             raise ChainError(
                 f"no member was kept in {len(self._trace)} steps: after the warm-up of {self.config.warmup} steps the "
                 f"gradient uncertainty {reached}, the threshold is {self.config.threshold:.3f}; lower threshold or "
@@ -186,19 +188,19 @@ class GradientUncertaintySampler:
         return self.samples()
 
     def samples(self) -> PosteriorSamples:
-        """What was kept so far."""
+        """Return the members and the trace so far."""
         return PosteriorSamples(list(self._members), list(self._steps), torch.tensor(self._trace, dtype=torch.float64))
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of where the chain is."""
+        """Return a copy of the current parameters."""
         return {name: value.detach().clone() for name, value in self._params.items()}
 
     def advance(self, loader: Iterable[Pair] | EpochBatches, max_steps: int) -> Iterator[ChainStep]:
-        """The steps of ``run`` one by one; leaving the loop pauses the chain after the step that was given.
+        """Take the steps of ``run`` one by one; leaving the loop pauses the chain after the yielded step.
 
         Raises:
-            ValueError: ``max_steps`` below 1; for the Langevin modes: too few steps for the members, an unknown size of
-                the data set, a batch larger than it, or another ``max_steps`` than the chain began with.
+            ValueError: ``max_steps`` below 1; for the Langevin modes: too few steps for the members, a data set of
+                unknown size, a batch larger than it, or another ``max_steps`` than the chain started with.
             RuntimeError: The loss or its gradient is not finite: the chain diverged.
         """
         if max_steps < 1:
@@ -209,8 +211,8 @@ class GradientUncertaintySampler:
             size = self._dataset_size(loader)
         if langevin and self._max_steps not in (None, max_steps):
             raise ValueError(
-                f"the members of mode {self.config.mode} depend on max_steps: this chain began with {self._max_steps}, "
-                f"got {max_steps}"
+                f"max_steps must be {self._max_steps}, with which this chain started, got {max_steps}; the members of "
+                f"mode {self.config.mode} depend on it"
             )
         self._max_steps = max_steps
         if self._done(max_steps):
@@ -225,7 +227,7 @@ class GradientUncertaintySampler:
             loss, value = float(batch.loss), float(batch.uncertainty.value)
             if not (math.isfinite(loss) and math.isfinite(float(batch.uncertainty.denominator))):
                 raise ChainError(
-                    f"the loss or its gradient is not finite at step {step} (loss {loss}): the chain diverged; "
+                    f"the loss and its gradient must be finite, got loss {loss} at step {step}: the chain diverged; "
                     f"lower lr, step_size or the kick"
                 )
             if langevin:
@@ -259,7 +261,7 @@ class GradientUncertaintySampler:
         return triggered
 
     def _langevin(self, batch: BatchGradient, size: int) -> float:
-        """Update the parameters; the share of them that is hotter than asked for."""
+        """Update the parameters; return the fraction of them with too much minibatch noise."""
         config, params = self.config, self._detached()
         eps = config.step_size if config.step_size is not None else 2 * config.lr / size
         gradient = {name: theta / config.prior_variance + size * batch.mean[name] for name, theta in params.items()}
@@ -274,7 +276,7 @@ class GradientUncertaintySampler:
         return hotter_share(variance, eps, config.temperature) if variance is not None else 0.0
 
     def _gradient_variance(self, batch: BatchGradient, size: int) -> dict[str, Tensor]:
-        """As ``potential_gradient_variance``, from the sums of squares."""
+        """Compute ``potential_gradient_variance`` from the sums of squares."""
         count = len(batch.squared_norms)
         factor = variance_factor(count, size)
         assert batch.squares is not None
@@ -301,8 +303,8 @@ class GradientUncertaintySampler:
         burnt, count = self.config.burn_in * max_steps, self.config.num_members
         if max_steps - burnt < count:
             raise ValueError(
-                f"{count} members need at least {count} steps after the burn-in, got max_steps = {max_steps} of which "
-                f"{burnt:g} are burn-in"
+                f"max_steps must leave at least {count} steps after the burn-in for {count} members, got {max_steps}, "
+                f"of which {burnt:g} are burn-in"
             )
         return frozenset(round(burnt + i * (max_steps - burnt) / count) for i in range(1, count + 1))
 
@@ -311,11 +313,13 @@ class GradientUncertaintySampler:
             return self.config.dataset_size
         dataset = getattr(loader, "dataset", None)
         if dataset is None:
-            raise ValueError(f"mode {self.config.mode} must know the size of the data set: set dataset_size")
+            raise ValueError(
+                f"loader must have a dataset in mode {self.config.mode}, got none; set dataset_size instead"
+            )
         return len(dataset)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the chain depends on, as tensors, numbers and lists and mappings of them."""
+        """Return the full state of the chain as tensors, numbers, and lists and mappings of them."""
         return {
             "params": self.parameters(),
             "members": [dict(member) for member in self._members],
@@ -328,16 +332,16 @@ class GradientUncertaintySampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a chain of the same network and settings was.
+        """Restore the state of a chain with the same network and settings.
 
         Raises:
-            ValueError: Parameters of other names or shapes.
+            ValueError: Parameters with other names or shapes.
         """
         shapes = {name: tuple(value.shape) for name, value in self._params.items()}
         given = {name: tuple(value.shape) for name, value in state["params"].items()}
         if shapes != given:
             differing = sorted({*shapes.items()} ^ {*given.items()})
-            raise ValueError(f"the state is of another network: differing parameters {differing}")
+            raise ValueError(f"the state must have the parameters of the network, got a difference in {differing}")
         self._set(state["params"])
         self._members = [dict(member) for member in state["members"]]
         self._steps = [int(step) for step in state["steps"]]

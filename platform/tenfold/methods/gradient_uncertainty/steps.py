@@ -1,7 +1,7 @@
-"""One step of a chain, as a pure function of parameters, gradient and noise; and the variance that minibatches add.
+"""Sampler steps as pure functions of parameters, gradient and noise, and the variance of minibatch gradients.
 
-A tree is one tensor, or tensors by parameter name; the trees of a call have the same names and shapes, and what comes
-back is a tree like ``params``.
+A tree is one tensor, or tensors by parameter name; the trees of a call have the same names and shapes, and results are
+trees like ``params``.
 """
 
 import math
@@ -28,35 +28,36 @@ def triggered_langevin_step(
     generator: torch.Generator | None = None,
     noise: Tree | None = None,
 ) -> tuple[Params, bool]:
-    """Gradient descent that kicks itself where the gradients of the batch cancel.
+    """Take a step of gradient descent, with a random kick if the gradients of the batch cancel.
 
-    Where ``step > warmup`` and ``uncertainty > threshold``, ``lr ** noise_power`` times standard normal noise is added
-    to the gradient, which moves every parameter by a standard deviation of ``lr ** (1 + noise_power)``.
+    If ``step > warmup`` and ``uncertainty > threshold``, standard normal noise times ``lr ** noise_power`` is added to
+    the gradient, which displaces every parameter with a standard deviation of ``lr ** (1 + noise_power)``.
 
     Args:
         params: theta_t.
-        mean_grad: Gradient of the batch's mean loss there.
-        uncertainty: Of the same batch's gradients.
+        mean_grad: Gradient of the mean loss of the batch at theta_t.
+        uncertainty: Gradient uncertainty of the same batch.
         step: t, counted from 0.
         lr: Learning rate.
-        noise_power: Exponent of the noise.
-        threshold: No uncertainty exceeds 1, so from 1 on there is no kick.
-        warmup: The last step that cannot kick.
-        generator: Draws the noise, one parameter tensor after the other, only if there is a kick.
-        noise: Standard normal, in place of drawing it.
+        noise_power: Exponent of the noise scale.
+        threshold: Uncertainty above which the step kicks; never exceeded from 1 on.
+        warmup: Last step without kicks.
+        generator: Random generator; draws noise one parameter tensor after the other, and only for a kick.
+        noise: Standard normal noise to use instead of drawing it.
 
     Returns:
-        theta_{t + 1}, and whether it was kicked.
+        theta_{t + 1}, and whether the step kicked.
 
     Raises:
-        ValueError: A rate that is not above 0, a negative warm-up, an uncertainty that is nan, or trees that differ.
+        ValueError: A learning rate that is not positive, a negative warm-up, an uncertainty that is NaN, or trees that
+            differ.
     """
     check_positive("lr", lr)
     if warmup < 0:
         raise ValueError(f"warmup must be at least 0 steps, got {warmup}")
     value = float(uncertainty)
     if math.isnan(value):
-        raise ValueError("uncertainty must be a number, got nan; a batch of zero gradients has uncertainty 0")
+        raise ValueError("uncertainty must be a number, got nan; the uncertainty of zero gradients is 0")
     check_trees(params, mean_grad=mean_grad, **({} if noise is None else {"noise": noise}))
     triggered = step > warmup and value > threshold
     if not triggered:
@@ -77,22 +78,22 @@ def langevin_step(
     grad_variance: Tree | None = None,
     noise: Tree,
 ) -> Params:
-    """``theta - (eps / 2) M gV + sqrt(max(eps T M - (eps^2 / 4) M^2 s^2, 0)) xi``.
+    """Return ``theta - (eps / 2) M gV + sqrt(max(eps T M - (eps^2 / 4) M^2 s^2, 0)) xi``.
 
-    Without ``grad_variance`` this is stochastic gradient Langevin dynamics. With it, the noise that is added is less by
-    what the minibatch adds already. Where the minibatch alone adds more (``hotter_share``), nothing is added.
+    Without ``grad_variance`` this is stochastic gradient Langevin dynamics. With it, the injected noise is reduced by
+    the noise of the minibatch gradient. Where that noise alone is larger (``hotter_share``), none is injected.
 
     Args:
         params: theta.
         potential_grad: gV, an estimate of the gradient of the negative log posterior.
         step_size: eps.
-        temperature: T; 0 leaves gradient descent.
+        temperature: T; 0 gives gradient descent.
         preconditioner: M, positive; None: 1.
-        grad_variance: s^2, the variance of ``potential_grad`` that comes from the choice of the minibatch; None: 0.
+        grad_variance: s^2, the variance of ``potential_grad`` over minibatches; None: 0.
         noise: xi, standard normal.
 
     Raises:
-        ValueError: A step that is not above 0, a negative temperature or variance, a preconditioner that is not
+        ValueError: A step size that is not positive, a negative temperature or variance, a preconditioner that is not
             positive, or trees that differ.
     """
     check_positive("step_size", step_size)
@@ -118,21 +119,22 @@ def langevin_step(
 def potential_gradient_variance(
     per_example_grads: Tree, dataset_size: int, *, with_replacement: bool = False
 ) -> Params:
-    """Variance of ``(N / B) sum_i g_i``, estimated from one batch: ``(N^2 / B) c (1 - B / N)``.
+    """Estimate the variance of ``(N / B) sum_i g_i`` from one batch: ``(N^2 / B) c (1 - B / N)``.
 
-    c is the unbiased variance over the batch; the last factor is there because a batch drawn without replacement tells
-    more the larger its share of the data is.
+    c is the unbiased variance over the batch; the last factor is the finite-population correction for sampling without
+    replacement.
 
     Args:
         per_example_grads: ``(B, P)``, or ``(B, ...)`` by parameter name.
         dataset_size: N.
-        with_replacement: Whether an example can be in a batch twice; leaves the last factor out.
+        with_replacement: Whether the batch was drawn with replacement; omits the last factor.
 
     Returns:
         ``(P,)``, or ``(...)`` by parameter name.
 
     Raises:
-        ValueError: Fewer than 2 examples, more than N without replacement, or what ``gradient_uncertainty`` refuses.
+        ValueError: Fewer than 2 examples, more than N without replacement, or gradients that ``gradient_uncertainty``
+            rejects.
     """
     batch = check_batch(leaves(per_example_grads))
     factor = variance_factor(batch, dataset_size, with_replacement)
@@ -140,25 +142,27 @@ def potential_gradient_variance(
 
 
 def variance_factor(batch: int, dataset_size: int, with_replacement: bool = False) -> float:
-    """From the variance of one example's gradient to that of the estimated sum over the data set."""
+    """Return the ratio of the variance of the estimated gradient sum to that of a per-example gradient."""
     if batch < 2:
         raise ValueError(
-            f"a variance needs a batch of at least 2 examples, got {batch}; leave out a last batch that is smaller"
+            f"the batch must have at least 2 examples, got {batch}; leave out a last batch that is smaller"
         )
     if not with_replacement and batch > dataset_size:
-        raise ValueError(f"a batch without replacement has at most dataset_size = {dataset_size} examples, got {batch}")
+        raise ValueError(
+            f"a batch without replacement must have at most dataset_size = {dataset_size} examples, got {batch}"
+        )
     return dataset_size**2 / batch * (1 if with_replacement else 1 - batch / dataset_size)
 
 
 def hotter_share(grad_variance: Tree, step_size: float, temperature: float) -> float:
-    """Share of the parameters to which the minibatch alone adds more noise than the temperature asks for."""
+    """Return the fraction of parameters for which minibatch noise alone exceeds that of the temperature."""
     values = leaves(grad_variance)
     above = sum(int((step_size * s2 > 4 * temperature).sum()) for s2 in values)
     return above / sum(s2.numel() for s2 in values)
 
 
 def draw_noise(params: Tree, generator: torch.Generator | None = None) -> Params:
-    """Standard normal numbers like ``params``, tensor by tensor; drawn on the generator's device."""
+    """Draw standard normal noise shaped like ``params``, tensor by tensor, on the device of the generator."""
 
     def draw(theta: Tensor) -> Tensor:
         device = theta.device if generator is None else generator.device
@@ -168,17 +172,17 @@ def draw_noise(params: Tree, generator: torch.Generator | None = None) -> Params
 
 
 def map_trees(function: Callable[..., Tensor], first: Tree, *others: Tree) -> Params:
-    """The function of the leaves of trees with the same names."""
+    """Apply a function to the leaves of trees with the same names."""
     if isinstance(first, Tensor):
         return function(first, *others)
     return {name: function(value, *(other[name] for other in others)) for name, value in first.items()}  # type: ignore[index]
 
 
 def check_trees(params: Tree, **others: Tree) -> None:
-    """Refuse trees of other names or shapes than ``params``.
+    """Check that trees have the names and shapes of ``params``.
 
     Raises:
-        ValueError: As said.
+        ValueError: A tree differs.
     """
     for what, other in others.items():
         if isinstance(params, Tensor) != isinstance(other, Tensor):
@@ -197,9 +201,9 @@ def check_trees(params: Tree, **others: Tree) -> None:
 
 
 def check_positive(what: str, value: float) -> None:
-    """Raises ValueError unless the value is finite and above 0."""
+    """Raise ValueError unless the value is finite and positive."""
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{what} must be above 0, got {value}")
+        raise ValueError(f"{what} must be positive and finite, got {value}")
 
 
 def _kind(tree: Tree) -> str:

@@ -1,4 +1,4 @@
-"""How much the gradients of a minibatch's examples cancel each other."""
+"""Gradient uncertainty: the degree to which the per-example gradients of a minibatch cancel."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,11 +10,11 @@ Tree = Tensor | Mapping[str, Tensor]
 """One tensor, or tensors by parameter name."""
 
 _SMALL, _LARGE = 1e-140, 1e140
-"""Between them squares neither vanish nor overflow in float64."""
+"""Range of magnitudes whose squares neither underflow nor overflow in float64."""
 
 
 class GradientUncertainty(NamedTuple):
-    """``value`` is ``-numerator / denominator``; all three float64, shape ``()``."""
+    """Gradient uncertainty ``value = -numerator / denominator``; all three float64, shape ``()``."""
 
     value: Tensor
     numerator: Tensor
@@ -24,11 +24,10 @@ class GradientUncertainty(NamedTuple):
 
 
 def gradient_uncertainty(per_example_grads: Tree) -> GradientUncertainty:
-    """``1 - |sum_i g_i|^2 / sum_i |g_i|^2``: 1 where the gradients cancel, 0 where they are orthogonal, 1 - B where all
-    are equal.
+    """Return ``1 - |sum_i g_i|^2 / sum_i |g_i|^2``.
 
-    Neither a common factor nor a rotation of all gradients changes it. It is 0 by definition where all are zero.
-    Sums are taken in float64.
+    It is 1 if the gradients cancel, 0 if they are orthogonal and 1 - B if all are equal; it is invariant to scaling and
+    rotation of the gradients, and defined as 0 if all are zero. Sums are accumulated in float64.
 
     Args:
         per_example_grads: Gradients of B examples, ``(B, P)``, or ``(B, ...)`` by parameter name.
@@ -51,23 +50,23 @@ def gradient_uncertainty(per_example_grads: Tree) -> GradientUncertainty:
 
 
 def uncertainty_from_sums(of_sum: Tensor, squares: Tensor, batch: int, unit: float = 1.0) -> GradientUncertainty:
-    """The measure from ``|sum_i g_i|^2`` and ``sum_i |g_i|^2``, both of gradients divided by ``unit``."""
+    """Return the gradient uncertainty from ``|sum_i g_i|^2`` and ``sum_i |g_i|^2`` of gradients divided by ``unit``."""
     value = torch.where(squares > 0, 1 - of_sum / squares, torch.zeros_like(squares))
-    # Rounding alone can step over the bounds.
+    # Rounding errors can exceed the bounds.
     value = value.clamp(1 - batch, 1)
     return GradientUncertainty(value, (of_sum - squares) * unit * unit, squares * unit * unit)
 
 
 def leaves(tree: Tree) -> list[Tensor]:
-    """The tensors of a tree, in its order."""
+    """Return the tensors of a tree, in order."""
     return [tree] if isinstance(tree, Tensor) else list(tree.values())
 
 
 def check_batch(tensors: list[Tensor]) -> int:
-    """B of per-example gradients.
+    """Return the batch size B of per-example gradients.
 
     Raises:
-        ValueError: As ``gradient_uncertainty`` says.
+        ValueError: As in ``gradient_uncertainty``.
     """
     if not tensors:
         raise ValueError("per-example gradients must hold at least one tensor, got none")

@@ -1,7 +1,7 @@
-"""Bayes by backprop: an independent Gaussian for every weight, trained by gradient descent on the evidence bound.
+"""Bayes by backprop: a mean-field Gaussian posterior, trained by gradient descent on the evidence lower bound (ELBO).
 
 Blundell, Cornebise, Kavukcuoglu and Wierstra, "Weight Uncertainty in Neural Networks", ICML 2015. Their prior is a
-mixture of two Gaussians; here it is one, so that the divergence has a closed form.
+mixture of two Gaussians; here it is a single Gaussian, for which the divergence has a closed form.
 """
 
 import copy
@@ -16,18 +16,18 @@ Params = dict[str, Tensor]
 
 
 def gaussian_divergence(mean: Tensor, std: Tensor, prior_variance: float) -> Tensor:
-    """``KL(N(mean, std^2) || N(0, prior_variance))``, summed over all elements, in nats, shape ``()``.
+    """Return ``KL(N(mean, std^2) || N(0, prior_variance))``, summed over all elements, in nats, shape ``()``.
 
     Args:
-        mean: Any shape.
-        std: Of the same shape, positive; anything else gives nan or infinity.
-        prior_variance: Of the normal prior around 0.
+        mean: Means of any shape.
+        std: Standard deviations of the same shape; values that are not positive give NaN or infinity.
+        prior_variance: Variance of the zero-mean normal prior.
 
     Raises:
-        ValueError: Shapes that differ, or a variance that is not positive.
+        ValueError: Different shapes, or a variance that is not positive.
     """
     if mean.shape != std.shape:
-        # Left alone, (P,) against (P, 1) would broadcast and count every weight P times.
+        # (P,) against (P, 1) would broadcast and count every weight P times.
         raise ValueError(f"mean and std must have one shape, got {tuple(mean.shape)} and {tuple(std.shape)}")
     if not (prior_variance > 0 and math.isfinite(prior_variance)):
         raise ValueError(f"prior_variance must be positive and finite, got {prior_variance}")
@@ -36,11 +36,11 @@ def gaussian_divergence(mean: Tensor, std: Tensor, prior_variance: float) -> Ten
 
 
 class MeanFieldNetwork(nn.Module):
-    """A network with a Gaussian in the place of every parameter; each forward pass draws all of them once.
+    """A network with a Gaussian over every parameter; each forward pass draws all parameters once.
 
     Args:
-        network: Its parameters become the means.
-        initial_std: Of every Gaussian, positive.
+        network: Network whose parameters initialise the means.
+        initial_std: Initial standard deviation of every Gaussian, positive.
 
     Raises:
         ValueError: ``initial_std`` is not positive, or the network has buffers, which have no distribution.
@@ -52,16 +52,16 @@ class MeanFieldNetwork(nn.Module):
             raise ValueError(f"initial_std must be positive and finite, got {initial_std}")
         buffers = [name for name, _ in network.named_buffers()]
         if buffers:
-            raise ValueError(f"a network without buffers is needed, got {buffers}")
+            raise ValueError(f"network must have no buffers, got {buffers}")
         self.mean = copy.deepcopy(network)
         self.rho = copy.deepcopy(network)
-        """The same network once more: where it has a parameter, here is what softplus makes a standard deviation of."""
+        """Copy of the network whose parameters are rho; the standard deviation is softplus(rho)."""
         with torch.no_grad():
             for value in self.rho.parameters():
                 value.fill_(math.log(math.expm1(initial_std)))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs of the network with parameters drawn from torch's random stream."""
+        """Return the outputs of the network for one draw of the parameters from torch's global generator."""
         drawn = {
             name: mean + std * torch.randn_like(mean)
             for (name, mean), std in zip(self.mean.named_parameters(), self.stds().values(), strict=True)
@@ -69,17 +69,17 @@ class MeanFieldNetwork(nn.Module):
         return functional_call(self.mean, drawn, (inputs,))
 
     def divergence(self, prior_variance: float) -> Tensor:
-        """From the posterior to the prior ``N(0, prior_variance)`` on every parameter, in nats, shape ``()``."""
+        """Return the KL divergence to the prior ``N(0, prior_variance)`` over all parameters, in nats, shape ``()``."""
         pairs = zip(self.mean.parameters(), self.stds().values(), strict=True)
         return torch.stack([gaussian_divergence(mean, std, prior_variance) for mean, std in pairs]).sum()
 
     def stds(self) -> Params:
-        """Standard deviations by name of the parameter."""
+        """Return the standard deviations by parameter name."""
         return {name: functional.softplus(rho) for name, rho in self.rho.named_parameters()}
 
     @torch.no_grad()
     def draws(self, num_members: int, seed: int) -> list[Params]:
-        """Parameters by name, drawn ``num_members`` times; the same at every call with one seed.
+        """Draw ``num_members`` sets of parameters by name; deterministic given the seed.
 
         Raises:
             ValueError: ``num_members`` below 1.
