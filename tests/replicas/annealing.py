@@ -1,15 +1,14 @@
-"""What the replicas of posterior annealing share: data, one training, the figures to report, the command line.
+"""Shared code of the posterior annealing replicas: data, training, report, command line.
 
-A plain loop over the public functions of the method, with the settings of the method's own ``Config``; the weight of
-the prior and the learning rate change at every step.
+A plain training loop over the public functions of the method, with the settings of its ``Config``; the weight of the
+prior and the learning rate change at every step.
 """
 
 import argparse
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,16 @@ from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
 from tenfold.metrics.regression.scores import gaussian_crps, sharpness
 from tenfold.types import TensorSchema
+from tests.replicas.threads import one_thread
 
 NUM_BINS = 15
 NLL, ANNEALED = "gaussian_nll", "annealed l2=1"
-"""Schemes that every replica has."""
+"""Schemes of every replica."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs in the order of the network's arguments, and targets; each with N rows."""
+    """Inputs in the order of the arguments of the network, and targets; each with N rows."""
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
@@ -62,38 +62,38 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """One protocol: what is learnt from what, how, and by which schemes."""
+    """One protocol: data, network, training settings and schemes."""
 
     name: str
     draw: Callable[[int], tuple[Examples, Examples]]
-    """Training and test examples of a seed."""
+    """Returns training and test examples for a seed."""
     build: Callable[[float], nn.Module]
-    """A fresh network with so much dropout."""
+    """Returns an untrained network with the given dropout rate."""
     num_epochs: int
     batch_size: int
     learning_rate: float
     schemes: Mapping[str, Config]
     thresholds: Sequence[float] = ()
-    """Test errors: the first epoch that reaches each is reported."""
+    """Test errors for which the first epoch that reaches them is reported."""
     dropout: float = 0.1
-    """Where the uncertainty comes from dropout."""
+    """Dropout rate of MC dropout."""
     specified: Mapping[str, str] = field(default_factory=dict)
-    """MSE / NLL / UCE of each scheme that the method's specification measured with the same protocol."""
+    """MSE / NLL / UCE of each scheme measured for the specification of the method with the same protocol."""
 
 
 def train(replica: Replica, scheme: str, seed: int) -> dict[str, Any]:
-    """Train a scheme and judge it on the test examples; as JSON holds it.
+    """Train a scheme and evaluate it on the test examples; the result is JSON-serialisable.
 
     Returns:
-        ``mse``, ``nll`` (no constant), ``uce`` and further scores of the final model (only ``mse`` where no variance is
-        learnt), ``epochs_to`` each threshold (None: never), ``history`` with the first network's test error and
-        likelihood after every epoch, ``quantiles`` and ``bins`` of the reliability diagram, ``seconds`` of training.
+        ``mse``, ``nll`` (no constant), ``uce`` and further scores of the final model (only ``mse`` if no variance is
+        learnt), ``epochs_to`` each threshold (None: never), ``history`` with test error and NLL of the
+        first network after every epoch, ``quantiles`` and ``bins`` of the reliability diagram, ``seconds`` of training.
     """
     config, started = replica.schemes[scheme], time.perf_counter()
     learnt, test = replica.draw(seed)
     fitted, kept = _divide(config, learnt, seed)
     members = config.num_members if config.uncertainty == "deep_ensemble" else 1
-    with _one_thread():
+    with one_thread():
         trained = [_fit(replica, config, fitted, test, seed, member) for member in range(members)]
         seconds = time.perf_counter() - started
         predictor = _predictor([network for network, _ in trained], config, test)
@@ -127,7 +127,7 @@ def _fit(
         network.train()
         for rows in torch.randperm(len(learnt)).split(replica.batch_size):
             batch = learnt.rows(rows)
-            # The last step has the weight 0 exactly: training ends with the likelihood itself.
+            # The weight of the last step is exactly 0: training ends with the plain likelihood.
             tau = config.start * annealing_weight(
                 next(count), steps - 1, kind=config.schedule, hold=config.hold, end=config.end, rate=config.rate
             )
@@ -154,7 +154,7 @@ def _answers(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
 
 
 def _predictor(networks: Sequence[nn.Module], config: Config, examples: Examples) -> RegressionEnsemble:
-    """What a training of the method would serve, for targets that are standardised already."""
+    """Return the predictor that the method would serve, for targets that are standardised already."""
     channels = examples.targets.shape[1]
     schemas = tuple(
         TensorSchema(name=f"input {index}", dtype=str(each.dtype).removeprefix("torch."), shape=tuple(each.shape[1:]))
@@ -178,7 +178,7 @@ def _recalibrate(predictor: RegressionEnsemble, config: Config, kept: Examples) 
 
 
 def _predict(predictor: RegressionEnsemble, examples: Examples) -> tuple[Tensor, Tensor]:
-    """Mean and std, float64, like the targets."""
+    """Return mean and std, float64, shaped like the targets."""
     answers = predictor({f"input {index}": each for index, each in enumerate(examples.inputs)})
     return answers["mean"].double(), answers["std"].expand_as(examples.targets).double()
 
@@ -212,22 +212,12 @@ def _scores(
 
 
 def _divide(config: Config, learnt: Examples, seed: int) -> tuple[Examples, Examples | None]:
-    """Examples that are learnt from, and those kept for what is fitted afterwards."""
+    """Split the training examples into those used for training and those held out for recalibration."""
     if config.recalibration == "none":
         return learnt, None
     order = torch.from_numpy(np.random.default_rng((seed, len(learnt))).permutation(len(learnt)))
     size = round(config.calibration_fraction * len(learnt))
     return learnt.rows(order[size:]), learnt.rows(order[:size])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- the report
@@ -236,18 +226,18 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Of a score over seeds."""
+    """Mean of a score over seeds."""
     return float(np.mean([run[key] for run in runs]))
 
 
 def mean_epochs_to(runs: Sequence[Mapping[str, Any]], threshold: float, num_epochs: int) -> float:
-    """Mean number of epochs to a test error; a run that never gets there counts as one epoch more than it had."""
+    """Mean number of epochs to a test error; a run that never reaches it counts as one epoch more than it took."""
     reached = [run["epochs_to"][f"{threshold:g}"] for run in runs]
     return float(np.mean([num_epochs + 1 if epoch is None else epoch for epoch in reached]))
 
 
 def table(replica: Replica, results: Runs) -> str:
-    """Means over seeds, plus and minus their standard deviation, as Markdown."""
+    """Markdown table of means and standard deviations over seeds."""
     scores = ("mse", "nll", "uce", "uce_equal_mass", "ence", "mace", "crps")
     titles = ["scheme", *scores, *(f"epochs to {threshold:g}" for threshold in replica.thresholds), "specification"]
     lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
@@ -262,7 +252,7 @@ def table(replica: Replica, results: Runs) -> str:
 
 
 def figure_reliability(results: Runs) -> Any:
-    """Observed against nominal coverage, and squared error against variance in bins of equal size; first seed."""
+    """Plot observed against nominal coverage, and squared error against variance in equal-mass bins; first seed."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for scheme, runs in results.items():
         run = runs[0]
@@ -288,14 +278,14 @@ def figure_reliability(results: Runs) -> Any:
 
 
 def figure_convergence(results: Runs) -> Any:
-    """Test error and likelihood after every epoch, means over seeds; one line for schemes that train alike."""
+    """Plot test error and NLL after every epoch, means over seeds; schemes with the same training share a line."""
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     drawn: list[list[float]] = []
     for scheme, runs in results.items():
         curves = {score: np.mean([[each[score] for each in run["history"]] for run in runs], axis=0)
                   for score in ("mse", "nll")}  # fmt: skip
         if curves["mse"].tolist() in drawn:
-            continue  # an ensemble's first network is the single one
+            continue  # the first network of an ensemble is the single network
         drawn.append(curves["mse"].tolist())
         epochs = [epoch["epoch"] for epoch in runs[0]["history"]]
         for axis, score in zip(axes, curves, strict=True):
@@ -303,7 +293,7 @@ def figure_convergence(results: Runs) -> Any:
                 axis.plot(epochs, curves[score], label=scheme)
     axes[0].set(xlabel="epoch", ylabel="MSE", yscale="log", title="test error")
     axes[1].set(xlabel="epoch", ylabel="NLL without the constant", title="test likelihood")
-    # The early likelihood of a network that is sure and wrong would hide all that follows.
+    # The early NLL of an over-confident network would dominate the axis.
     lowest = min(line.get_ydata().min() for line in axes[1].get_lines())
     axes[1].set_ylim(lowest - 0.1, lowest + 2.5)
     axes[0].legend(fontsize=8)
@@ -311,7 +301,7 @@ def figure_convergence(results: Runs) -> Any:
 
 
 def main(replica: Replica, description: str | None, seeds: Sequence[int]) -> None:
-    """Train every scheme for every seed, print the table, and leave ``results.json`` and two figures in a folder."""
+    """Train every scheme for every seed, print the table, and write ``results.json`` and two figures."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--out", type=Path, default=Path("outputs") / f"replica_annealing_{replica.name}")

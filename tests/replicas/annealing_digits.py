@@ -1,9 +1,9 @@
-"""Posterior annealing for super-resolution of scikit-learn's digits, 4x4 pixels to 8x8, in a minute on one core.
+"""Posterior annealing for super-resolution of scikit-learn's digits, 4x4 to 8x8 pixels, in a minute on one core.
 
     python -m tests.replicas.annealing_digits --seeds 0 1 --out outputs/replica_annealing_digits
 
-A seed divides the 1,797 pictures, values in [0, 1], into 1,200 and 597; the small ones are means of 2x2 pixels. The
-network corrects a bicubic enlargement with three layers of 32 channels.
+A seed splits the 1,797 images, values in [0, 1], into 1,200 and 597; low-resolution images are means of 2x2 pixels. The
+network corrects a bicubic upsampling with three layers of 32 channels.
 """
 
 import numpy as np
@@ -21,11 +21,11 @@ SEEDS = (0, 1)
 
 
 def draw(seed: int) -> tuple[Examples, Examples]:
-    """1,200 and 597 pairs of pictures."""
-    pictures = torch.from_numpy(load_digits().images.astype(np.float32) / 16)[:, None]
-    pictures = pictures[torch.from_numpy(np.random.default_rng(seed).permutation(len(pictures)))]
-    every = Examples((functional.avg_pool2d(pictures, 2),), pictures)
-    rows = torch.arange(len(pictures))
+    """Return 1,200 and 597 pairs of images."""
+    images = torch.from_numpy(load_digits().images.astype(np.float32) / 16)[:, None]
+    images = images[torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))]
+    every = Examples((functional.avg_pool2d(images, 2),), images)
+    rows = torch.arange(len(images))
     return every.rows(rows[:NUM_TRAIN]), every.rows(rows[NUM_TRAIN:])
 
 

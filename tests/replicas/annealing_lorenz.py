@@ -1,10 +1,10 @@
-"""Posterior annealing on noisy windows of Lorenz's attractor, beside what is usually done for calibration.
+"""Posterior annealing on noisy windows of the Lorenz attractor, with the usual calibration baselines.
 
     python -m tests.replicas.annealing_lorenz --seeds 0 1 2 3 4 5 --out outputs/replica_annealing_lorenz
 
-96 windows of 64 samples to learn from, 48 to judge by; the std of a coordinate's noise is 1 + 3 |coordinate| / 20.
-States and inputs are standardised by the training states. Three convolutions of 32 channels, 20 epochs: half a minute a
-seed for all ten schemes on one core.
+96 training and 48 test windows of 64 samples; the noise of a coordinate has std 1 + 3 |coordinate| / 20. States and
+inputs are standardised by the training states. Three convolutions of 32 channels, 20 epochs: half a minute per seed for
+all ten schemes on one core.
 """
 
 from functools import cache
@@ -24,7 +24,7 @@ FAST, FASTER = 0.05, 0.03
 
 @cache
 def draw(seed: int) -> tuple[Examples, Examples]:
-    """96 and 48 windows ``(3, 64)``."""
+    """Return 96 and 48 windows ``(3, 64)``."""
     config = LorenzConfig(seed=seed)
     pairs = [[torch.from_numpy(each) for each in lorenz_windows(config, part)] for part in ("train", "test")]
     states = pairs[0][1]

@@ -1,9 +1,9 @@
-"""Posterior annealing for a property of simulated molecules, where only parity with the likelihood is asked for.
+"""Posterior annealing for a property of simulated molecules, where only parity with the likelihood is required.
 
     python -m tests.replicas.annealing_molecules --seeds 0 1 --out outputs/replica_annealing_molecules
 
-1,200 molecules of 3 to 6 atoms to learn from, 600 to judge by; the property is standardised by the training values. An
-EGNN of three layers of width 32 with attention, 20 epochs: some minutes on one core.
+1,200 training and 600 test molecules of 3 to 6 atoms; the property is standardised by the training values. An EGNN with
+three layers of width 32 and attention, 20 epochs: a few minutes on one core.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ SEEDS = (0, 1)
 
 @cache
 def draw(seed: int) -> tuple[Examples, Examples]:
-    """1,200 and 600 molecules."""
+    """Return 1,200 and 600 molecules."""
     config = MoleculesConfig(seed=seed)
 
     def molecules(part: Part) -> Examples:

@@ -1,9 +1,9 @@
-"""Posterior annealing on a noisy sine: every variant of the loss and its strongest rivals, in minutes on one core.
+"""Posterior annealing on a noisy sine: variants of the loss and the strongest baselines, in minutes on one core.
 
     python -m tests.replicas.annealing_sine --seeds 0 1 2 --out outputs/replica_annealing_sine
 
 x ~ U(0, 10), y = 0.8 sin(pi x) + (0.02 + 0.008 x) N(0, 1); the network sees x / 5 - 1 and has two layers of 64 tanh
-units. Its first layer begins with high frequencies, or it would not find the five periods in 150 epochs.
+units. Its first layer is initialised with high frequencies; otherwise 150 epochs would not fit the five periods.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ SEEDS = (0, 1, 2)
 
 
 def draw(seed: int) -> tuple[Examples, Examples]:
-    """1,000 points to learn from and 2,000 to judge by."""
+    """Return 1,000 training and 2,000 test points."""
     random = np.random.default_rng(seed)
 
     def points(num: int) -> Examples:

@@ -1,13 +1,13 @@
-"""Gradient uncertainty on scikit-learn's digits: does the ensemble of one chain know that letters are no digits?
+"""Gradient uncertainty on scikit-learn's digits, with letters as out-of-distribution data.
 
     python -m tests.replicas.gradient_uncertainty_digits --seeds 0 1 2 --out outputs/replica_gradient_uncertainty
 
-1,200 digits of 8 x 8 to train, 597 to test; 840 letters A to J of matplotlib's fonts are none of them, and pixel
-averages of two test digits of different classes can be read as either. Beside the triggered chain: one network, five
-networks, dropout, Langevin dynamics plain and corrected, SGHMC, SWAG, Laplace's approximation, Bayes by backprop, and
-the same chain with kicks at random at the same rate. Rivals have the settings that the methods begin with, not tuned
-ones. Prints Markdown tables (mean and standard deviation over seeds) and leaves ``results.json`` and figures. Two to
-three minutes of one core a seed.
+1,200 training and 597 test digits of 8 x 8. Out-of-distribution images are 840 letters A to J of matplotlib's fonts;
+ambiguous images are pixel averages of two test digits of different classes. Baselines of the triggered chain: one
+network, an ensemble of five, MC dropout, Langevin dynamics plain and corrected, SGHMC, SWAG, the last-layer Laplace
+approximation, Bayes by backprop, and the same chain with random kicks at the same rate, all with initial settings,
+not tuned. Prints Markdown tables (mean and standard deviation over seeds) and writes ``results.json`` and figures. Two
+to three minutes on one core per seed.
 """
 
 import argparse
@@ -50,7 +50,7 @@ NUM_TRAIN = 1200
 BATCH_SIZE = 60
 LEARNING_RATE = 0.1
 NUM_STEPS = 1200
-"""Of one deterministic network."""
+"""Training steps of one deterministic network."""
 NUM_NETWORKS = 5
 WARMUP, NUM_MEMBERS, MAX_STEPS = 400, 30, 6000
 DROPOUT = 0.3
@@ -65,7 +65,7 @@ METHODS = (
 
 
 class Digits(NamedTuple):
-    """Pictures ``(N, 1, 8, 8)`` in [0, 1]."""
+    """Images ``(N, 1, 8, 8)`` in [0, 1]."""
 
     train: Tensor
     train_labels: Tensor
@@ -76,21 +76,21 @@ class Digits(NamedTuple):
 
 
 def read_digits(seed: int) -> Digits:
-    """A seeded split of the digits, the letters, and blends of the test digits."""
+    """Return a seeded split of the digits, the letters, and blends of test digits."""
     source = load_digits()
-    pictures = torch.from_numpy(source.images / 16).float()[:, None]
+    images = torch.from_numpy(source.images / 16).float()[:, None]
     labels = torch.from_numpy(source.target).long()
     random = np.random.default_rng(seed)
     order = torch.from_numpy(random.permutation(len(labels)))
     train, test = order[:NUM_TRAIN], order[NUM_TRAIN:]
     first, second = torch.from_numpy(random.permutation(len(test))[: len(test) // 2 * 2]).view(2, -1)
     differ = labels[test[first]] != labels[test[second]]
-    blends = (pictures[test[first[differ]]] + pictures[test[second[differ]]]) / 2
-    return Digits(pictures[train], labels[train], pictures[test], labels[test], read_letters(), blends)
+    blends = (images[test[first[differ]]] + images[test[second[differ]]]) / 2
+    return Digits(images[train], labels[train], images[test], labels[test], read_letters(), blends)
 
 
 def read_letters() -> Tensor:
-    """Each letter of each font at four rotations, cut to its ink, squared and averaged down to 8 x 8."""
+    """Render the letters of all fonts at four rotations, crop to the ink, pad to a square and box-resize to 8 x 8."""
     rows = []
     for glyph in glyphs()[:, [CHARACTERS.index(letter) for letter in LETTERS]].reshape(-1, 64, 64):
         for angle in ROTATIONS:
@@ -113,24 +113,24 @@ def make_network(seed: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 def descend(network: nn.Module, batches: ShuffledBatches, num_steps: int) -> dict[str, Tensor]:
-    """Parameters after plain gradient descent."""
-    optimiser = torch.optim.SGD(network.parameters(), LEARNING_RATE)
+    """Train by plain gradient descent and return the parameters."""
+    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE)
     for (_, _, (inputs, labels)), _ in zip(endless(batches), range(num_steps), strict=False):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         functional.cross_entropy(network(inputs), labels).backward()
-        optimiser.step()
+        optimizer.step()
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 
 def sample(seed: int, batches: ShuffledBatches, max_steps: int, **settings: Any) -> PosteriorSamples:
     config = SamplerConfig(num_members=NUM_MEMBERS, seed=seed, **settings)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # how many members were kept is a result
+        warnings.simplefilter("ignore", UserWarning)  # the number of members is a result
         return GradientUncertaintySampler(make_network(seed), config).run(batches, max_steps)
 
 
 def measure(probs: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
-    """Scores of an ensemble from its members' probabilities ``(K, N, C)`` of test, letters and blends."""
+    """Compute the scores of an ensemble from the probabilities ``(K, N, C)`` of its members on the three sets."""
     scores = {name: predictive_uncertainty(values) for name, values in probs.items()}
     mean = probs["test"].mean(0)
     entropy = scores["test"].predictive_entropy
@@ -151,7 +151,7 @@ def measure(probs: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
 
 
 def replicate(seed: int, out: Path | None = None) -> dict[str, Any]:
-    """All methods on one seed."""
+    """Run all methods for one seed."""
     digits = read_digits(seed)
     batches = ShuffledBatches(digits.train, digits.train_labels, BATCH_SIZE, seed=seed)
     sets = {"test": digits.test, "letters": digits.letters, "blends": digits.blends}
@@ -159,10 +159,10 @@ def replicate(seed: int, out: Path | None = None) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     result: dict[str, Any] = {"seed": seed}
 
-    def ask(name: str, members: Sequence[Mapping[str, Tensor]], start: float) -> None:
+    def predict(name: str, members: Sequence[Mapping[str, Tensor]], start: float) -> None:
         seconds[name] = time.process_time() - start
         network = make_network(0).eval()
-        probs[name] = {of: posterior_predictive(members, network, pictures) for of, pictures in sets.items()}
+        probs[name] = {of: posterior_predictive(members, network, images) for of, images in sets.items()}
 
     start = time.process_time()
     networks = [
@@ -170,13 +170,13 @@ def replicate(seed: int, out: Path | None = None) -> dict[str, Any]:
                                                                seed=seed + 1000 * k), NUM_STEPS)
         for k in range(NUM_NETWORKS)
     ]  # fmt: skip
-    ask("deep ensemble", networks, start)
-    ask("deterministic", networks[:1], time.process_time())
+    predict("deep ensemble", networks, start)
+    predict("deterministic", networks[:1], time.process_time())
     seconds["deterministic"] = seconds["deep ensemble"] / NUM_NETWORKS
 
     start = time.process_time()
     triggered = sample(seed, batches, MAX_STEPS, lr=LEARNING_RATE, noise_power=0.0, warmup=WARMUP)
-    ask("triggered", triggered.members, start)
+    predict("triggered", triggered.members, start)
     steps = len(triggered.uncertainty_trace)
     rate = len(triggered.members) / (steps - WARMUP - 1)
     trace = triggered.uncertainty_trace[WARMUP + 1 :]
@@ -193,17 +193,17 @@ def replicate(seed: int, out: Path | None = None) -> dict[str, Any]:
     random = sample(
         seed, batches, MAX_STEPS, lr=LEARNING_RATE, noise_power=0.0, warmup=WARMUP, random_kicks=min(rate, 1.0)
     )
-    ask("random kicks", random.members, start)
+    predict("random kicks", random.members, start)
     start = time.process_time()
-    ask("plain SGLD", sample(seed, batches, LANGEVIN_STEPS, mode="plain", lr=LANGEVIN_RATE).members, start)
-    for name, ask_rival in RIVALS.items():
+    predict("plain SGLD", sample(seed, batches, LANGEVIN_STEPS, mode="plain", lr=LANGEVIN_RATE).members, start)
+    for name, sample_members in BASELINES.items():
         start = time.process_time()
-        ask(name, ask_rival(seed, batches), start)
+        predict(name, sample_members(seed, batches), start)
     with torch.no_grad():
         first = make_network(seed)
         first.load_state_dict(networks[0])
     start = time.process_time()
-    ask("Laplace", laplace_members(first, batches, NUM_MEMBERS, seed), start)
+    predict("Laplace", laplace_members(first, batches, NUM_MEMBERS, seed), start)
     probs["MC dropout"] = _dropout_probs(seed, batches, sets)
 
     result["methods"] = {name: measure(probs[name], digits.test_labels) for name in METHODS}
@@ -247,16 +247,16 @@ def _walked(chain: SghmcChain | SwagChain, batches: ShuffledBatches) -> list[dic
 
 def _bayes_by_backprop(seed: int, batches: ShuffledBatches) -> list[dict[str, Tensor]]:
     posterior = MeanFieldNetwork(make_network(seed), INITIAL_STD)
-    optimiser = torch.optim.Adam(posterior.parameters(), VARIATIONAL_RATE)
+    optimizer = torch.optim.Adam(posterior.parameters(), VARIATIONAL_RATE)
     for (_, _, (inputs, labels)), _ in zip(endless(batches), range(LANGEVIN_STEPS), strict=False):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = functional.cross_entropy(posterior(inputs), labels) + posterior.divergence(1.0) / NUM_TRAIN
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return posterior.draws(NUM_MEMBERS, seed)
 
 
-RIVALS = {"corrected SGLD": _corrected, "SGHMC": _sghmc, "SWAG": _swag, "Bayes by backprop": _bayes_by_backprop}
+BASELINES = {"corrected SGLD": _corrected, "SGHMC": _sghmc, "SWAG": _swag, "Bayes by backprop": _bayes_by_backprop}
 
 
 def _dropout_probs(seed: int, batches: ShuffledBatches, sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -264,7 +264,7 @@ def _dropout_probs(seed: int, batches: ShuffledBatches, sets: Mapping[str, Tenso
     descend(network, batches, NUM_STEPS)
     with torch.no_grad():
         return {
-            of: torch.stack([network(pictures).softmax(1) for _ in range(NUM_MEMBERS)]) for of, pictures in sets.items()
+            of: torch.stack([network(images).softmax(1) for _ in range(NUM_MEMBERS)]) for of, images in sets.items()
         }
 
 
@@ -299,7 +299,7 @@ COLUMNS = {
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; mean and standard deviation over seeds."""
+    """Markdown tables of means and standard deviations over seeds."""
 
     def spread(values: Sequence[float]) -> str:
         if len(values) == 1:

@@ -1,11 +1,11 @@
-"""The claims of gradient uncertainty that hold at this size, over three seeds; and those that do not."""
+"""Claims of gradient uncertainty that hold at this size, over three seeds."""
 
 import numpy as np
 import pytest
-import torch
 
 from tests.replicas import gradient_uncertainty_digits as digits
 from tests.replicas import gradient_uncertainty_toy as toy
+from tests.replicas.threads import one_thread
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -13,11 +13,9 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def single_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +70,11 @@ def test_members_disagree_about_letters_most(results):
 
 
 def test_uncertainty_is_negative_while_learning_and_rarely_above_the_threshold_later(results):
-    """Not from the first step on: for the first five epochs, before the loss begins to fall, it stays near 0."""
+    """Near 0 for the first five epochs, before the loss starts to fall."""
     for result in results:
         chain = result["chain"]
         assert chain["members"] == digits.NUM_MEMBERS
-        # Means of an epoch; measured, -3.7 and -5.3.
+        # Epoch means; measured, -3.7 and -5.3.
         assert chain["lowest_epoch"] < -2
         assert chain["lowest_epoch"] < 2 * chain["late_mean"]
         assert 0.002 < chain["above_threshold"] < 0.05
