@@ -1,4 +1,4 @@
-"""The annealed likelihood and its schedules: published values, values by hand, laws, gradients, refusals."""
+"""The annealed likelihood and its schedules: golden values, values by hand, laws, gradients, rejected inputs."""
 
 import math
 import re
@@ -93,7 +93,7 @@ def test_generalized_gaussian_matches_golden():
     exact = generalized_gaussian_nll(mean, inv_scale, shape, target, reduction="none")
     close(exact, golden("ggd.nll_exact"))
     close(generalized_gaussian_variance(inv_scale, shape), golden("ggd.variance"))
-    # The surrogate of earlier public code is another function: the exact one must not be mistaken for it.
+    # The surrogate of earlier public code is a different function.
     assert (exact - golden("ggd.linearised_reference")).abs().max() > 0.1
 
 
@@ -218,7 +218,7 @@ def test_the_prior_alone_is_over_confident(tau, best):
 
 
 @pytest.mark.parametrize(("power", "best"), [(2.0, 3.0), (1.0, 1.0)])
-def test_at_tau_one_without_coupling_the_best_mean_is_the_mean_or_the_median(power, best):
+def test_at_tau_one_without_coupling_the_optimum_is_mean_or_median(power, best):
     targets = torch.tensor([0.0, 1.0, 8.0], dtype=torch.float64)
     candidates = torch.arange(0, 8.01, 0.5, dtype=torch.float64)
     losses = [
@@ -271,7 +271,7 @@ def test_gradient_at_a_residual_of_zero(power):
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
 @pytest.mark.parametrize("detach", [False, True])
-def test_what_has_no_weight_has_a_gradient_of_zero(weights, detach):
+def test_inputs_without_weight_have_a_zero_gradient(weights, detach):
     mean, log_variance, target = make_case(2)
     loss = annealed_likelihood_loss(
         mean.requires_grad_(),
@@ -369,7 +369,7 @@ def test_schedules_by_hand():
         ({"hold": math.nan}, "0 <= hold"),
     ],
 )
-def test_schedules_refuse(arguments, message):
+def test_schedules_reject(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         annealing_weight(**{"step": 3, "total_steps": 10, **arguments})
 
@@ -388,7 +388,7 @@ def test_schedules_refuse(arguments, message):
         ({"reduction": "median"}, "reduction must be one of none, mean, sum, got 'median'"),
     ],
 )
-def test_settings_that_are_refused(options, message):
+def test_settings_that_are_rejected(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         annealed_likelihood_loss(*make_case(6), **{"tau": 0.5, **options})
 
@@ -419,7 +419,7 @@ def test_inputs_that_are_not_finite_are_named(loss, reduction, value, which, nam
     loss(*case, reduction=reduction, validate=False)
 
 
-def test_finite_inputs_that_overflow_are_no_mistake_of_the_caller():
+def test_finite_inputs_that_overflow_are_not_rejected():
     loss = annealed_likelihood_loss(torch.zeros(2), torch.full((2,), -200.0), torch.ones(2), tau=0.5)
     assert loss.item() == math.inf
 
@@ -435,13 +435,13 @@ def test_finite_inputs_that_overflow_are_no_mistake_of_the_caller():
         (((1, 3), (4, 3), (1, 3)), "log_variance must broadcast to the shape of mean"),
     ],
 )
-def test_shapes_that_are_refused(loss, shapes, message):
+def test_shapes_that_are_rejected(loss, shapes, message):
     mean, log_variance, target = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=re.escape(message)):
         loss(mean, log_variance, target)
 
 
-def test_integers_and_nothing_are_refused():
+def test_integers_and_empty_tensors_are_rejected():
     with pytest.raises(ValueError, match=re.escape("target must be floating point, got torch.int64")):
         gaussian_nll(torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one element"):
@@ -478,5 +478,5 @@ def test_modes_need_a_positive_sigma(sigma):
             annealed_likelihood_modes(given_sigma, 0.5, 1.0, 1.0)
 
 
-def test_the_nameplate_has_every_name():
+def test_the_room_exports_its_public_names():
     assert {name for name in room.__all__ if not hasattr(room, name)} == set()

@@ -75,7 +75,7 @@ def test_the_std_is_made_of_noise_and_disagreement(tmp_path: Path):
     together = answer["aleatoric"].square() + answer["epistemic"].square()
     torch.testing.assert_close(answer["std"].square(), together)
     assert (answer["epistemic"] > 0).all()
-    # One vectorised pass gives what the members give one by one.
+    # One vectorised pass equals the members one by one.
     means, log_variances = zip(*(network(batch["input"]) for network in predictor.networks), strict=True)
     unit = predictor.std
     torch.testing.assert_close(answer["mean"], torch.stack(means).mean(0).detach() * unit + predictor.mean)
@@ -83,7 +83,7 @@ def test_the_std_is_made_of_noise_and_disagreement(tmp_path: Path):
     torch.testing.assert_close(answer["aleatoric"], noise)
 
 
-def test_intervals_hold_what_they_say_after_the_repair():
+def test_intervals_have_their_nominal_coverage():
     random = np.random.default_rng(0)
     network = build_regressor(
         RegressorConfig(name="mlp", widths=(4,)), [TensorSchema(name="x", dtype="float32", shape=(1,))], 1
@@ -167,7 +167,7 @@ def test_an_input_in_the_targets_unit_is_standardised_with_them():
     table = load_regression(compose_job(list(TINY)).data)
     network = build_regressor(RegressorConfig(widths=(4,)), table.inputs, 10)
     share_units(network, table, torch.ones(10), torch.ones(10))
-    assert (network.input_mean == 0).all()  # a table's columns have units of their own
+    assert (network.input_mean == 0).all()  # the columns of a table have different units
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_input_in_the_targets_unit_is_standardised_with_them():
         ({"input": torch.zeros(2, 10).double()}, "got float64"),
     ],
 )
-def test_inputs_that_are_not_the_models_are_refused(tmp_path_factory, inputs, message):
+def test_inputs_of_the_wrong_name_dtype_or_shape_are_rejected(tmp_path_factory, inputs, message):
     network = build_regressor(
         RegressorConfig(widths=(4,)), [TensorSchema(name="input", dtype="float32", shape=(10,))], 1
     )
@@ -199,7 +199,7 @@ def test_inputs_that_are_not_the_models_are_refused(tmp_path_factory, inputs, me
         (("data=photographs", "model.upscale=2", "model.widths=null"), r"model\.upscale must be 4"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_before_any_work(tmp_path: Path, settings, message):
+def test_incompatible_settings_are_rejected_before_training(tmp_path: Path, settings, message):
     with pytest.raises(ValueError, match=message):
         trained(tmp_path, *settings)
 
@@ -217,13 +217,13 @@ def test_what_does_not_fit_together_is_refused_before_any_work(tmp_path: Path, s
         ("method.calibration_fraction=1", "calibration_fraction must lie in"),
     ],
 )
-def test_settings_out_of_range_are_refused(setting, message):
+def test_settings_out_of_range_are_rejected(setting, message):
     with pytest.raises(ConfigError, match=message):
         compose_job([*TINY, setting])
 
 
 @pytest.mark.parametrize("data", ["lorenz", "nbody", "molecules", "photographs", "phantoms", "table"])
-def test_every_embedded_data_set_has_a_network_that_takes_it(data):
+def test_every_embedded_data_set_has_a_network_that_fits(data):
     counts = () if data == "table" else ("data.num_train=2", "data.num_val=2", "data.num_test=2")
     job = compose_job(["method=posterior_annealing", f"data={data}", "scale=local", *counts])
     loaded = load_regression(job.data)
