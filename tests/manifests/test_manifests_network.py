@@ -1,4 +1,4 @@
-"""Who reaches whom, by the overlays' network policies."""
+"""Connections that the overlays' network policies allow and deny."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def manifests(built: Built) -> list[Manifest]:
 
 @pytest.fixture(scope="module")
 def peers(manifests: list[Manifest]) -> dict[str, Peer]:
-    """The pods by component and, for Ray's, node type; beside some that are not ours."""
+    """Pods by component and, for Ray, node type; plus some foreign ones."""
     found = {"stranger": Peer({"app": "x"}), "foreign head": Peer({"ray.io/node-type": "head"}, namespace="other")}
     for pod in pods(manifests):
         name = pod.labels["app.kubernetes.io/component"]

@@ -1,4 +1,4 @@
-"""Mistakes that must be found: a check that can't fail checks nothing."""
+"""Errors that the checks must find."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def dig(value: Any, keys: tuple[str | int, ...]) -> Any:
 
 
 def put(*path: str | int, value: Any) -> Callable[[Manifest], None]:
-    """Set what stands at a path."""
+    """Set the value at a path."""
 
     def change(manifest: Manifest) -> None:
         dig(manifest, path[:-1])[path[-1]] = value
@@ -31,7 +31,7 @@ def put(*path: str | int, value: Any) -> Callable[[Manifest], None]:
 
 
 def drop(*path: str | int) -> Callable[[Manifest], None]:
-    """Remove what stands at a path."""
+    """Remove the value at a path."""
 
     def change(manifest: Manifest) -> None:
         del dig(manifest, path[:-1])[path[-1]]
@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[str, Callable[[Manifest], None], str]] = {
         put(*POD, "initContainers", 0, "securityContext", "privileged", value=True),
         "container migrate: privileged",
     ),
-    # the house
+    # project rules
     "API token for all": ("Deployment", drop(*POD, "automountServiceAccountToken"), "automountServiceAccountToken"),
     "secret in clear": (
         "Deployment",

@@ -48,7 +48,7 @@ SMALL = {"num_cpus": 0.1}
 
 
 class Deployed:
-    """The endpoint, and the bundles behind it."""
+    """A deployed endpoint and its bundles."""
 
     def __init__(self, folder):
         self.folder = folder

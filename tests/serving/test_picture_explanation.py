@@ -39,7 +39,7 @@ def predict(service, how="query", model="tints", accept=None, **asked):
 
 
 def seen():
-    """The image as the model sees it."""
+    """Resize the image as the model does."""
     return resize_image(random_image(), SIZE)
 
 

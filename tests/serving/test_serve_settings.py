@@ -159,7 +159,7 @@ def test_a_local_cluster_has_room_for_every_model_and_its_roll_out(monkeypatch):
 
 @pytest.fixture
 def address():
-    """Of a server that answers every request with what the test puts in ``reply``."""
+    """URL of a server that answers every request with what the test puts in ``reply``."""
 
     class Handler(BaseHTTPRequestHandler):
         reply = (200, "{}")

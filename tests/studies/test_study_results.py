@@ -172,7 +172,7 @@ def test_the_report_says_what_was_found_and_how_to_get_it_again(result):
     assert table[-1].endswith("(n = 2) | failed |")  # last, although its mean is not
     for path in written.figures.values():
         assert f"({path.relative_to(result.folder).as_posix()})" in report
-        assert np.asarray(Image.open(path)).std() > 10, "an empty picture"
+        assert np.asarray(Image.open(path)).std() > 10, "an empty image"
     assert "Interrupted" not in report
     assert "Interrupted" in render_report(dataclasses.replace(written, interrupted=True))
 

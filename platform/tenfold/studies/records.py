@@ -46,7 +46,7 @@ class TrialRecord:
 
 
 class StudyFolder:
-    """The folder of a study: ``trials/<id>/result.json``, ``points/<id>.json``, ``study.json`` and the report."""
+    """Folder of a study: ``trials/<id>/result.json``, ``points/<id>.json``, ``study.json`` and the report."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

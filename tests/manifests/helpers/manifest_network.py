@@ -1,4 +1,4 @@
-"""Who may open a connection to whom, by the NetworkPolicies of a build: Kubernetes' rules, in small."""
+"""Evaluation of NetworkPolicies: which pods may connect to which."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Peer:
 
 
 def is_allowed(manifests: list[Manifest], source: Peer, target: Peer, port: int, *, home: str = "tenfold") -> bool:
-    """Whether a TCP connection passes the source's egress and the target's ingress policies.
+    """Return True if a TCP connection passes the source's egress and the target's ingress policies.
 
     Args:
         manifests: A build; its policies hold in the namespace ``home``.
@@ -36,7 +36,7 @@ def is_allowed(manifests: list[Manifest], source: Peer, target: Peer, port: int,
 
 def _passes(policies: list[dict[str, Any]], way: str, own: Peer, other: Peer, port: int, home: str) -> bool:
     if own.labels is None or own.namespace != home:
-        return True  # these policies say nothing of it
+        return True  # not restricted by these policies
     holding = [
         each for each in policies if way in each["policyTypes"] and selects(each.get("podSelector") or {}, own.labels)
     ]
@@ -65,7 +65,7 @@ def _is_port(rule: dict[str, Any], port: int) -> bool:
 def _is_peer(rule: dict[str, Any], other: Peer, home: str) -> bool:
     if "ipBlock" in rule:
         if other.address is None:
-            return False  # pods are meant by their labels
+            return False  # pods are selected by labels
         address = ipaddress.ip_address(other.address)
         block = rule["ipBlock"]
         excepted = any(address in ipaddress.ip_network(each) for each in block.get("except", []))
@@ -81,7 +81,7 @@ def _is_peer(rule: dict[str, Any], other: Peer, home: str) -> bool:
 
 
 def selects(selector: dict[str, Any], labels: Labels) -> bool:
-    """Whether a label selector takes something with these labels; an empty one takes everything."""
+    """Return True if a label selector matches these labels; an empty one matches everything."""
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
         return False
     for each in selector.get("matchExpressions") or []:

@@ -1,4 +1,4 @@
-"""What KubeRay 1.7's operator refuses (or breaks on) after the API server has accepted it.
+"""Rules of KubeRay 1.7's operator for objects that the API server accepts.
 
 Most of these come from the operator's validation and from how it builds `ray start` and the submitter's shell line.
 """
@@ -26,7 +26,7 @@ PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 
 
 def operator_problems(manifest: Manifest) -> list[str]:
-    """What the operator would refuse in one object; an empty list for a kind that is not Ray's."""
+    """Violations of the operator's rules in one object; an empty list for kinds other than Ray's."""
     kind = manifest.get("kind", "")
     if kind == "RayCronJob":
         return [f"{label(manifest)}: RayCronJob is behind an alpha gate that is off"]
@@ -49,7 +49,7 @@ def operator_problems(manifest: Manifest) -> list[str]:
 
 
 def cluster_problems(cluster: Spec) -> Iterator[str]:
-    """Rules of one RayClusterSpec."""
+    """Violations in one RayClusterSpec."""
     head = cluster["headGroupSpec"]
     groups = {"head": head} | {each["groupName"]: each for each in cluster.get("workerGroupSpecs", [])}
     if len(groups) != 1 + len(cluster.get("workerGroupSpecs", [])):
@@ -91,7 +91,7 @@ def cluster_problems(cluster: Spec) -> Iterator[str]:
 
 
 def job_problems(spec: Spec) -> Iterator[str]:
-    """Rules of a RayJob outside its cluster."""
+    """Violations in a RayJob, outside its cluster."""
     if ("rayClusterSpec" in spec) == bool(spec.get("clusterSelector")):
         yield "one of rayClusterSpec and clusterSelector must be set"
     mode = spec.get("submissionMode", "K8sJobMode")
@@ -110,7 +110,7 @@ def job_problems(spec: Spec) -> Iterator[str]:
 
 
 def deletion_problems(spec: Spec) -> Iterator[str]:
-    """How a finished job goes away: shutdown with a TTL, or rules, never both."""
+    """Violations in the deletion of a finished job: shutdown with a TTL, or rules, never both."""
     rules = (spec.get("deletionStrategy") or {}).get("deletionRules", [])
     shuts_down = bool(spec.get("shutdownAfterJobFinishes"))
     is_scaled = bool((spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling"))
@@ -142,7 +142,7 @@ def deletion_problems(spec: Spec) -> Iterator[str]:
 
 
 def runtime_env_problems(spec: Spec) -> Iterator[str]:
-    """Unknown keys pass Ray with a warning, and a dollar sign is expanded by the submitter's shell."""
+    """Violations in a runtime env: Ray only warns of unknown keys, and the submitter's shell expands dollar signs."""
     text = spec.get("runtimeEnvYAML", "")
     if re.search(r"[$`]", text):
         yield "runtimeEnvYAML: the submitter's shell would expand $ and backticks"
@@ -161,7 +161,7 @@ def runtime_env_problems(spec: Spec) -> Iterator[str]:
 
 
 def entrypoint_problems(entrypoint: str) -> Iterator[str]:
-    """The line is pasted into the submitter's shell and run by another one on the head."""
+    """Violations in an entrypoint, which passes through the submitter's shell and another one on the head."""
     odd = [word for word in entrypoint.split() if not PLAIN_WORD.fullmatch(word)]
     if odd:
         yield f"entrypoint: two shells read it, so words must be plain ([A-Za-z0-9_./:=,@%+-]), got {' '.join(odd)}"
@@ -170,7 +170,7 @@ def entrypoint_problems(entrypoint: str) -> Iterator[str]:
 
 
 def entrypoint_overrides(entrypoint: str, script: str) -> list[str]:
-    """What follows ``python <script>`` in an entrypoint.
+    """Arguments after ``python <script>`` in an entrypoint.
 
     Raises:
         ValueError: It starts another program.

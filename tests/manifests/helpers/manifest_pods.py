@@ -1,4 +1,4 @@
-"""Every pod that a set of manifests would start, and whether Pod Security and the house admit it."""
+"""Pods of a set of manifests, and their checks by Pod Security and project rules."""
 
 import re
 from collections.abc import Iterator
@@ -32,21 +32,21 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod template, with what the operator would add to it."""
+    """One pod template, with the operator's additions."""
 
     name: str
-    """Where it comes from, for messages."""
+    """Origin of the template, for messages."""
     labels: dict[str, str]
-    """With those that KubeRay adds."""
+    """Labels, including those added by KubeRay."""
     spec: Spec
     is_ray: bool
-    """Whether Ray runs in it, so that its limits are what Ray schedules by."""
+    """Whether Ray runs in the pod and schedules by its limits."""
     count: int = 1
-    """How many there may be."""
+    """Maximum number of pods."""
 
 
 def cluster_specs(manifest: Manifest) -> Iterator[tuple[str, Spec]]:
-    """The RayClusterSpecs in one object, with the keys that lead there."""
+    """RayClusterSpecs in one object, with the path of each."""
     spec = manifest.get("spec") or {}
     kind = manifest.get("kind")
     if kind == "RayCluster":
@@ -58,7 +58,7 @@ def cluster_specs(manifest: Manifest) -> Iterator[tuple[str, Spec]]:
 
 
 def pods(manifests: list[Manifest]) -> list[Pod]:
-    """Every pod template of the objects."""
+    """All pod templates of the objects."""
     found: list[Pod] = []
     for manifest in manifests:
         found += workload_pods(manifest)
@@ -66,14 +66,14 @@ def pods(manifests: list[Manifest]) -> list[Pod]:
             found += ray_pods(f"{label(manifest)}: {where}", manifest["metadata"]["name"], cluster)
         spec = manifest.get("spec") or {}
         if manifest.get("kind") == "RayJob" and spec.get("submissionMode", "K8sJobMode") == "K8sJobMode":
-            # Left out, the operator makes a bare one, which `restricted` refuses: so does the check below.
+            # If missing, the operator adds a default one, which `restricted` refuses, as does the check below.
             template = spec.get("submitterPodTemplate") or {"spec": {"containers": [{"name": "submitter"}]}}
             found.append(_pod(f"{label(manifest)}: spec.submitterPodTemplate", template))
     return found
 
 
 def workload_pods(manifest: Manifest) -> list[Pod]:
-    """The pod of a built-in workload, if the object is one."""
+    """Pod of a built-in workload, if the object is one."""
     if manifest.get("kind") not in WORKLOADS:
         return []
     template = manifest if manifest["kind"] == "Pod" else manifest["spec"]
@@ -90,7 +90,7 @@ def ray_pods(where: str, cluster_name: str, cluster: Spec) -> list[Pod]:
     head_pod = _pod(f"{where}.headGroupSpec", head["template"], added | {"ray.io/node-type": "head"}, is_ray=True)
     if cluster.get("enableInTreeAutoscaling"):
         options = cluster.get("autoscalerOptions") or {}
-        # The operator adds this container, hardened only by what these options say.
+        # The operator adds this container, hardened only by these options.
         container = {"name": "autoscaler", "image": head_pod.spec["containers"][0].get("image", "")}
         container |= {key: options[key] for key in ("securityContext", "volumeMounts", "env") if key in options}
         container["resources"] = options.get("resources", {"limits": {"cpu": "500m", "memory": "512Mi"}})
@@ -111,12 +111,12 @@ def _pod(
 
 
 def containers(spec: Spec) -> list[Spec]:
-    """All containers of a pod, those that start it first."""
+    """All containers of a pod, init containers first."""
     return [*spec.get("initContainers", []), *spec.get("containers", [])]
 
 
 def security_problems(pod: Pod) -> list[str]:
-    """What the Pod Security profile ``restricted`` refuses."""
+    """Violations of the Pod Security profile ``restricted``."""
     spec, context = pod.spec, pod.spec.get("securityContext") or {}
     problems = [f"{key} must not be set" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
     for volume in spec.get("volumes", []):
@@ -148,7 +148,7 @@ def security_problems(pod: Pod) -> list[str]:
 
 
 def house_problems(pod: Pod) -> list[str]:
-    """What this project asks beyond ``restricted``: no API token, no secret in clear, sizes that Ray can trust."""
+    """Violations of the project's rules: no API token, no plain-text secrets, sizes that Ray can rely on."""
     problems = []
     if pod.spec.get("automountServiceAccountToken") is not False:
         problems.append("automountServiceAccountToken must be false; mount a token only where it is needed")
@@ -171,7 +171,7 @@ def house_problems(pod: Pod) -> list[str]:
 
 
 def _ray_size_problems(spec: Spec) -> list[str]:
-    container = spec["containers"][0]  # the operator takes the first for Ray's
+    container = spec["containers"][0]  # the operator uses the first as Ray's
     resources = container.get("resources") or {}
     problems = []
     if resources.get("requests") != resources.get("limits"):
@@ -195,7 +195,7 @@ def _ray_size_problems(spec: Spec) -> list[str]:
 
 
 def quantity(value: str | float) -> float:
-    """A Kubernetes quantity such as ``500m`` or ``16Gi`` as a number.
+    """Convert a Kubernetes quantity such as ``500m`` or ``16Gi`` to a number.
 
     Raises:
         ValueError: It is none.

@@ -1,4 +1,4 @@
-"""Names that manifests use, and whether something brings them: a pod waits for ever for what is missing."""
+"""Names that manifests refer to, and whether they exist: a pod waits for ever for a missing one."""
 
 import re
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from typing import Any
 from manifest_build import Manifest, label
 from manifest_pods import Pod, cluster_specs, containers, pods
 
-# Kubernetes puts this one into every namespace.
+# Kubernetes creates this one in every namespace.
 GIVEN = {("ConfigMap", "kube-root-ca.crt"): {"ca.crt"}}
 
 Names = dict[tuple[str, str], set[str] | None]
-"""Kind and name to the keys it holds; None where keys mean nothing."""
+"""Kind and name to its keys; None for kinds without keys."""
 
 
 def provided(manifests: list[Manifest]) -> Names:
-    """What the objects bring."""
+    """Names that the objects define."""
     names: Names = {}
     for each in manifests:
         keys = set(each.get("data") or {}) if each["kind"] in ("ConfigMap", "Secret") else None
@@ -24,13 +24,13 @@ def provided(manifests: list[Manifest]) -> Names:
 
 
 def create_first(readme: str) -> Names:
-    """The table "create these first": rows ``| Secret | name | key, key | ... |``."""
+    """Parse the table "create these first": rows ``| Secret | name | key, key | ... |``."""
     rows = re.findall(r"^\s*\|\s*(Secret|ConfigMap)\s*\|\s*([\w.-]+)\s*\|\s*([\w., -]+?)\s*\|", readme, re.MULTILINE)
     return {(kind, name): {key.strip() for key in keys.split(",")} for kind, name, keys in rows}
 
 
 def used(manifests: list[Manifest]) -> Iterator[tuple[str, str, str, str | None]]:
-    """Where, kind, name and (where one is named) key of everything that is referred to."""
+    """References as place, kind, name and, if given, key."""
     for pod in pods(manifests):
         yield from _used_by_pod(pod)
     for manifest in manifests:
@@ -74,7 +74,7 @@ def _reference(where: str, kind: str, target: dict[str, Any] | None) -> Iterator
 
 
 def reference_problems(manifests: list[Manifest], first: Names) -> list[str]:
-    """What is referred to and neither built, nor listed in ``first``, nor given by Kubernetes."""
+    """References that are neither built, nor listed in ``first``, nor provided by Kubernetes."""
     names = GIVEN | first | provided(manifests)
     problems = []
     for where, kind, name, key in used(manifests):

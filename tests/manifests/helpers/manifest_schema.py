@@ -1,4 +1,4 @@
-"""What the API server would check: schemas with unknown keys refused, list keys, CEL rules.
+"""Checks of the API server: schemas with unknown keys refused, list keys, CEL rules.
 
 Custom kinds by KubeRay's own definitions, built-in kinds by the schemas in ``kubernetes-validate``.
 """
@@ -17,7 +17,7 @@ from manifest_build import Manifest, label
 
 Schema = dict[str, Any]
 
-# The API server checks these itself; a definition only says that `metadata` is an object.
+# The API server checks these itself; a definition only requires `metadata` to be an object.
 OBJECT_META: Schema = {
     "type": "object",
     "additionalProperties": False,
@@ -37,17 +37,17 @@ class CustomKind:
     """One version of one custom resource definition."""
 
     schema: Schema
-    """As the definition has it, with the ``x-kubernetes-`` keys."""
+    """Schema of the definition, with the ``x-kubernetes-`` keys."""
     validator: jsonschema.Draft202012Validator
-    """The same as strict JSON Schema."""
+    """Schema as strict JSON Schema."""
 
 
 CustomKinds = dict[tuple[str, str], CustomKind]
-"""By ``apiVersion`` and ``kind``."""
+"""Definitions by ``apiVersion`` and ``kind``."""
 
 
 def load_custom_kinds(folder: Path) -> CustomKinds:
-    """Every served version of every ``*.yaml.gz`` definition in ``folder``."""
+    """Load every served version of every ``*.yaml.gz`` definition in ``folder``."""
     kinds: CustomKinds = {}
     for path in sorted(folder.glob("*.yaml.gz")):
         definition = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)["spec"]
@@ -65,7 +65,7 @@ def load_custom_kinds(folder: Path) -> CustomKinds:
 
 
 def strict_schema(schema: Schema) -> Schema:
-    """A structural schema of a definition as JSON Schema that refuses keys it does not name."""
+    """Convert a structural schema to JSON Schema that refuses unknown keys."""
     strict = {key: value for key, value in schema.items() if key in ("enum", "minimum", "minItems", "maxLength")}
     strict |= {key: schema[key] for key in ("minLength", "maximum", "maxItems", "pattern") if key in schema}
     if schema.get("x-kubernetes-int-or-string"):
@@ -76,7 +76,7 @@ def strict_schema(schema: Schema) -> Schema:
         strict["items"] = strict_schema(schema["items"])
     if "properties" in schema:
         strict["properties"] = {name: strict_schema(each) for name, each in schema["properties"].items()}
-        # The server fills in defaults before it looks for what is required.
+        # The server applies defaults before it checks for required keys.
         required = [name for name in schema.get("required", []) if "default" not in schema["properties"][name]]
         strict["required"] = required
         strict["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields", False))
@@ -86,7 +86,7 @@ def strict_schema(schema: Schema) -> Schema:
 
 
 def schema_problems(manifest: Manifest, kinds: CustomKinds, *, kubernetes: str) -> list[str]:
-    """What the API server would refuse in one object; an empty list if nothing.
+    """Violations of the API server's checks in one object.
 
     Args:
         manifest: Any object; of a kind that nobody knows: that is the problem.
@@ -102,12 +102,12 @@ def schema_problems(manifest: Manifest, kinds: CustomKinds, *, kubernetes: str) 
         where = ".".join(str(part) for part in error.absolute_path)
         problems.append(f"{label(manifest)}: {where}: {error.message[:300]}")
     if problems:
-        return problems  # the rules below take well-formed objects
+        return problems  # the rules below need well-formed objects
     return [f"{label(manifest)}: {each}" for each in rule_problems(manifest, kind.schema, "")]
 
 
 def builtin_problems(manifest: Manifest, kubernetes: str) -> list[str]:
-    """The same for a kind that Kubernetes brings."""
+    """Violations in one object of a built-in kind."""
     try:
         kubernetes_validate.validate(manifest, kubernetes, strict=True)
     except kubernetes_validate.SchemaNotFoundError as error:
@@ -119,10 +119,10 @@ def builtin_problems(manifest: Manifest, kubernetes: str) -> list[str]:
 
 
 def rule_problems(value: Any, schema: Schema, where: str) -> Iterator[str]:
-    """CEL rules and unique list keys, at every depth of a value that has the schema's shape."""
+    """Violations of CEL rules and unique list keys, at every depth of a well-formed value."""
     for rule in schema.get("x-kubernetes-validations", []):
         if "oldSelf" in rule["rule"]:
-            continue  # about a change, and there is no earlier object
+            continue  # about an update, and there is no earlier object
         if not holds(rule["rule"], value):
             yield f"{where}: {rule.get('message', rule['rule'])}"
     if isinstance(value, dict):
@@ -147,7 +147,7 @@ _PROGRAMS: dict[str, celpy.Runner] = {}
 
 
 def holds(rule: str, value: Any) -> bool:
-    """Whether a CEL rule is true of ``self``."""
+    """Evaluate a CEL rule on ``self``."""
     if rule not in _PROGRAMS:
         environment = celpy.Environment()
         _PROGRAMS[rule] = environment.program(environment.compile(rule))
