@@ -169,5 +169,7 @@ def test_masks_resize_to_the_nearest_pixel():
 
 
 def test_data_without_places_is_refused():
-    with pytest.raises(ValueError, match="data 'coco' has neither boxes nor masks; those that have: handwriting, cub_"):
+    with pytest.raises(
+        ValueError, match=r"data must be one of handwriting, cub_.* got 'coco', which has neither boxes"
+    ):
         load_localisation(DATA["coco"].config_class()(name="coco", root="/data"), Preprocessing(image_size=8))

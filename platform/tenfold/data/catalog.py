@@ -116,7 +116,7 @@ def load_multilabel(config: Any) -> MultiLabelData:
     Raises:
         ValueError: Unknown data set, one that is not multi-label, or files that are missing or malformed.
     """
-    return load_name(_reader(config, "multilabel", "no multi-label reader"))(config)
+    return load_name(_reader(config, "multilabel", "no multi-label annotations"))(config)
 
 
 def load_classification(
@@ -133,7 +133,7 @@ def load_classification(
         ValueError: Unknown data set, one that is not single-label, an unknown part, or files that are missing or
             malformed, with their path and what was expected.
     """
-    return load_name(_reader(config, "classification", "no reader of single labels"))(config, preprocessing, splits)
+    return load_name(_reader(config, "classification", "no single-label classes"))(config, preprocessing, splits)
 
 
 def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int | None = None) -> LocalisationData:
@@ -157,7 +157,7 @@ def load_uncertainty(config: Any) -> UncertaintyData:
     Raises:
         ValueError: Unknown data set, one without out-of-distribution images, or files that are missing or malformed.
     """
-    return load_name(_reader(config, "uncertainty", "no set of images that do not belong"))(config)
+    return load_name(_reader(config, "uncertainty", "no out-of-distribution images"))(config)
 
 
 def load_regression(config: Any) -> RegressionData:
@@ -166,7 +166,7 @@ def load_regression(config: Any) -> RegressionData:
     Raises:
         ValueError: Unknown data set, one without real-valued targets, or files that are missing or malformed.
     """
-    return load_name(_reader(config, "regression", "nothing to regress"))(config)
+    return load_name(_reader(config, "regression", "no real-valued targets"))(config)
 
 
 def _reader(config: Any, kind: str, lack: str) -> str:
@@ -174,5 +174,5 @@ def _reader(config: Any, kind: str, lack: str) -> str:
     reader: str | None = getattr(DATA.get(config.name), kind, None)
     if reader is None:
         usable = ", ".join(name for name, data in DATA.items() if getattr(data, kind))
-        raise ValueError(f"data {config.name!r} has {lack}; those that have: {usable}")
+        raise ValueError(f"data must be one of {usable}, got {config.name!r}, which has {lack}")
     return reader

@@ -111,4 +111,4 @@ def _positives(full: np.ndarray) -> np.ndarray:
 def _check_counts(num_pos: int, num_neg: int) -> None:
     for name, count in (("num_pos", num_pos), ("num_neg", num_neg)):
         if count < -1 or count != math.floor(count):
-            raise ValueError(f"{name} must be a whole number, at least 0 or -1 for all, got {count}")
+            raise ValueError(f"{name} must be an integer of at least 0, or -1 for all, got {count}")

@@ -21,8 +21,8 @@ def read_folders(root: Path, parts: Sequence[Split]) -> ImageLists:
     Classes are sorted by name; they are those of ``train``, or of ``test`` if there is no ``train``.
 
     Raises:
-        ValueError: No class folder, an empty one, no ``test`` beside ``train`` or ``val``, or a class that ``train``
-            does not have.
+        ValueError: No class folder, an empty one, no ``test`` beside ``train`` or ``val``, or a class in another part
+            that these do not have.
     """
     there: list[Split] = [part for part in SPLITS if (root / part).is_dir()]
     if not there:
