@@ -1,1 +1,1 @@
-"""A room per paper: maths, recipe, predictor."""
+"""Methods, one package per paper: maths, settings, recipe, predictor, evaluation, figures."""
