@@ -48,10 +48,10 @@ from tests.replicas.large_loss_scenes import (
     SceneClassifier,
     Scenes,
     Setting,
-    _one_thread,
     _pretrain,
     make_scenes,
 )
+from tests.replicas.threads import one_thread
 
 BOOST = 5.0
 SCHEMES = ("an", *LARGE_LOSS_DELTAS)
@@ -279,7 +279,7 @@ def figure_heatmaps(seed: int, folder: Path, test: MultiLabelSplit, num_scenes: 
 @contextmanager
 def _one_run(seed: int) -> Iterator[Run]:
     """Open a run on one thread."""
-    with tempfile.TemporaryDirectory() as folder, _one_thread():
+    with tempfile.TemporaryDirectory() as folder, one_thread():
         run = PlainRun(folder=Path(folder) / "run", seed=seed, progress=False)
         try:
             yield run

@@ -50,6 +50,7 @@ from tests.replicas.calm_cue_scenes import (
     make_scenes,
     num_classes,
 )
+from tests.replicas.threads import one_thread
 
 NUM_EPOCHS, BATCH_SIZE, PEAK_LEARNING_RATE, WEIGHT_DECAY = 6, 64, 6e-3, 1e-5
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -127,17 +128,12 @@ def train(setting: Setting, folder: Path) -> dict[str, Any]:
     if (done := storage.read_json(f"{setting.name}.json")) is not None:
         return done
     start = time.monotonic()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            run = PlainRun(folder=Path(name), seed=setting.seed, progress=False)
-            try:
-                results = _train(setting, run)
-            finally:
-                run.close()
-    finally:
-        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as name, one_thread():
+        run = PlainRun(folder=Path(name), seed=setting.seed, progress=False)
+        try:
+            results = _train(setting, run)
+        finally:
+            run.close()
     results["seconds"] = time.monotonic() - start
     storage.write_json(f"{setting.name}.json", results)
     return results

@@ -1,6 +1,6 @@
 """Replica of Large Loss on small scenes of scikit-learn's digits, in minutes on one core.
 
-    python tests/replicas/large_loss_scenes.py --seeds 0 1 2 --out outputs/replica_large_loss
+    python -m tests.replicas.large_loss_scenes --seeds 0 1 2 --out outputs/replica_large_loss
 
 Prints Markdown tables with the specification's values for the same protocol alongside, and writes one JSON file per
 training (existing ones are not trained again), ``results.json`` and two figures.
@@ -14,8 +14,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from tenfold.methods.large_loss.observatory import LabelNoiseRecorder, detection
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config, Scheme
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.types import Batch, Preprocessing
+from tests.replicas.threads import one_thread
 
 NUM_CLASSES, CELL, GRID = 10, 8, 3
 SIZE = CELL * GRID
@@ -167,7 +167,7 @@ def train(setting: Setting, folder: Path) -> dict[str, Any]:
         stop_after_drop=None,  # the last epoch is evaluated too
     )
     check_labels(config, scenes.train)
-    with tempfile.TemporaryDirectory() as name, _one_thread():
+    with tempfile.TemporaryDirectory() as name, one_thread():
         run = PlainRun(folder=Path(name) / "run", seed=setting.seed, progress=False)
         try:
             curves = Path(name) / "observatory"
@@ -292,16 +292,6 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not np.isfinite(content) else content
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- the report
