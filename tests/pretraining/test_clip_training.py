@@ -1,4 +1,4 @@
-"""How the shipped CLIP is trained: what captions claim is true, nothing but training fonts, and the same again."""
+"""Training of the shipped CLIP: captions are true, only training fonts are used, and a seed reproduces the weights."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS, SPLIT_FONTS
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS, LETTERS
 from tenfold.models.clip import ClipConfig, load_clip
-from tenfold.pretraining.tiny import clip_training, pictures
+from tenfold.pretraining.tiny import clip_images, clip_training
 from tenfold.pretraining.tiny.__main__ import main
 from tenfold.pretraining.tiny.captions import (
     COLUMN,
@@ -23,11 +23,11 @@ from tenfold.pretraining.tiny.captions import (
 
 
 @pytest.fixture
-def artist() -> pictures.Artist:
-    return pictures.Artist()
+def artist() -> clip_images.Artist:
+    return clip_images.Artist()
 
 
-def test_every_caption_is_true_of_its_picture_and_of_no_other_character(artist):
+def test_every_caption_is_true_of_its_image_and_of_no_other_character(artist):
     facts = artist.draw(300, seed=1).facts
     writer = Writer(0)
     captions = [writer.caption(row) for row in facts.tolist()]
@@ -35,7 +35,7 @@ def test_every_caption_is_true_of_its_picture_and_of_no_other_character(artist):
     assert true.diagonal().all()
     characters = facts[:, COLUMN["character"]]
     assert not true[characters[:, None] != characters].any()
-    assert true.sum() > len(facts)  # and some are true of other pictures of the same character
+    assert true.sum() > len(facts)  # and some are true of other images of the same character
 
 
 def test_what_a_caption_says_is_what_it_claims(artist):
@@ -81,26 +81,26 @@ def test_a_claim_about_what_is_unclear_is_true_of_nothing():
     ]
 
 
-def test_pictures_are_of_the_training_fonts_only(monkeypatch):
-    whole = pictures.glyphs().copy()
-    plain = pictures.Artist().draw(50, seed=3)
+def test_images_are_of_the_training_fonts_only(monkeypatch):
+    whole = clip_images.glyphs().copy()
+    plain = clip_images.Artist().draw(50, seed=3)
     others = [font for font in range(len(FONTS)) if font not in SPLIT_FONTS["train"]]
     whole[others] = 255 - whole[others]
-    monkeypatch.setattr(pictures, "glyphs", lambda: whole)
-    again = pictures.Artist().draw(50, seed=3)
-    assert torch.equal(plain.pictures, again.pictures)
+    monkeypatch.setattr(clip_images, "glyphs", lambda: whole)
+    again = clip_images.Artist().draw(50, seed=3)
+    assert torch.equal(plain.images, again.images)
     whole[:] = 255 - whole
-    assert not torch.equal(plain.pictures, pictures.Artist().draw(50, seed=3).pictures)
+    assert not torch.equal(plain.images, clip_images.Artist().draw(50, seed=3).images)
 
 
-def test_pictures_are_a_function_of_the_seed(artist):
+def test_images_are_a_function_of_the_seed(artist):
     first, second = artist.draw(40, seed=5), artist.draw(40, seed=5)
-    assert torch.equal(first.pictures, second.pictures)
+    assert torch.equal(first.images, second.images)
     assert (first.facts == second.facts).all()
-    assert first.pictures.shape == (40, 3, 32, 32)
-    assert first.pictures.min() >= 0
-    assert first.pictures.max() <= 1
-    assert not torch.equal(first.pictures, artist.draw(40, seed=6).pictures)
+    assert first.images.shape == (40, 3, 32, 32)
+    assert first.images.min() >= 0
+    assert first.images.max() <= 1
+    assert not torch.equal(first.images, artist.draw(40, seed=6).images)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_training_writes_a_folder_that_loads_and_the_same_seed_the_same_weights(
         assert (tmp_path / name / "training.json").is_file()
         prints.append(load_clip(ClipConfig(name=f"local-dir:{tmp_path / name}")).fingerprint)
     assert prints[0] == prints[1]
-    assert short[:2] == ["val", "val"]  # test fonts are looked at when the training is over
+    assert short[:2] == ["val", "val"]  # test fonts are evaluated only after the training
 
 
 def test_the_command_line(tmp_path, short, monkeypatch, capsys):

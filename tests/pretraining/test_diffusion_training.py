@@ -1,4 +1,4 @@
-"""The script that trains the small diffusion pipeline, for a few steps, and the pictures it learns from."""
+"""Training of the small diffusion pipeline, for a few steps, and its training images and captions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tenfold.models.diffusion import DiffusionConfig, load_pipeline
 from tenfold.models.sampling import generate
 from tenfold.pretraining.tiny import diffusion_training
 from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline, build_tokenizer
-from tenfold.pretraining.tiny.diffusion_pictures import Printer, captions_of
+from tenfold.pretraining.tiny.diffusion_images import Printer, captions_of
 
 
 def small(**options):
@@ -20,7 +20,7 @@ def small(**options):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The real script on small networks and few pictures."""
+    """The real script on small networks and few images."""
     grid = diffusion_training.sample_grid
     monkeypatch.setattr(diffusion_training, "build_pipeline", small)
     monkeypatch.setattr(diffusion_training, "_NUM_CHARACTERS", 1000)
@@ -53,8 +53,8 @@ def test_learning_lowers_the_error_of_the_vae_and_scales_its_latents(monkeypatch
     diffusion_training.train_vae(pipeline, 0, 50, lines.append)
     first, last = (float(line.split()[-1]) for line in lines)
     assert last < 0.5 * first
-    pictures = diffusion_training._as_images(Printer(1).characters(200)[0])
-    mean, std = diffusion_training.encode_latents(pipeline, pictures)
+    images = diffusion_training._as_uint8(Printer(1).characters(200)[0])
+    mean, std = diffusion_training.encode_latents(pipeline, images)
     assert (mean.var() + std.square().mean()).item() == pytest.approx(1, rel=0.1)
 
 
@@ -64,18 +64,18 @@ def test_a_folder_that_cannot_be_made_is_found_before_the_training(tmp_path):
         diffusion_training.train(tmp_path / "file")
 
 
-def test_pictures_come_from_the_training_fonts_and_follow_the_seed():
-    pictures, characters, fonts = Printer(0).characters(300)
-    assert pictures.shape == (300, 1, 32, 32)
-    assert 0 <= pictures.min() < 0.01
-    assert 0.99 < pictures.max() <= 1
+def test_images_come_from_the_training_fonts_and_follow_the_seed():
+    images, characters, fonts = Printer(0).characters(300)
+    assert images.shape == (300, 1, 32, 32)
+    assert 0 <= images.min() < 0.01
+    assert 0.99 < images.max() <= 1
     assert set(fonts.tolist()) <= set(SPLIT_FONTS["train"])
     assert set(characters.tolist()) == set(range(20))
     assert (characters < 10).float().mean() > 0.75
-    assert (pictures.amax(dim=(1, 2, 3)) > 0.3).all()  # none is blank
+    assert (images.amax(dim=(1, 2, 3)) > 0.3).all()  # none is blank
     again = Printer(0).characters(300)
-    assert all(torch.equal(*pair) for pair in zip((pictures, characters, fonts), again, strict=True))
-    assert not torch.equal(Printer(1).characters(300)[0], pictures)
+    assert all(torch.equal(*pair) for pair in zip((images, characters, fonts), again, strict=True))
+    assert not torch.equal(Printer(1).characters(300)[0], images)
 
 
 def test_shapes_vary_more_than_characters():
@@ -83,11 +83,11 @@ def test_shapes_vary_more_than_characters():
     shapes, characters = printer.shapes(300), printer.characters(300)[0]
     assert shapes.shape == (300, 1, 32, 32)
     assert 0 <= shapes.min() <= shapes.max() <= 1
-    ink = [pictures.mean(dim=(1, 2, 3)).std() for pictures in (shapes, characters)]
+    ink = [images.mean(dim=(1, 2, 3)).std() for images in (shapes, characters)]
     assert ink[0] > ink[1]
 
 
-def test_captions_say_the_character_and_half_of_them_the_style():
+def test_captions_name_the_character_and_half_of_them_the_style():
     captions = captions_of(3, 9)  # DejaVuSerif-Bold
     assert "a photo of a three" in captions
     assert "a digit photo of a three" in captions

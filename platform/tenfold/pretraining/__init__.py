@@ -1,1 +1,1 @@
-"""What trains the weights that ship: the small CLIP, the small diffusion pipeline, digit backbones."""
+"""Pre-training: the shipped small CLIP and diffusion pipeline, and digit backbones."""

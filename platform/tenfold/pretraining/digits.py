@@ -1,7 +1,7 @@
-"""Pre-trained weights for the small networks: what ImageNet is to a ResNet, single digits are to digit scenes.
+"""Pre-training of the small networks on single digits, which takes the place of ImageNet for digit scenes.
 
-The backbone learns to name the one digit of a picture, from the same source digits that the training scenes are drawn
-with and none of those behind validation and test. Every run with the same source digits shares the result.
+The backbone learns to classify images of one digit, from the source digits of the training scenes and none of those of
+validation and test. Runs with the same source digits share the result.
 """
 
 from dataclasses import replace
@@ -26,40 +26,40 @@ from tenfold.types import Batch
 
 NUM_EPOCHS = 8
 BATCH_SIZE = 32
-"""Over all workers together: the weights should not get worse with more of them."""
+"""Batch over all workers together, so that more workers do not make the weights worse."""
 LEARNING_RATE = 2e-3
 
 
 def load_embedded_pretraining(run: Run, config: ModelConfig, data: Any, model: ImageClassifier) -> None:
-    """Give a small network its pre-trained backbone, where its settings ask for it; others have theirs from a library.
+    """Load the pre-trained backbone into a small network if its settings ask for it; leave other networks unchanged.
 
     Args:
-        run: The machine.
+        run: Context of the run.
         config: Settings of the network.
-        data: Settings of the scenes; their seed decides which source digits are for training.
+        data: Settings of the scenes; their seed selects the source digits for training.
         model: The network of those settings; changed in place.
 
     Raises:
-        ValueError: The data are not handwriting.
+        ValueError: The data set is not handwriting.
     """
     if config.name in EMBEDDED_PRETRAINING and config.pretrained and config.checkpoint is None:
         model.backbone.load_state_dict(pretrained_backbone(run, data, config.name))
 
 
 def pretrained_backbone(run: Run, data: Any, name: str = "small_cnn") -> dict[str, Tensor]:
-    """Weights of ``small_cnn`` or ``dilated_cnn`` for scenes of handwriting.
+    """Train, or reuse, the backbone of ``small_cnn`` or ``dilated_cnn`` for handwriting scenes, and return its weights.
 
     Args:
-        run: The machine.
-        data: Settings of the scenes; their seed decides which source digits are for training.
-        name: Of the network.
+        run: Context of the run.
+        data: Settings of the scenes; their seed selects the source digits for training.
+        name: Name of the network.
 
     Raises:
-        ValueError: The data are not handwriting.
+        ValueError: The data set is not handwriting.
     """
     if not isinstance(data, HandwritingConfig):
-        raise ValueError(  # noqa: TRY004 - a choice of the user, not of a programmer
-            f"{name} is pre-trained on handwriting only, and the data are {data.name!r}: "
+        raise ValueError(  # noqa: TRY004 - a setting of the user, not a programming error
+            f"data must be handwriting for {name}, which is pre-trained on handwriting only, got {data.name!r}; "
             f"set model.pretrained=false, or another network such as model=resnet50"
         )
     single = replace(

@@ -1,1 +1,1 @@
-"""How the two small foundation models that are shipped are trained: on printed characters, never on handwriting."""
+"""Training of the two shipped small foundation models, on printed characters and never on handwriting."""

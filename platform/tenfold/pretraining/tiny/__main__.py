@@ -1,4 +1,4 @@
-"""Train one of the small foundation models that are shipped."""
+"""Train one of the shipped small foundation models."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 after a setting that is refused."""
+    """Run the command line; return 0 on success, 2 after an invalid setting."""
     parser = argparse.ArgumentParser(prog="python -m tenfold.pretraining.tiny", description=__doc__)
     parser.add_argument("model", choices=("clip", "diffusion"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the trained model")

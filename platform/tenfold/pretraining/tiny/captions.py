@@ -1,7 +1,7 @@
-"""Sentences about printed characters, worded as freely as captions on the web, with what each of them claims.
+"""Captions of printed characters, worded as freely as captions on the web, with the claims of each.
 
-A picture is a row of facts, a caption a row of claims: some of the facts in words, among words that say nothing. So it
-is known exactly of every picture and every caption of a batch whether the caption is true of the picture.
+An image is a row of facts, a caption a row of claims: some of the facts in words, mixed with meaningless words. So it
+is known exactly, for every image and every caption of a batch, whether the caption is true of the image.
 """
 
 import random
@@ -17,12 +17,12 @@ from tenfold.data.embedded.handwriting.fonts import FONT_STYLES, FONTS
 from tenfold.data.embedded.handwriting.vocabulary import COLOURS, DIGIT_WORDS, LETTERS, with_article
 
 UNCLEAR = -2
-"""A fact that can't be told of the picture: no claim about it is true."""
+"""Value of a fact that is ambiguous in the image: no claim about it is true."""
 SILENT = -1
-"""A claim that is not made."""
+"""Value of a claim that is not made."""
 
 INKS = (*COLOURS, "black")
-"""Colours of strokes and of grounds."""
+"""Colours of strokes and backgrounds."""
 FAMILIES = ("sans serif", "serif", "typewriter")
 
 FACTS = ("character", "family", "bold", "slanted", "ink", "ground", "blurred", "noisy", *DIGIT_CONCEPTS)
@@ -76,15 +76,15 @@ _SIGNS = "!\"#$%&'()*+-/:;<=>?@[]_"
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it claims."""
+    """Sentence and its claims."""
 
     text: str
     claims: tuple[int, ...]
-    """One for each of ``FACTS``; ``SILENT`` where it says nothing."""
+    """One claim for each of ``FACTS``; ``SILENT`` where there is none."""
 
 
 def font_facts(font: int, character: int) -> np.ndarray:
-    """What is true of a character in a font, printed sharply in white on black: int64 ``(len(FACTS),)``."""
+    """Return the facts of a character in a font, printed sharply in white on black: int64 ``(len(FACTS),)``."""
     style = FONT_STYLES[FONTS[font]]
     facts = np.zeros(len(FACTS), dtype=np.int64)
     facts[COLUMN["character"]] = character
@@ -106,18 +106,18 @@ def font_facts(font: int, character: int) -> np.ndarray:
 
 
 def truth(facts: np.ndarray, claims: np.ndarray) -> np.ndarray:
-    """Whether each caption is true of each picture: bool ``(B, N)`` of facts ``(B, F)`` and claims ``(N, F)``."""
+    """Return which captions are true of which images: bool ``(B, N)`` from facts ``(B, F)`` and claims ``(N, F)``."""
     return ((claims == SILENT) | (facts[:, None] == claims)).all(axis=-1)
 
 
 class Writer:
-    """Writes captions; the same seed writes the same ones."""
+    """Generator of captions, reproducible by its seed."""
 
     def __init__(self, seed: int | str) -> None:
         self._random = random.Random(seed)
 
     def caption(self, facts: Sequence[int]) -> Caption:
-        """A caption that is true of a picture with these facts; it always names the character."""
+        """Write a caption that is true of an image with these facts; it always names the character."""
         draw, told = self._random, _Told(facts)
         noun = self._noun(told.claim("character"))
         if draw.random() < 0.2:
@@ -137,7 +137,7 @@ class Writer:
         return Caption(text, tuple(told.claims))
 
     def nonsense(self) -> str:
-        """Words or characters that say nothing of the picture."""
+        """Return words or characters without meaning for the image."""
         draw = self._random
         if draw.random() < 0.6:
             return " ".join(draw.choice(common_words()) for _ in range(draw.randint(1, 3)))
@@ -177,7 +177,7 @@ class Writer:
     def _sentence(self, noun: str) -> str:
         draw = self._random
         lead = draw.choice(_LEADS if draw.random() < 0.65 else web_leads())
-        if draw.random() < 0.3:  # what the picture is of, in front: "a digit photo of a three"
+        if draw.random() < 0.3:  # the subject in front: "a digit photo of a three"
             lead = lead.replace(
                 "photo", draw.choice(("digit photo", "character photo", "glyph photo", "printed photo"))
             )
@@ -190,7 +190,7 @@ class Writer:
 
 
 class _Told:
-    """The facts of one picture, and which of them a caption claims."""
+    """Facts of one image, and those of them that a caption claims."""
 
     def __init__(self, facts: Sequence[int]) -> None:
         self.facts = facts
@@ -206,7 +206,7 @@ class _Told:
 
 @lru_cache(maxsize=1)
 def web_leads() -> tuple[str, ...]:
-    """The eighty sentences that OpenAI wrote for ImageNet, with ``{}`` for the name."""
+    """Return OpenAI's eighty ImageNet prompt templates, with ``{}`` for the name."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
@@ -214,7 +214,7 @@ def web_leads() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def common_words() -> tuple[str, ...]:
-    """Lower-case words of three letters or more that are whole tokens of CLIP's vocabulary, sorted."""
+    """Return the lower-case words of three letters or more that are whole tokens of CLIP's vocabulary, sorted."""
     from open_clip import SimpleTokenizer
 
     names = {*DIGIT_WORDS, *COLOURS, "digit", "number", "letter", "bold", "serif"}

@@ -1,4 +1,4 @@
-"""The small CLIP's tokenizer: byte pairs learned from its own captions, as files that transformers reads."""
+"""Tokenizer of the small CLIP: byte-pair encoding learned from its captions, stored in transformers' format."""
 
 import json
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ from tenfold.files import write_atomically
 
 VOCABULARY = 1536
 CONTEXT = 40
-"""Tokens of a text with its start and its end; 99 of 100 captions need at most 25."""
+"""Tokens of a text, start and end tokens included; 99 of 100 captions need at most 25."""
 _PAD, _START, _END = "<pad>", "<start>", "<end>"
 
 
 def learn_tokens(texts: Iterable[str], folder: Path) -> None:
-    """Learn the pairs and write tokenizer.json and tokenizer_config.json.
+    """Learn the byte pairs and write tokenizer.json and tokenizer_config.json.
 
-    Every string has tokens, if need be one for each byte. Capitals count as small letters. The end token has the
-    highest number, which is how a CLIP finds where to read a text.
+    Every string has tokens, in the worst case one for each byte. Texts are lower-cased. The end token has the highest
+    id, by which CLIP finds the position to read a text at.
     """
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -35,7 +35,9 @@ def learn_tokens(texts: Iterable[str], folder: Path) -> None:
     tokenizer.add_special_tokens([_END])
     numbers = [(token, tokenizer.token_to_id(token)) for token in (_START, _END)]
     if numbers[1][1] != VOCABULARY - 1:
-        raise ValueError(f"the texts hold too few pairs for {VOCABULARY} tokens: the end token became {numbers[1][1]}")
+        raise ValueError(
+            f"texts must hold pairs for {VOCABULARY} tokens, got end token {numbers[1][1]}; pass more texts"
+        )
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=numbers)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",

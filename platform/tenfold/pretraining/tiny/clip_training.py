@@ -1,8 +1,8 @@
-"""Trains the small CLIP that is shipped, on printed characters and sentences about them; never on handwriting.
+"""Training of the shipped small CLIP, on printed characters and captions of them; never on handwriting.
 
-About a quarter of an hour on one core. Radford et al., "Learning Transferable Visual Models From Natural Language
-Supervision", ICML 2021, with two changes. Several captions of a batch may be true of a picture, and all of them count.
-And while it learns, both towers are also pulled to one anchor for each character: of all facts, that one matters most.
+Takes about a quarter of an hour on one core. Radford et al., "Learning Transferable Visual Models From Natural Language
+Supervision", ICML 2021, with two changes: all captions of a batch that are true of an image count as positives; and
+during training both towers are also pulled towards one anchor for each character, the most important fact.
 """
 
 import json
@@ -29,14 +29,14 @@ from tenfold.files import write_atomically
 from tenfold.hashing import content_hash
 from tenfold.models.clip import Clip, ClipConfig, load_clip
 from tenfold.pretraining.tiny.captions import COLUMN, NUM_CHARACTERS, Writer, common_words, truth
+from tenfold.pretraining.tiny.clip_images import Artist
 from tenfold.pretraining.tiny.clip_tokens import CONTEXT, VOCABULARY, learn_tokens
-from tenfold.pretraining.tiny.pictures import Artist
 from tenfold.types import Batch, Preprocessing
 
 NUM_STEPS = 5000
 STEPS_PER_EPOCH = 100
 EVALUATE_EVERY = 5
-"""Epochs."""
+"""Epochs between evaluations."""
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 200
@@ -52,7 +52,7 @@ MODEL = {
     "text_cfg": {
         "context_length": CONTEXT,
         "vocab_size": VOCABULARY,
-        "hf_tokenizer_name": "tiny_clip",  # any name: open_clip takes the files that lie in the same folder
+        "hf_tokenizer_name": "tiny_clip",  # any name: open_clip reads the files in the same folder
         "width": 64,
         "heads": 4,
         "layers": 2,
@@ -64,19 +64,19 @@ PREPROCESSING = Preprocessing(
 
 
 def train(out: Path, seed: int, num_steps: int = NUM_STEPS, run_folder: Path | None = None) -> dict[str, float]:
-    """Train, write the folder and measure; goes on where an interrupted training with the same settings stopped.
+    """Train, write the folder and evaluate; an interrupted training with the same settings is resumed.
 
     Args:
         out: Folder for open_clip_config.json, open_clip_model.safetensors, the tokenizer's files and training.json.
-        seed: Of weights, pictures and captions.
+        seed: Seed of weights, images and captions.
         num_steps: A multiple of ``STEPS_PER_EPOCH``.
-        run_folder: Where checkpoints are kept; None: in the cache folder of the embedded data.
+        run_folder: Folder of the checkpoints; None: in the cache folder of the embedded data.
 
     Returns:
-        Zero-shot accuracies in percent: on fonts and on handwriting that it has not seen.
+        Zero-shot accuracies in percent, on unseen fonts and on handwriting.
 
     Raises:
-        ValueError: ``num_steps`` is no multiple of ``STEPS_PER_EPOCH``.
+        ValueError: ``num_steps`` is not a multiple of ``STEPS_PER_EPOCH``.
     """
     if num_steps < 1 or num_steps % STEPS_PER_EPOCH:
         raise ValueError(f"num_steps must be a multiple of {STEPS_PER_EPOCH}, got {num_steps}")
@@ -86,22 +86,22 @@ def train(out: Path, seed: int, num_steps: int = NUM_STEPS, run_folder: Path | N
     try:
         artist = Artist()
         _write_tokens(artist, seed, out)
-        pupil = _Pupil(_untrained(out))
+        model = _ClipWithAnchors(_untrained(out))
 
-        def keep_scale_below_limit(_: Batch, __: Clock) -> None:
+        def clamp_scale(_: Batch, __: Clock) -> None:
             with torch.no_grad():
-                pupil.clip.network.logit_scale.clamp_(max=LARGEST_SCALE)  # type: ignore[operator]
+                model.clip.network.logit_scale.clamp_(max=LARGEST_SCALE)  # type: ignore[operator]
 
-        def look(model: nn.Module) -> dict[str, float]:
-            assert isinstance(model, _Pupil)
-            _write_weights(model.clip, out)
+        def evaluate(averaged: nn.Module) -> dict[str, float]:
+            assert isinstance(averaged, _ClipWithAnchors)
+            _write_weights(averaged.clip, out)
             return {"val/accuracy": zero_shot_accuracy(_read_back(out), "val", PROMPTS[0])}
 
         result = fit(
             run,
-            pupil,
-            Objective(loss=_loss, after_step=keep_scale_below_limit),
-            _Lessons(artist, pupil.clip.tokenize, seed),
+            model,
+            Objective(loss=_loss, after_step=clamp_scale),
+            _Batches(artist, model.clip.tokenize, seed),
             FitPlan(
                 num_epochs=num_steps // STEPS_PER_EPOCH,
                 clip_norm=1.0,
@@ -112,11 +112,11 @@ def train(out: Path, seed: int, num_steps: int = NUM_STEPS, run_folder: Path | N
             ),
             optimizer=_optimizer,
             schedule=_schedule,
-            evaluate=look,
+            evaluate=evaluate,
         )
     finally:
         run.close()
-    assert isinstance(result.model, _Pupil)
+    assert isinstance(result.model, _ClipWithAnchors)
     _write_weights(result.model.clip, out)
     figures = measure(_read_back(out))
     rounded = {name: round(value, 2) for name, value in figures.items()}
@@ -126,7 +126,7 @@ def train(out: Path, seed: int, num_steps: int = NUM_STEPS, run_folder: Path | N
 
 
 def measure(clip: Clip) -> dict[str, float]:
-    """Zero-shot accuracy in percent over ten words, by what is read and how it is asked."""
+    """Return zero-shot accuracies in percent, by data and prompt."""
     figures = {}
     for prompt in PROMPTS:
         figures[f"test fonts, {prompt!r}"] = zero_shot_accuracy(clip, "test", prompt)
@@ -136,17 +136,17 @@ def measure(clip: Clip) -> dict[str, float]:
 
 
 def zero_shot_accuracy(clip: Clip, split: Split, prompt: str, kind: type[Glyphs | Letters | Digits] = Glyphs) -> float:
-    """Percent of the pictures of a split whose class's prompt lies nearest."""
+    """Return the zero-shot accuracy on a split, in percent."""
     data: Any = load(kind, HandwritingConfig(), split)  # type: ignore[type-var]  # any of the three
     names = LETTERS if kind is Letters else DIGIT_WORDS
     prototypes = clip.embed_texts([prompt.format(name) for name in names])
-    pictures = torch.from_numpy(np.array(data.images))
-    nearest = torch.cat([(clip.embed_images(part) @ prototypes.T).argmax(dim=1) for part in pictures.split(500)])
+    images = torch.from_numpy(np.array(data.images))
+    nearest = torch.cat([(clip.embed_images(part) @ prototypes.T).argmax(dim=1) for part in images.split(500)])
     return 100 * float((nearest == torch.from_numpy(np.array(data.labels))).float().mean())
 
 
-class _Pupil(nn.Module):
-    """A CLIP that learns, and an anchor for each character that is left behind when it has learned."""
+class _ClipWithAnchors(nn.Module):
+    """CLIP in training, with an anchor for each character that is dropped afterwards."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -154,8 +154,8 @@ class _Pupil(nn.Module):
         self.anchors = nn.Parameter(torch.randn(NUM_CHARACTERS, clip.embedding_dim))
 
 
-class _Lessons:
-    """Batches drawn as they are asked for; each is a function of the seed and its number."""
+class _Batches:
+    """Batches generated on demand; each is a function of the seed and its number."""
 
     def __init__(self, artist: Artist, tokenize: Callable[[list[str]], Tensor], seed: int) -> None:
         self._artist, self._tokenize, self._seed = artist, tokenize, seed
@@ -171,7 +171,7 @@ class _Lessons:
             claims = np.array([caption.claims for caption in captions])
             yield {
                 "index": torch.arange(BATCH_SIZE),
-                "pixels": (drawn.pictures - PREPROCESSING.mean[0]) / PREPROCESSING.std[0],
+                "pixels": (drawn.images - PREPROCESSING.mean[0]) / PREPROCESSING.std[0],
                 "tokens": self._tokenize([caption.text for caption in captions]),
                 "true": torch.from_numpy(truth(drawn.facts, claims)),
                 "characters": torch.from_numpy(drawn.facts[:, COLUMN["character"]]),
@@ -179,25 +179,25 @@ class _Lessons:
 
 
 def _loss(model: Any, batch: Batch, _: Clock) -> Tensor:
-    """Cross-entropy both ways, its target spread evenly over all that is true; and that of the anchors."""
+    """Symmetric cross-entropy with targets spread evenly over all true pairs, plus that of the anchors."""
     clip = model.clip
-    pictures = functional.normalize(clip.image_features(batch["pixels"]), dim=-1)
+    images = functional.normalize(clip.image_features(batch["pixels"]), dim=-1)
     texts = functional.normalize(clip.text_features(batch["tokens"]), dim=-1)
     anchors = functional.normalize(model.anchors, dim=-1)
     scale = clip.network.logit_scale.exp()
-    logits = scale * pictures @ texts.T
+    logits = scale * images @ texts.T
     true = batch["true"].float()
-    of_pictures = -(functional.log_softmax(logits, dim=1) * true / true.sum(dim=1, keepdim=True)).sum(dim=1)
+    of_images = -(functional.log_softmax(logits, dim=1) * true / true.sum(dim=1, keepdim=True)).sum(dim=1)
     of_texts = -(functional.log_softmax(logits, dim=0) * true / true.sum(dim=0, keepdim=True)).sum(dim=0)
-    to_anchors = [functional.cross_entropy(scale * side @ anchors.T, batch["characters"]) for side in (pictures, texts)]
-    return (of_pictures.mean() + of_texts.mean() + to_anchors[0] + to_anchors[1]) / 2
+    to_anchors = [functional.cross_entropy(scale * side @ anchors.T, batch["characters"]) for side in (images, texts)]
+    return (of_images.mean() + of_texts.mean() + to_anchors[0] + to_anchors[1]) / 2
 
 
 def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    # Gains, biases, the scale and the class and position vectors are not drawn towards zero.
-    plain = [weight for name, weight in model.named_parameters() if weight.ndim < 2 or "embedding" in name]
-    held = [weight for name, weight in model.named_parameters() if not (weight.ndim < 2 or "embedding" in name)]
-    groups = [{"params": held, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
+    # No weight decay on gains, biases, the logit scale and the class and position embeddings.
+    undecayed = [weight for name, weight in model.named_parameters() if weight.ndim < 2 or "embedding" in name]
+    decayed = [weight for name, weight in model.named_parameters() if not (weight.ndim < 2 or "embedding" in name)]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": undecayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
 
 
@@ -232,8 +232,8 @@ def _untrained(out: Path) -> Clip:
 
 
 def _read_back(out: Path) -> Clip:
-    # What is measured is what others will load. It also has a whole mask: averaging made the infinities of that of the
-    # averaged model into not-a-numbers.
+    # Evaluate what others will load. This also restores the attention mask, whose infinities became NaN when the model
+    # was averaged.
     return load_clip(ClipConfig(name=f"local-dir:{out}"))
 
 

@@ -1,4 +1,4 @@
-"""What the small diffusion pipeline is made of: Stable Diffusion's parts, at the size of a 32x32 picture."""
+"""Architecture of the small diffusion pipeline: Stable Diffusion's parts, sized for 32x32 images."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 from tenfold.models.diffusion import Pipeline
 
-PICTURE_SIZE = 32
+IMAGE_SIZE = 32
 NUM_TOKENS = 24
 _TEXT_WIDTH = 64
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -27,11 +27,11 @@ def build_pipeline(
     unet_channels: tuple[int, ...] = (48, 96),
     prediction_type: str = "v_prediction",
 ) -> Pipeline:
-    """The pipeline with random weights.
+    """Build the pipeline with random weights.
 
     Args:
-        seed: Of the weights.
-        vae_channels: Width of each level of the VAE; one level fewer than they are halves the side.
+        seed: Seed of the weights.
+        vae_channels: Width of each level of the VAE; every level but the last halves the side.
         unet_channels: Width of each level of the UNet; every level attends to the text.
         prediction_type: ``v_prediction`` or ``epsilon``.
     """
@@ -39,7 +39,7 @@ def build_pipeline(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(
-            sample_size=PICTURE_SIZE,
+            sample_size=IMAGE_SIZE,
             latent_channels=4,
             block_out_channels=vae_channels,
             down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
@@ -49,7 +49,7 @@ def build_pipeline(
             mid_block_add_attention=False,
         )
         unet = UNet2DConditionModel(
-            sample_size=PICTURE_SIZE // 2 ** (len(vae_channels) - 1),
+            sample_size=IMAGE_SIZE // 2 ** (len(vae_channels) - 1),
             block_out_channels=unet_channels,
             down_block_types=("CrossAttnDownBlock2D",) * len(unet_channels),
             up_block_types=("CrossAttnUpBlock2D",) * len(unet_channels),
@@ -95,9 +95,9 @@ def build_pipeline(
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level pair encoding with a vocabulary of its own: words of captions, any other word by its letters.
+    """Build CLIP's byte-level BPE with its own vocabulary: words of captions; other words are split into letters.
 
-    Each word is merged from the left, a letter at a time; where another word's pieces merge first, it keeps two.
+    Each word is merged from the left, a letter at a time; where another word's pieces merge first, it keeps two tokens.
     """
     letters = list(_byte_letters())
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
@@ -123,7 +123,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """One printable character for each byte: itself where it has a glyph, else one from 256 on (as in GPT-2)."""
+    """Return one printable character for each byte: itself if printable, else one from code point 256 on (as GPT-2)."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]

@@ -1,8 +1,8 @@
-"""Trains the small diffusion pipeline that ships: printed characters only, fonts of the training split, one CPU core.
+"""Training of the shipped small diffusion pipeline, on printed characters of the training fonts, on one CPU core.
 
-Two stages, as for Stable Diffusion. The VAE learns strokes of every kind, so that it can also draw what the UNet has
-not seen. UNet and text encoder then learn together to predict the velocity of noised latents from captions, a tenth of
-which are left empty for classifier-free guidance.
+Two stages, as for Stable Diffusion. The VAE learns strokes of every kind, so that it can also decode shapes that the
+UNet has not seen. UNet and text encoder are then trained together to predict the velocity of noised latents from
+captions, a tenth of which are empty for classifier-free guidance.
 """
 
 import copy
@@ -31,14 +31,14 @@ from tenfold.models.diffusion import (
 from tenfold.models.diffusion_lora import Denoiser
 from tenfold.models.sampling import generate
 from tenfold.pretraining.tiny.diffusion_architecture import build_pipeline
-from tenfold.pretraining.tiny.diffusion_pictures import Printer, captions_of
+from tenfold.pretraining.tiny.diffusion_images import Printer, captions_of
 
 VAE_STEPS = 1600
 DENOISER_STEPS = 4200
 _VAE_BATCH, _BATCH = 32, 64
 _VAE_LEARNING_RATE, _LEARNING_RATE = 2e-3, 1.2e-3
 _KL_WEIGHT = 5e-4
-"""Per number of the latent: enough that the latents stay smooth, too little to blur the strokes."""
+"""Weight of the KL term per latent element: enough to keep the latents smooth, too little to blur the strokes."""
 _NUM_CHARACTERS = 40_000
 _EMPTY_SHARE = 0.1
 _SNAPSHOT_STEPS = 1000
@@ -48,21 +48,21 @@ _LOG_STEPS = 100
 def train(
     out: Path, seed: int = 0, *, vae_steps: int = VAE_STEPS, denoiser_steps: int = DENOISER_STEPS, log: bool = True
 ) -> None:
-    """Train the pipeline and write it, with a grid of samples ``samples.png`` beside it.
+    """Train the pipeline and write it, with a grid of samples ``samples.png``.
 
-    Every thousand steps, and at the end, the averaged weights are written: a folder that is there can be used.
+    The averaged weights are written every thousand steps and at the end, so the folder is usable from then on.
 
     Args:
-        out: Folder, in diffusers' format afterwards.
-        seed: Of weights, pictures and noise.
-        vae_steps: Of the first stage, batches of 32.
-        denoiser_steps: Of the second stage, batches of 64.
+        out: Folder of the pipeline, in diffusers' format.
+        seed: Seed of weights, images and noise.
+        vae_steps: Steps of the first stage, batches of 32.
+        denoiser_steps: Steps of the second stage, batches of 64.
         log: Whether losses are printed.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
-    out.mkdir(parents=True, exist_ok=True)  # an hour of training should not end with a folder that can't be made
+    out.mkdir(parents=True, exist_ok=True)  # fail before an hour of training, not after it
     pipeline = build_pipeline(seed=seed)
     say = _printer(log)
     train_vae(pipeline, seed, vae_steps, say)
@@ -70,7 +70,7 @@ def train(
 
 
 def train_vae(pipeline: Pipeline, seed: int, num_steps: int, say: Callable[[str], None]) -> None:
-    """First stage; afterwards ``vae.config.scaling_factor`` brings latents of characters to unit variance."""
+    """Train the VAE; afterwards ``vae.config.scaling_factor`` scales latents of characters to unit variance."""
     vae = pipeline.vae.train()
     printer = Printer(2 * seed)
     generator = torch.Generator().manual_seed(seed)
@@ -78,10 +78,10 @@ def train_vae(pipeline: Pipeline, seed: int, num_steps: int, say: Callable[[str]
     schedule = _warm_cosine(optimizer, num_steps)
     errors: list[float] = []
     for step in range(num_steps):
-        pictures = (2 * printer.shapes(_VAE_BATCH) - 1).expand(-1, 3, -1, -1)
-        latent = vae.encode(pictures).latent_dist
+        images = (2 * printer.shapes(_VAE_BATCH) - 1).expand(-1, 3, -1, -1)
+        latent = vae.encode(images).latent_dist
         drawn = vae.decode(latent.sample(generator)).sample
-        error = functional.l1_loss(drawn, pictures) + functional.mse_loss(drawn, pictures)
+        error = functional.l1_loss(drawn, images) + functional.mse_loss(drawn, images)
         loss = error + _KL_WEIGHT * latent.kl().mean() / latent.mean[0].numel()
         optimizer.zero_grad()
         loss.backward()
@@ -93,7 +93,7 @@ def train_vae(pipeline: Pipeline, seed: int, num_steps: int, say: Callable[[str]
             say(f"vae {step + 1}/{num_steps} error {_mean(errors[-_LOG_STEPS:]):.4f}")
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)
-    mean, std = encode_latents(pipeline, _as_images(Printer(2 * seed + 1).characters(2000)[0]))
+    mean, std = encode_latents(pipeline, _as_uint8(Printer(2 * seed + 1).characters(2000)[0]))
     vae.register_to_config(scaling_factor=round(1 / (mean.var() + std.square().mean()).sqrt().item(), 4))
 
 
@@ -104,7 +104,7 @@ def train_denoiser(
     say: Callable[[str], None],
     publish_weights: Callable[[nn.Module], None],
 ) -> None:
-    """Second stage: velocity prediction on latents that the VAE gave once for all characters."""
+    """Train UNet and text encoder on velocity prediction, with latents computed once for all characters."""
     denoiser = Denoiser(pipeline).train()
     average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
@@ -157,7 +157,7 @@ def publish(pipeline: Pipeline, averaged: nn.Module, out: Path) -> None:
 
 
 def sample_grid(pipeline: Pipeline, num_rows: int = 8) -> Tensor:
-    """A row of ten digits for each seed, float32 ``(10 * num_rows, 3, S, S)`` in [0, 1]."""
+    """Generate a row of ten digits for each seed, float32 ``(10 * num_rows, 3, S, S)`` in [0, 1]."""
     prompts = [f"a digit photo of a {word}" for word in DIGIT_WORDS] * num_rows
     seeds = [number for number in range(num_rows) for _ in DIGIT_WORDS]
     drawn = generate(pipeline, prompts, seeds, num_steps=25, guidance_scale=2.0)
@@ -167,13 +167,15 @@ def sample_grid(pipeline: Pipeline, num_rows: int = 8) -> Tensor:
 def _batches(
     pipeline: Pipeline, seed: int, num_steps: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
-    """Latents ``(64, C, h, h)`` and the tokens of a caption for each ``(64, L)``; the generator for what follows."""
+    """Yield latents ``(64, C, h, h)``, the tokens of a caption for each ``(64, L)``, and the random generator."""
     generator = torch.Generator().manual_seed(seed + 1)
     printer = Printer(2 * seed + 1)
     parts = []
-    for _ in range(_NUM_CHARACTERS // 1000):  # glyphs are deformed at twice the size: all at once would fill the memory
-        pictures, characters, fonts = printer.characters(1000)
-        parts.append((*encode_latents(pipeline, _as_images(pictures)), characters, fonts))
+    for _ in range(
+        _NUM_CHARACTERS // 1000
+    ):  # glyphs are deformed at twice the size, so all at once would fill the memory
+        images, characters, fonts = printer.characters(1000)
+        parts.append((*encode_latents(pipeline, _as_uint8(images)), characters, fonts))
     mean, std, characters, fonts = (torch.cat(columns) for columns in zip(*parts, strict=True))
     say(f"denoiser: {_NUM_CHARACTERS} characters encoded")
     captions = {
@@ -204,9 +206,9 @@ def _warm_cosine(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.opti
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def _as_images(pictures: Tensor) -> Tensor:
-    """Float ``(B, 1, S, S)`` in [0, 1] to uint8 ``(B, S, S, 3)``."""
-    return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+def _as_uint8(images: Tensor) -> Tensor:
+    """Convert float ``(B, 1, S, S)`` in [0, 1] to uint8 ``(B, S, S, 3)``."""
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
 
 
 def _mean(values: list[float]) -> float:

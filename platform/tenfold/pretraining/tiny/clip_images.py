@@ -1,6 +1,7 @@
-"""Printed characters, drawn anew for every batch: bent, thickened, coloured and disturbed far beyond their fonts.
+"""Training images of the small CLIP: printed characters, strongly augmented anew for every batch.
 
-Fifteen fonts are few. What makes a network read the fonts and hands it has not seen is that no two pictures are alike.
+There are only fifteen training fonts; the network generalises to unseen fonts and to handwriting because no two images
+are alike.
 """
 
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ _RGB = torch.tensor([*COLOUR_RGB.values(), (8, 8, 8)], dtype=torch.float32) / 25
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures and what is true of them."""
+    """Images and their facts."""
 
-    pictures: Tensor
+    images: Tensor
     """float32 ``(B, 3, 32, 32)`` in [0, 1]."""
     facts: np.ndarray
     """int64 ``(B, len(FACTS))``."""
 
 
 class Artist:
-    """Draws characters of the training fonts; the same seed draws the same pictures."""
+    """Generator of character images in the training fonts, reproducible by the seed of each call."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator()
@@ -38,7 +39,7 @@ class Artist:
         self._facts = np.stack([[font_facts(font, at) for at in range(NUM_CHARACTERS)] for font in fonts])
 
     def draw(self, num: int, seed: int) -> Drawn:
-        """``num`` pictures of digits and letters, digits twice as often."""
+        """Generate ``num`` images of digits and letters, digits twice as often."""
         self._generator.manual_seed(seed)
         letters = self._uniform(num) < 1 / 3
         characters = self._integers(10, num) + 10 * letters
@@ -47,21 +48,21 @@ class Artist:
         ink = self._glyphs[fonts, characters][:, None]  # (B, 1, 64, 64)
         mixed = self._uniform(num) < 0.3
         ink = torch.where(_column(mixed), _between(ink, self._glyphs[others, characters][:, None]), ink)
-        _forget(facts, mixed & (fonts != others), "family", "bold", "slanted")
+        _mark_unclear(facts, mixed & (fonts != others), "family", "bold", "slanted")
         ink = self._thicken(ink, facts)
         ink = functional.avg_pool2d(self._bend(ink, facts), GLYPH_SIZE // IMAGE_SIDE)
         ink = self._blur(ink, facts)
         return Drawn(self._disturb(self._colour(ink, facts), facts), facts)
 
     def _thicken(self, ink: Tensor, facts: np.ndarray) -> Tensor:
-        """Strokes of another width: the largest or least ink within 1 or 2 pixels, mixed with the original."""
+        """Change the stroke width: dilate or erode by 1 or 2 pixels, blended with the original."""
         choice, share = self._integers(6, len(ink)), _column(self._uniform(len(ink)))
         for at, (radius, sign, most) in enumerate(((1, 1, 1.0), (2, 1, 1.0), (1, -1, 1.0), (2, -1, 0.4))):
             rows = choice == at
             if rows.any():
                 moved = sign * functional.max_pool2d(sign * ink[rows], 2 * radius + 1, 1, radius)
                 ink[rows] = torch.lerp(ink[rows], moved, most * share[rows])
-        _forget(facts, choice < 4, "bold")
+        _mark_unclear(facts, choice < 4, "bold")
         return ink
 
     def _bend(self, ink: Tensor, facts: np.ndarray) -> Tensor:
@@ -79,7 +80,7 @@ class Artist:
         coarse = torch.randn((num, 2, 5, 5), generator=self._generator)
         amount = 0.1 * self._uniform(num).view(-1, 1, 1, 1)
         waves = functional.interpolate(amount * coarse, size=(GLYPH_SIZE, GLYPH_SIZE), mode="bicubic")
-        _forget(facts, (turn.abs() + shear.abs()) > 0.15, "slanted")
+        _mark_unclear(facts, (turn.abs() + shear.abs()) > 0.15, "slanted")
         return functional.grid_sample(ink, grid + waves.permute(0, 2, 3, 1), align_corners=False)
 
     def _blur(self, ink: Tensor, facts: np.ndarray) -> Tensor:
@@ -89,11 +90,11 @@ class Artist:
         share = _column(torch.where(amount > 0.5, amount, 0.0))
         twice = torch.where(_column(strong), functional.avg_pool2d(blurred, 3, 1, 1), blurred)
         facts[strong.numpy(), COLUMN["blurred"]] = 1
-        _forget(facts, (amount > 0.5) & ~strong, "blurred")
+        _mark_unclear(facts, (amount > 0.5) & ~strong, "blurred")
         return torch.lerp(ink, twice, share)
 
     def _colour(self, ink: Tensor, facts: np.ndarray) -> Tensor:
-        """Strokes and ground: half white on black, the others dark on light or of any two colours."""
+        """Colour strokes and background: half white on black, the others dark on light or of any two colours."""
         num = len(ink)
         kind = self._uniform(num)
         black, white = INKS.index("black"), INKS.index("white")
@@ -116,23 +117,23 @@ class Artist:
         return (_RGB[colours] + tint).clamp(0, 1)[:, :, None, None]
 
     def _texture(self, num: int) -> Tensor:
-        """Clouds and gradients, ``(num, 1, 32, 32)``."""
+        """Generate smooth random textures, ``(num, 1, 32, 32)``."""
         cells = 3 + int(self._integers(6, 1))
         coarse = torch.randn((num, 1, cells, cells), generator=self._generator)
         amount = 0.2 * self._uniform(num).view(-1, 1, 1, 1)
         return functional.interpolate(amount * coarse, size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear")
 
-    def _disturb(self, pictures: Tensor, facts: np.ndarray) -> Tensor:
-        num = len(pictures)
+    def _disturb(self, images: Tensor, facts: np.ndarray) -> Tensor:
+        num = len(images)
         contrast, light = 1 - 0.4 * self._uniform(num) * (self._uniform(num) < 0.5), 0.1 * self._signed(num)
-        pictures = (pictures - 0.5) * _column(contrast) + 0.5 + _column(light * (self._uniform(num) < 0.3))
+        images = (images - 0.5) * _column(contrast) + 0.5 + _column(light * (self._uniform(num) < 0.3))
         amount = self._uniform(num)
         strong = amount > 0.8
-        noise = torch.randn(pictures.shape, generator=self._generator)
-        pictures = pictures + noise * _column(torch.where(amount > 0.5, 0.12 * amount, 0.0) + 0.08 * strong)
+        noise = torch.randn(images.shape, generator=self._generator)
+        images = images + noise * _column(torch.where(amount > 0.5, 0.12 * amount, 0.0) + 0.08 * strong)
         facts[strong.numpy(), COLUMN["noisy"]] = 1
-        _forget(facts, (amount > 0.5) & ~strong, "noisy")
-        return pictures.clamp(0, 1)
+        _mark_unclear(facts, (amount > 0.5) & ~strong, "noisy")
+        return images.clamp(0, 1)
 
     def _uniform(self, num: int) -> Tensor:
         return torch.rand(num, generator=self._generator)
@@ -149,11 +150,11 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _between(first: Tensor, second: Tensor) -> Tensor:
-    """A shape half-way between two: their softened ink, made hard again."""
+    """Interpolate between two shapes: average them blurred, then sharpen."""
     mean = (functional.avg_pool2d(first, 5, 1, 2) + functional.avg_pool2d(second, 5, 1, 2)) / 2
     return (6 * (mean - 0.42)).clamp(0, 1)
 
 
-def _forget(facts: np.ndarray, rows: Tensor, *names: str) -> None:
+def _mark_unclear(facts: np.ndarray, rows: Tensor, *names: str) -> None:
     for name in names:
         facts[rows.numpy(), COLUMN[name]] = UNCLEAR

@@ -1,6 +1,6 @@
-"""Printed characters for the small diffusion pipeline: widely deformed for its VAE, nearly upright for its UNet.
+"""Training images of the small diffusion pipeline: strongly deformed characters for its VAE, mild ones for its UNet.
 
-Only fonts of the training split are drawn, never handwriting. Shapes: B pictures of side S = 32 from glyphs of side 64.
+Only fonts of the training split are used, never handwriting. Shapes: B images of side S = 32 from glyphs of side 64.
 """
 
 import numpy as np
@@ -27,17 +27,17 @@ _WORDINGS = (
 
 
 class Printer:
-    """Draws characters; the same seed draws the same ones."""
+    """Generator of character images, reproducible by its seed."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._glyphs = torch.from_numpy(np.array(glyphs()[_FONTS.start : _FONTS.stop])).float() / 255  # (F, K, 64, 64)
 
     def characters(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Upright characters, slightly turned, moved and sheared, half of them also lighter, bolder or bent a little.
+        """Generate characters slightly rotated, shifted and sheared, half of them also lighter, bolder or warped.
 
         Returns:
-            Pictures float32 ``(num, 1, 32, 32)`` in [0, 1], characters (0..9 digits, 10..19 letters A-J) and fonts
+            Images float32 ``(num, 1, 32, 32)`` in [0, 1], characters (0..9 digits, 10..19 letters A-J) and fonts
             (``fonts.FONTS``), both int64 ``(num,)``.
         """
         letter = self._uniform(num) < _LETTER_SHARE
@@ -46,11 +46,11 @@ class Printer:
         ink = self._glyphs[fonts, characters][:, None]
         free = (self._uniform(num) < 0.5).float()[:, None, None, None]
         ink = free * self._weight(ink, 1) + (1 - free) * ink
-        pictures = self._bend(ink, degrees=12, shear=0.12, scale=(0.8, 1.1), shift=0.07, bend=0.03 * free)
-        return pictures, characters, fonts + _FONTS.start
+        images = self._bend(ink, degrees=12, shear=0.12, scale=(0.8, 1.1), shift=0.07, bend=0.03 * free)
+        return images, characters, fonts + _FONTS.start
 
     def shapes(self, num: int) -> Tensor:
-        """Whatever strokes may look like: turned, sheared, bent, thin, thick, cut, blurred, two over each other, pale.
+        """Generate strokes of all kinds: rotated, sheared, warped, thin, thick, cut, blurred, overlaid, faint.
 
         Returns:
             float32 ``(num, 1, 32, 32)`` in [0, 1].
@@ -58,30 +58,30 @@ class Printer:
         kinds = self._integers(self._glyphs.shape[1], num)
         ink = self._weight(self._glyphs[self._integers(len(_FONTS), num), kinds][:, None], 2)
         bend = 0.16 * self._uniform(num)[:, None, None, None]
-        pictures = self._bend(ink, degrees=60, shear=0.5, scale=(0.5, 1.25), shift=0.2, bend=bend)
-        other = pictures.roll(1, dims=0)
-        pictures = torch.where(self._uniform(num, 1, 1, 1) < 0.15, torch.maximum(pictures, other), pictures)
-        pictures = pictures * self._window(num)
-        soft = functional.avg_pool2d(functional.pad(pictures, (1, 1, 1, 1)), 3, stride=1)
+        images = self._bend(ink, degrees=60, shear=0.5, scale=(0.5, 1.25), shift=0.2, bend=bend)
+        other = images.roll(1, dims=0)
+        images = torch.where(self._uniform(num, 1, 1, 1) < 0.15, torch.maximum(images, other), images)
+        images = images * self._window(num)
+        soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1)), 3, stride=1)
         share = self._uniform(num, 1, 1, 1) * (self._uniform(num, 1, 1, 1) < 0.4)
-        pictures = (1 - share) * pictures + share * soft
-        return pictures * torch.where(self._uniform(num, 1, 1, 1) < 0.3, self._uniform(num, 1, 1, 1), 1.0)
+        images = (1 - share) * images + share * soft
+        return images * torch.where(self._uniform(num, 1, 1, 1) < 0.3, self._uniform(num, 1, 1, 1), 1.0)
 
     def _weight(self, ink: Tensor, most: int) -> Tensor:
-        """Strokes up to 2 * ``most`` samples lighter or bolder at the glyphs' resolution."""
+        """Make strokes up to 2 * ``most`` samples lighter or bolder, at the glyphs' resolution."""
         weights = [ink]
         for _ in range(most):
             weights.insert(0, -functional.max_pool2d(-weights[0], 3, stride=1, padding=1))
             weights.append(functional.max_pool2d(weights[-1], 3, stride=1, padding=1))
         choice = self._integers(len(weights), len(ink))
         drawn = torch.stack(weights)[choice, torch.arange(len(ink))]
-        # A thin stroke that was worn away altogether is kept as it was.
+        # A stroke so thin that it vanished is kept unchanged.
         return torch.where(drawn.sum(dim=(1, 2, 3), keepdim=True) > 60, drawn, ink)
 
     def _bend(
         self, ink: Tensor, degrees: float, shear: float, scale: tuple[float, float], shift: float, bend: Tensor
     ) -> Tensor:
-        """Affine map and a smooth random displacement, then averaged from 64 to 32 pixels."""
+        """Apply an affine map and a smooth random displacement, then average from 64 to 32 pixels."""
         num = len(ink)
         angle = self._spread(num) * torch.pi * degrees / 180
         size = scale[0] + (scale[1] - scale[0]) * self._uniform(num)
@@ -101,7 +101,7 @@ class Printer:
         return functional.avg_pool2d(functional.grid_sample(ink, grid, align_corners=False), 2)
 
     def _window(self, num: int) -> Tensor:
-        """Ones, or in a quarter of the pictures ones on one side of a random edge."""
+        """Return masks of ones, in a quarter of the images only on one side of a random edge."""
         axis = torch.arange(32.0)
         angle = self._uniform(num, 1, 1) * 2 * torch.pi
         height = (axis - 15.5) * angle.cos() + (axis[:, None] - 15.5) * angle.sin()  # (B, 32, 32)
@@ -120,7 +120,7 @@ class Printer:
 
 
 def captions_of(character: int, font: int) -> list[str]:
-    """Every way in which a character of a font is described; half of them name the style of the font."""
+    """Return all captions of a character in a font; half of them name the style of the font."""
     names = (
         [DIGIT_WORDS[character], f"digit {DIGIT_WORDS[character]}", f"number {DIGIT_WORDS[character]}"]
         if character < 10
