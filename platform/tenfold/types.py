@@ -30,9 +30,9 @@ class Preprocessing:
     image_size: int
     """Height and width of the network's input, in pixels."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Per RGB channel, subtracted after scaling to [0, 1]."""
+    """Mean of each RGB channel, subtracted after scaling to [0, 1]."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Per RGB channel, divided by after the mean is subtracted."""
+    """Standard deviation of each RGB channel, divided by after subtracting the mean."""
     resize: Literal["stretch", "crop"] = "stretch"
     """Resizing of images of another size: ``stretch`` ignores the aspect ratio; ``crop`` scales the shorter side to
     ``image_size`` and takes the centre crop."""

@@ -181,9 +181,9 @@ class Clip(nn.Module):
         _check_texts(texts)
         if not texts:
             return torch.zeros((0, self.embedding_dim), device=self.mean.device)
-        places: dict[str, int] = {}
-        order = [places.setdefault(text, len(places)) for text in texts]
-        distinct = list(places)
+        positions: dict[str, int] = {}
+        order = [positions.setdefault(text, len(positions)) for text in texts]
+        distinct = list(positions)
         state = self._text_state()
         rows = self.text_cache.find(distinct, state) if state is not None else {}
         # Texts of similar length together, because a batch takes as long as its longest text.
