@@ -1,50 +1,88 @@
-"""What the README tells people to type exists and means something."""
+"""What every README tells people to type exists and means something."""
 
+import importlib.util
 import json
 import re
 import shlex
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from jobs import config
-from jobs.demo import STORIES
 from jobs.deploy import DeploySettings
+from jobs.stories import STORIES
 from jobs.sweep import SweepSettings
 from tenfold.catalog import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("*/**/README.md") if ".venv" not in path.parts)]
+PAGES = [
+    path
+    for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")))
+    if not {".venv", "outputs"} & set(path.parts) and path.name not in ("CHANGELOG.md", "report.md")
+]
 CONFIGS = {"train": "config", "evaluate": "evaluate", "demo": "config"}
+ROUTES = re.compile(
+    r"(/v2(/models/\w+(/infer|/ready)?|/health/(live|ready))?|/predict/\w+|/models|/docs|/openapi\.json)?"
+)
+OTHER_TOOLS = ("docker", "export", "helm", "kubectl", "mlflow", "#")
+"""First words of commands that other tools take; manifests have tests of their own."""
 
 
-def commands() -> list[str]:
-    """Every line of the README's bash blocks, continued lines joined, comments gone."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip()]
+@dataclass(frozen=True)
+class Command:
+    """A command of a page."""
+
+    page: Path
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}: {self.line}"
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.line)
 
 
-def test_the_two_first_commands_are_the_ones_that_ci_runs():
-    assert commands()[:2] == ["make demo", "make test"]
-    assert "\nmake test\n" in (ROOT / ".ci/run").read_text()
+def commands_of(page: Path) -> list[Command]:
+    """Every line of the bash blocks, continued lines joined and comments gone, and the Python commands in the text."""
+    text = page.read_text()
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines()
+    found = [re.sub(r"\s+#.*$", "", line).strip() for line in lines if line.strip()]
+    without_blocks = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    found += [" ".join(each.split()) for each in re.findall(r"`((?:python|make) [^`]+)`", without_blocks)]
+    return [Command(page, line) for line in dict.fromkeys(found) if line]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
-def test_make_targets_exist(line):
-    subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True)
+COMMANDS = [command for page in PAGES for command in commands_of(page)]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if "jobs/" in line])
-def test_jobs_take_what_is_written(line):
-    words = shlex.split(line)
-    script = next(word for word in words if word.startswith("jobs/"))
+def check(command: Command) -> None:
+    """Refuse what would not run: a target, job, setting, module, option or path that is not there."""
+    words = command.words
+    jobs = [word for word in words if re.fullmatch(r"jobs/\w+\.py", word)]
+    if jobs:
+        check_job(jobs[0], words)
+    elif words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif words[0] in ("python", ".venv/bin/python"):
+        check_program(words[1:])
+    elif words[0] == "curl":
+        check_curl(words)
+    else:
+        assert words[0] in OTHER_TOOLS, f"{command}: nothing here knows {words[0]}"
+
+
+def check_job(script: str, words: list[str]) -> None:
+    """The job composes the settings that follow its name."""
     assert (ROOT / script).is_file()
-    overrides = words[words.index(script) + 1 :]
+    overrides = [word for word in words[words.index(script) + 1 :] if word not in ("--cfg", "job", "--keep-serving")]
     name = Path(script).stem
     if name == "deploy":
+        overrides = [re.sub("^model=", "reference=", word) for word in overrides]
         config.compose_container(config.store_settings("deploy", DeploySettings), overrides)
     elif name == "sweep":
         settings = config.compose_container(config.store_settings("sweep", SweepSettings), overrides)
@@ -59,22 +97,91 @@ def test_jobs_take_what_is_written(line):
         assert json.loads(words[words.index("--runtime-env-json") + 1])["env_vars"] == {"PYTHONPATH": "platform"}
 
 
+def check_program(words: list[str]) -> None:
+    """The script or module is there, and its source names every option."""
+    if words[0] == "-m":
+        if words[1] == "pytest":
+            return
+        own = ROOT / f"{words[1].replace('.', '/')}.py"
+        spec = None if own.is_file() else importlib.util.find_spec(words[1])
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        found = own if spec is None else Path(str(spec.origin))
+        path = found.with_name("__main__.py") if is_package else found
+    else:
+        path = ROOT / words[0]
+    assert path.is_file(), f"{' '.join(words)}: there is no {path}"
+    source = path.read_text()
+    for near in re.findall(
+        r"^from tests\.replicas import (\w+)|^from tests\.replicas\.(\w+) import", source, re.MULTILINE
+    ):
+        source += (ROOT / f"tests/replicas/{near[0] or near[1]}.py").read_text()
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
+
+
+def check_curl(words: list[str]) -> None:
+    """One address, a path that the endpoint has."""
+    (url,) = [word for word in words if word.startswith("http://127.0.0.1:8000")]
+    path = url.removeprefix("http://127.0.0.1:8000").partition("?")[0]
+    assert ROUTES.fullmatch(path), f"the endpoint has no {path}"
+
+
+def test_the_two_first_commands_are_the_ones_that_ci_runs():
+    assert [command.line for command in commands_of(ROOT / "README.md")[:2]] == ["make demo", "make test"]
+    assert "\nmake test\n" in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_is_one_that_runs(command):
+    check(command)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make nothing",
+        "python jobs/nothing.py",
+        "python jobs/train.py method=nothing",
+        "python jobs/train.py run.nothing=1",
+        "python jobs/sweep.py study=nothing",
+        "python jobs/demo.py story=nothing",
+        "python -m tests.replicas.nothing",
+        "python -m tests.replicas.calm_cues --nothing",
+        "curl http://127.0.0.1:8000/nothing/large_loss",
+        "rm -rf outputs",
+    ],
+)
+def test_a_command_that_would_not_run_is_found(line):
+    with pytest.raises((AssertionError, ValueError, subprocess.CalledProcessError)):
+        check(Command(ROOT / "README.md", line))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    text = page.read_text()
+    for target in (*re.findall(r"\]\(([^)#]+)\)", text), *re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_the_face_fits_one_screen():
+    assert len(README.encode()) <= 10_240
+    assert [line for line in README.splitlines() if len(line) > 120] == []
+    assert (ROOT / "docs/overview.png").stat().st_size <= 200_000
+
+
 def test_the_tree_names_what_is_there():
-    tree = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL)
+    tree = re.search(r"```text\n(platform/.*?)```", README, flags=re.DOTALL)
     assert tree is not None
     for name in re.findall(r"^ {0,4}(\w[\w/]*)/ ", tree[1], flags=re.MULTILINE):
         assert (ROOT / name).is_dir() or (ROOT / "platform/tenfold" / name).is_dir(), name
-    assert [name for name in METHODS if f"method={name}" not in README] == []
-    assert [name for name in rooms() if f"](platform/tenfold/methods/{name})" not in README] == []
 
 
-def rooms() -> list[str]:
-    folder = ROOT / "platform/tenfold/methods"
-    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_"]
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_is_in_the_table_and_has_a_page(name):
+    room = f"platform/tenfold/methods/{name}"
+    assert f"method={name}" in README
+    assert f"]: {room}\n" in README
+    page = (ROOT / room / "README.md").read_text()
+    assert f"jobs/train.py method={name}" in page
+    assert re.search("does not hold|doesn't hold", page, re.IGNORECASE)
+    assert re.search(r"^\| -", page, re.MULTILINE), "a table"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,9 @@ from tenfold.data.embedded.handwriting.vocabulary import COLOUR_RGB, COLOURS, DI
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> HandwritingConfig:
-    cache = str(tmp_path_factory.mktemp("handwriting"))
+def config(embedded_cache: Path) -> HandwritingConfig:
     return HandwritingConfig(
-        num_train=512, num_val=8, num_test=512, cooccurrence=0.9, cooccurrence_test=0.0, cache=cache
+        num_train=512, num_val=8, num_test=512, cooccurrence=0.9, cooccurrence_test=0.0, cache=str(embedded_cache)
     )
 
 

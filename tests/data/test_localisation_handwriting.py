@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,8 @@ RECORDED = "4e90b774870362be9edc51c7e6b369a496ccecbe57d59a8c64e6c1073722415d"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> HandwritingConfig:
-    cache = str(tmp_path_factory.mktemp("cues"))
-    return HandwritingConfig(num_train=300, num_val=20, num_test=60, cache=cache)
+def config(embedded_cache: Path) -> HandwritingConfig:
+    return HandwritingConfig(num_train=300, num_val=20, num_test=60, cache=str(embedded_cache))
 
 
 @pytest.fixture(scope="module")

@@ -43,10 +43,9 @@ class Place:
 
 @contextmanager
 def open_place(folder: Path, method: str, *words: str) -> Iterator[Place]:
-    """Point the data cache to ``folder`` for as long as the place is open."""
+    """Keep MLflow of this machine out for as long as the place is open."""
     (folder / "store").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENFOLD_CACHE", str(folder / "cache"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Place(folder, method, words)
 

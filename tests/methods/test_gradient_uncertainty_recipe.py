@@ -30,13 +30,6 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENFOLD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def trained(folder: Path, *settings: str, stop: threading.Event | None = None) -> Outcome:
     job = compose_job([*TINY, *settings])
     run = PlainRun(folder=folder / "run", shared=folder, seed=job.run.seed, progress=False, stop=stop)

@@ -186,9 +186,10 @@ def test_a_model_that_was_not_registered_is_when_that_is_asked_for(place, monkey
 
 def environment(place: Place) -> dict[str, str]:
     paths = f"{ROOT / 'platform'}:{ROOT}"
-    return {**os.environ, "PYTHONPATH": paths, "TENFOLD_CACHE": str(place.folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.e2e
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_weights(place, tmp_path):
     more = ("run.num_epochs=30", "method.scheme=LL-Cp", "run.register=false")
     whole = train(place.job(*more), progress=False)

@@ -134,7 +134,6 @@ def test_training_writes_a_folder_that_loads_and_the_same_seed_the_same_weights(
 
 
 def test_the_command_line(tmp_path, short, monkeypatch, capsys):
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     assert main(["clip", "--out", str(tmp_path / "out"), "--seed", "1", "--steps", "2"]) == 0
     assert (tmp_path / "out/open_clip_model.safetensors").is_file()
     assert "test fonts, letters: 0.0 %" in capsys.readouterr().out

@@ -316,6 +316,7 @@ GRID = {"search": "grid", "space": {"method.x": {"grid": [0.1, 0.2, 0.3, 0.4, 0.
 OPTUNA = {"search": "optuna", "num_samples": 6, "space": {"method.x": {"uniform": [0.0, 1.0]}}}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("search", [GRID, OPTUNA], ids=["grid", "optuna"])
 def test_a_driver_killed_in_the_middle_costs_no_finished_trial(tmp_path, driver, search):
     raw = {"name": "bump", "seeds": [0, 1], "metric": "val/score", "resources": {"cpu": 0.5}, **search}
@@ -342,6 +343,7 @@ def test_a_driver_killed_in_the_middle_costs_no_finished_trial(tmp_path, driver,
     assert sum(begun[trial] == 1 for trial in begun) >= len(kept)
 
 
+@pytest.mark.e2e
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path, driver):
     raw = {"name": "bump", "seeds": [0, 1], "metric": "val/score", "resources": {"cpu": 0.5}, **GRID}
     process = driver(raw, 2)
