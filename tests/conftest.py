@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1 if is_one_of_several else min(2, torch.get_num_threads()))
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU, and say which tests one process of several takes: all of a file, or all that use Ray."""
     for item in items:
