@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## install, train on embedded data, serve, ask the end
 	$(BIN)/python jobs/demo.py
 
 test: $(VENV)/.installed-test  ## install with test extras, run the default suite in two processes
-	$(BIN)/python -m pytest -m "not slow and not gpu and not e2e" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not gpu and not e2e" -n 2 --dist loadfile --no-loadscope-reorder
 
 e2e: $(VENV)/.installed-test  ## whole jobs and killed processes, as users and clusters meet them
 	$(BIN)/python -m pytest -m "e2e and not slow"

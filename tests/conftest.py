@@ -28,15 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1 if is_one_of_several else min(2, torch.get_num_threads()))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU, and say which tests one process of several takes: all of a file, or all that use Ray."""
+    """Skip what needs a GPU, and begin with what uses Ray: of two processes each takes whole files, long ones first."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    # The longest group begins first: the others fill the second process meanwhile.
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
@@ -58,7 +54,7 @@ def embedded_cache(shared_folder: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local cluster for every test marked ``ray``; four logical CPUs whatever the machine has."""
+    """One local cluster for every test marked ``ray`` in this process; four logical CPUs whatever the machine has."""
     from serve.fast_path import prepare_environment
     from tenfold.engine import cluster
 

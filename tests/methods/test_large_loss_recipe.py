@@ -295,7 +295,7 @@ def test_data_that_a_scheme_can_not_learn_from_are_refused_before_training(place
 
 def test_runs_in_an_object_store_need_a_server_that_is_named(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
+    with pytest.raises(ValueError, match="must be an MLflow server that all workers reach"):
         train(compose_job([*TINY, "scale.storage=memory://runs"]), progress=False)
 
 

@@ -328,7 +328,7 @@ def test_what_is_printed_after_a_deployment(deployed):
 
 
 def test_a_second_address_is_refused(deployed):
-    with pytest.raises(ValueError, match="can't move"):
+    with pytest.raises(ValueError, match="where Serve already listens"):
         deploy(list(deployed.models.values()), ServeSettings(port=1))
 
 
