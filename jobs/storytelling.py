@@ -171,7 +171,7 @@ def answered(question: Question, answers: Answers) -> str:
 def what_next(
     endpoint: Endpoint, model: ServedModel, job: JobConfig, uri: str, answers: Answers, seconds: float
 ) -> str:
-    """What to open, and what to type."""
+    """Name what to open and what to type next."""
     scheme = f" method.scheme={job.as_dict()['method']['scheme']}" if "scheme" in job.as_dict()["method"] else ""
     return "\n".join(
         [

@@ -35,9 +35,9 @@ from tenfold.models.diffusion import (
     alphas_cumprod,
     denoise,
     encode_latents,
+    image_size,
     latent_shape,
     load_pipeline,
-    picture_size,
     tokenize,
 )
 from tenfold.models.diffusion_lora import Denoiser, add_adapter, merged_adapter, save_adapter
@@ -219,7 +219,7 @@ def image_operations(pipeline: Pipeline, num_steps: int) -> float:
 def bench_adapt(bench: Bench) -> None:
     batch, steps = 8, bench.options.train_steps
     pipeline = bench.plain()
-    size, shape = picture_size(pipeline), latent_shape(pipeline)
+    size, shape = image_size(pipeline), latent_shape(pipeline)
     images = torch.randint(256, (16, size, size, 3), dtype=torch.uint8)
     pixels = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(bench.device, pipeline.vae.dtype)
     share = alphas_cumprod(pipeline).to(bench.device)

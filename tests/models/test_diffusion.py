@@ -16,9 +16,9 @@ from tenfold.models.diffusion import (
     alphas_cumprod,
     denoise,
     encode_latents,
+    image_size,
     latent_shape,
     load_pipeline,
-    picture_size,
     pipeline_fingerprint,
     prediction_type,
     prompt_embeddings,
@@ -59,7 +59,7 @@ def close(drawn, expected):
 
 def test_loads_frozen_in_evaluation_mode(folder, pipeline):
     assert prediction_type(pipeline) == folder.name
-    assert picture_size(pipeline) == 32
+    assert image_size(pipeline) == 32
     assert latent_shape(pipeline) == (4, 8, 8)
     assert pipeline.safety_checker is None
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):

@@ -112,7 +112,7 @@ def pipeline_fingerprint(config: DiffusionConfig) -> str:
     return _hash_of(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
-def picture_size(pipeline: Pipeline) -> int:
+def image_size(pipeline: Pipeline) -> int:
     """Return the side S, in pixels, of the images that the pipeline generates."""
     return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
 
@@ -212,7 +212,7 @@ def denoise(pipeline: Pipeline, noisy_latents: Tensor, timesteps: Tensor, text_e
 
 def _pixels(pipeline: Pipeline, images: Tensor) -> Tensor:
     """Convert uint8 ``(B, S, S, 3)`` to float32 ``(B, 3, S, S)`` in [-1, 1]."""
-    size = picture_size(pipeline)
+    size = image_size(pipeline)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise ValueError(
             f"images must be uint8 (B, {size}, {size}, 3), got {images.dtype} {tuple(images.shape)}; resize them first"

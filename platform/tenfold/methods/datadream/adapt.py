@@ -36,8 +36,8 @@ from tenfold.models.diffusion import (
     DiffusionConfig,
     alphas_cumprod,
     encode_latents,
+    image_size,
     load_pipeline,
-    picture_size,
     pipeline_fingerprint,
     prediction_type,
     tokenize,
@@ -236,7 +236,7 @@ class _Examples:
 
     def __init__(self, pipeline: Any, few_shot: FewShotData, rows: np.ndarray, crop: str) -> None:
         self._pipeline, self._images, self._rows = pipeline, few_shot.images, rows
-        self._size = picture_size(pipeline)
+        self._size = image_size(pipeline)
         self._kind = prediction_type(pipeline)
         self._alphas = alphas_cumprod(pipeline).to(pipeline.unet.device)
         prompts = few_shot.prompts

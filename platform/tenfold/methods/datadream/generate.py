@@ -22,7 +22,7 @@ from tenfold.methods.datadream.few_shot import FewShotData, squares
 from tenfold.methods.datadream.image_store import ImageStore
 from tenfold.methods.datadream.settings import Config
 from tenfold.methods.datadream.tasks import alone, each_task
-from tenfold.models.diffusion import load_pipeline, picture_size
+from tenfold.models.diffusion import image_size, load_pipeline
 from tenfold.models.diffusion_lora import load_adapter, merged_adapter
 from tenfold.models.sampling import generate as draw_images
 
@@ -153,7 +153,7 @@ class _BlockSampler:
     def _real(self, label: int, indices: range) -> torch.Tensor:
         """Shots that the images of a block start from, in turn."""
         rows = self._few_shot.rows(label)[[index % self._few_shot.num_shots for index in indices]]
-        return torch.from_numpy(squares(self._few_shot.images.read_raw(rows), picture_size(self._pipeline)))
+        return torch.from_numpy(squares(self._few_shot.images.read_raw(rows), image_size(self._pipeline)))
 
 
 def preview(job: JobConfig, run: Run, few_shot: FewShotData, labels: Sequence[int]) -> ImageStore:
