@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test  ## install with test extras, run the default suit
 e2e: $(VENV)/.installed-test  ## whole jobs and killed processes, as users and clusters meet them
 	$(BIN)/python -m pytest -m "e2e and not slow"
 
-slow: $(VENV)/.installed-test  ## replicas of the papers over several seeds, and every job submitted to a cluster
+slow: $(VENV)/.installed-test  ## replicas of the papers over several seeds; every job submitted to a cluster; WaffleCLIP on two workers
 	$(BIN)/python -m pytest -m "slow"
 
 check: $(VENV)/.installed-dev wheel  ## style, types, and whether the wheel imports on its own

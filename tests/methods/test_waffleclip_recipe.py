@@ -564,7 +564,7 @@ def work(run: Run, job: JobConfig) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.e2e
+@pytest.mark.slow  # a minute, most of it the start of two workers; the loop's own test is in test_ray_run.py
 def test_two_workers_share_the_work_and_find_the_same_to_the_last_bit(ray_cluster, place, tmp_path):
     job = place.job()
     found = {}
