@@ -18,11 +18,8 @@ from tenfold.catalog import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [
-    path
-    for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")))
-    if not {".venv", "outputs"} & set(path.parts) and path.name not in ("CHANGELOG.md", "report.md")
-]
+WRITTEN = ("build", "dist", "outputs", "mlruns")
+"""Folders that commands of the project write; copies of pages in them are not pages."""
 CONFIGS = {"train": "config", "evaluate": "evaluate", "demo": "config"}
 ROUTES = re.compile(
     r"(/v2(/models/\w+(/infer|/ready)?|/health/(live|ready))?|/predict/\w+|/models|/docs|/openapi\.json)?"
@@ -44,6 +41,16 @@ class Command:
     @property
     def words(self) -> list[str]:
         return shlex.split(self.line)
+
+
+def pages(root: Path) -> list[Path]:
+    """Every page of the project, but the change log."""
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in WRITTEN]
+    found = [*root.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    return sorted(path for path in found if path.name != "CHANGELOG.md")
+
+
+PAGES = pages(ROOT)
 
 
 def commands_of(page: Path) -> list[Command]:
@@ -123,6 +130,13 @@ def check_curl(words: list[str]) -> None:
     (url,) = [word for word in words if word.startswith("http://127.0.0.1:8000")]
     path = url.removeprefix("http://127.0.0.1:8000").partition("?")[0]
     assert ROUTES.fullmatch(path), f"the endpoint has no {path}"
+
+
+def test_copies_and_results_are_no_pages(tmp_path):
+    for name in ("README.md", "docs/results.md", "build/wheel/tenfold/README.md", ".venv/a.md", "outputs/s/report.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in pages(tmp_path)] == ["README.md", "docs/results.md"]
 
 
 def test_the_two_first_commands_are_the_ones_that_ci_runs():
