@@ -6,7 +6,6 @@ so loading one runs no code. ``metadata.json`` ends with a digest of itself; bec
 other files, that one digest identifies the whole bundle.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import tenfold
 from tenfold.files import sync
+from tenfold.hashing import file_sha256, text_sha256
 from tenfold.types import Predictor, Preprocessing, RegressionPredictor, Task, TensorSchema
 
 CONFIG_FILE = "config.yaml"
@@ -201,7 +201,7 @@ def save_bundle(
             versions=package_versions(),
             git_revision=git_revision(Path(tenfold.__file__).parent),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            files={path.name: _sha256(path) for path in sorted(partial.iterdir())},
+            files={path.name: file_sha256(path) for path in sorted(partial.iterdir())},
             inputs=inputs,
         )
         (partial / METADATA_FILE).write_bytes(_encode(metadata))
@@ -285,7 +285,7 @@ def load_bundle(folder: Path | str) -> Bundle:
     if surplus := sorted(present - metadata.files.keys()):
         raise BundleError(f"{folder} holds {surplus}, which {METADATA_FILE} does not list; move them elsewhere")
     for name, expected in metadata.files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise BundleError(f"{folder / name} is not the file that was saved (its SHA-256 differs); {_WAY_OUT}")
 
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -434,17 +434,12 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return storable
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _render(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_render(document).encode()).hexdigest()
+    return text_sha256(_render(document))
 
 
 def _encode(metadata: Metadata) -> bytes:

@@ -5,7 +5,6 @@ checked by the job's own schema. Kinds of axes are words from a table, never nam
 expanding a study does not need Ray.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tenfold.hashing import text_sha256
 from tenfold.studies.space import Axis, Scalar, as_scalar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -395,7 +395,7 @@ def trial_id(point: Point, seed: int) -> str:
 def digest(content: Any, length: int = 12) -> str:
     """Hash JSON-like content to hexadecimal digits, ignoring the order of keys."""
     text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return text_sha256(text)[:length]
 
 
 def short_name(key: str) -> str:

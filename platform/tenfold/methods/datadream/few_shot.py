@@ -1,6 +1,5 @@
 """Few-shot data shared by all stages: the classes, their names in prompts, and their shots."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from PIL import Image
 
 from tenfold.data.classification import ClassificationData
 from tenfold.data.images import SubsetImages
+from tenfold.hashing import text_sha256
 from tenfold.methods.datadream.prompts import TEMPLATES, class_prompts
 from tenfold.methods.datadream.shots import sample_k_shot
 from tenfold.types import ImageSource
@@ -87,7 +87,7 @@ def draw_few_shot(data: ClassificationData, num_shots: int, num_templates: int, 
         templates=TEMPLATES[:num_templates],
         images=SubsetImages(train.images, rows),
         num_shots=num_shots,
-        fingerprint=hashlib.sha256(f"{data.fingerprint} {rows.tolist()}".encode()).hexdigest(),
+        fingerprint=text_sha256(f"{data.fingerprint} {rows.tolist()}"),
         mirrorable=data.mirrorable,
     )
 
