@@ -13,33 +13,32 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 import tenfold
 from tenfold.files import sync
 from tenfold.hashing import file_sha256, text_sha256
-from tenfold.types import Predictor, Preprocessing, RegressionPredictor, Task, TensorSchema
+from tenfold.probes import Inputs, Probe, compare, read_probes, write_probes
+from tenfold.tasks import Predictor, Signature, signature_of, signature_of_format_1
+from tenfold.types import Preprocessing, Task
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
 METADATA_FILE = "metadata.json"
 PROBE_FILE = "probe.safetensors"
-"""Probe set: ``images`` uint8 ``(P, S, S, 3)`` and the ``logits`` ``(P, K)`` that training computed for them; or
-``inputs.NAME`` and ``outputs.NAME`` of a model with named inputs."""
+"""Probe set, as ``tenfold.probes`` writes it."""
 
-_INPUT, _OUTPUT = "inputs.", "outputs."
-_FORMAT = 1
+_FORMAT = 2
+"""Format that is written; format 1, which had no signature, is still read."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OWN_FILES = (CONFIG_FILE, MODEL_FILE, METADATA_FILE)
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray")
@@ -55,11 +54,9 @@ class Metadata:
     """Origin and interface of a model, known without reading its weights."""
 
     method: str
-    task: Task
-    classes: tuple[str, ...]
-    """Names of the K outputs, in the order of the network's columns."""
-    preprocessing: Preprocessing | None
-    """Conversion of images to the network's input; None for a model with named ``inputs``."""
+    signature: Signature
+    """What the model takes and gives. Of a bundle of format 1 it may know less than the predictor's own: no maps,
+    prompts or scores."""
     metrics: dict[str, float]
     """Metrics at the end of training; NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``."""
     data_name: str
@@ -73,15 +70,22 @@ class Metadata:
     """Creation time, ISO 8601 in UTC."""
     files: dict[str, str]
     """File name to SHA-256 (hex) of every file except ``metadata.json``."""
-    inputs: tuple[TensorSchema, ...] = ()
-    """Named inputs of the model; empty for a model that takes images."""
+    format: int = _FORMAT
 
-    def __post_init__(self) -> None:
-        if (self.preprocessing is None) != bool(self.inputs):
-            raise ValueError(
-                "a model must have either preprocessing, for images, or named inputs, "
-                f"got {self.preprocessing} and {self.inputs}"
-            )
+    @property
+    def task(self) -> Task:
+        """Task of the model."""
+        return self.signature.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K outputs, in the order of the network's columns."""
+        return self.signature.columns
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """Conversion of images to the network's input; None for a model without images of its own."""
+        return self.signature.preprocessing
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Bundle:
             BundleError: If the model does not take images.
         """
         if self.metadata.preprocessing is None:
-            inputs = ", ".join(each.name for each in self.metadata.inputs)
+            inputs = ", ".join(each.name for each in self.metadata.signature.inputs)
             raise BundleError(
                 f"{self.folder} must take images, got method {self.metadata.method!r} with inputs {inputs}"
             )
@@ -129,14 +133,11 @@ def save_bundle(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     method: str,
-    task: Task,
-    classes: tuple[str, ...] | list[str],
-    preprocessing: Preprocessing | None,
+    signature: Signature,
     metrics: Mapping[str, float],
     data_name: str,
     data_fingerprint: str,
     files: Mapping[str, bytes | Path] | None = None,
-    inputs: tuple[TensorSchema, ...] = (),
 ) -> Bundle:
     """Write a bundle atomically: ``folder`` appears complete, or not at all.
 
@@ -145,21 +146,17 @@ def save_bundle(
         config: Plain data (strings, numbers, booleans, None, lists, mappings), enough to rebuild the network.
         tensors: Weights by name, on any device; tensors that share memory are stored separately.
         method: Name of the method that trained it.
-        task: Task of the model.
-        classes: Names of its outputs.
-        preprocessing: Conversion of images to the network's input; None for a model with named inputs.
+        signature: What the model takes and gives.
         metrics: Metrics at the end of training, NaN and infinities allowed.
         data_name: Name of the data set.
         data_fingerprint: Digest of its content.
         files: Extra files by name: their bytes, or the path of a file to copy.
-        inputs: Named inputs of a model that does not take images.
 
     Returns:
         The bundle, read back from its final place.
 
     Raises:
         BundleError: If the folder exists or a file name has path parts or unusual characters.
-        ValueError: If there is neither preprocessing nor inputs, or both.
         TypeError: If the config isn't plain data or a value of ``tensors`` isn't a tensor.
     """
     folder = Path(folder).absolute()
@@ -192,9 +189,7 @@ def save_bundle(
                 shutil.copyfile(content, partial / name)
         metadata = Metadata(
             method=method,
-            task=Task(task),
-            classes=tuple(classes),
-            preprocessing=preprocessing,
+            signature=signature,
             metrics={name: float(value) for name, value in metrics.items()},
             data_name=data_name,
             data_fingerprint=data_fingerprint,
@@ -202,7 +197,6 @@ def save_bundle(
             git_revision=git_revision(Path(tenfold.__file__).parent),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             files={path.name: file_sha256(path) for path in sorted(partial.iterdir())},
-            inputs=inputs,
         )
         (partial / METADATA_FILE).write_bytes(_encode(metadata))
         for path in [*partial.iterdir(), partial]:
@@ -221,8 +215,8 @@ def save_bundle(
 
 def save_trained(
     folder: Path,
-    predictor: Predictor | RegressionPredictor,
-    probes: Tensor | Mapping[str, Tensor],
+    predictor: Predictor,
+    probes: Tensor | Inputs | Sequence[Inputs],
     *,
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
@@ -237,29 +231,28 @@ def save_trained(
     Args:
         folder: Folder of the bundle.
         predictor: The trained model on the CPU: the machine that serves it and compares the probes may have no GPU.
-        probes: Images to store with their logits, uint8 ``(P, S, S, 3)``; or inputs by name, to store with all outputs.
-            The answers are computed as one batch.
+        probes: Images alone, the inputs by name, or several combinations of inputs, to store with the outputs of each,
+            computed as one batch.
         config, tensors, method, metrics, data_name, data_fingerprint, files: As in ``save_bundle``.
 
     Raises:
-        BundleError: As in ``save_bundle``.
+        BundleError: As in ``save_bundle``, or inputs or outputs do not fit the predictor's signature.
     """
-    inputs: tuple[TensorSchema, ...] = getattr(predictor, "inputs", ())
-    probe = _tensors_of_probes(probes) | _outputs_of_probes(predictor, probes)
+    try:
+        probe_file = write_probes(predictor, probes)
+    except ValueError as error:
+        raise BundleError(f"a probe set must fit the model's signature: {error}") from error
     shutil.rmtree(folder, ignore_errors=True)
     return save_bundle(
         folder,
         config=config,
         tensors=tensors,
         method=method,
-        task=predictor.task,
-        classes=predictor.classes,
-        preprocessing=None if inputs else getattr(predictor, "preprocessing", None),
+        signature=predictor.signature,
         metrics=metrics,
         data_name=data_name,
         data_fingerprint=data_fingerprint,
-        files={**(files or {}), PROBE_FILE: save_bytes(_storable(probe))},
-        inputs=inputs,
+        files={**(files or {}), PROBE_FILE: probe_file},
     )
 
 
@@ -277,76 +270,52 @@ def load_bundle(folder: Path | str) -> Bundle:
     path = folder / METADATA_FILE
     if not path.is_file():
         raise BundleError(f"{folder} is not a bundle: {METADATA_FILE} is missing; {_WAY_OUT}")
-    metadata, digest = _decode(path)
-
+    document, digest = _read_document(path)
+    files = _listed_files(path, document)
     present = {entry.name for entry in folder.iterdir()} - {METADATA_FILE}
-    if missing := sorted(metadata.files.keys() - present):
+    if missing := sorted(files.keys() - present):
         raise BundleError(f"{folder} lacks {missing}, which {METADATA_FILE} lists; {_WAY_OUT}")
-    if surplus := sorted(present - metadata.files.keys()):
+    if surplus := sorted(present - files.keys()):
         raise BundleError(f"{folder} holds {surplus}, which {METADATA_FILE} does not list; move them elsewhere")
-    for name, expected in metadata.files.items():
+    for name, expected in files.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise BundleError(f"{folder / name} is not the file that was saved (its SHA-256 differs); {_WAY_OUT}")
 
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise BundleError(f"{folder / CONFIG_FILE} must hold a mapping, got {type(config).__name__}")
-    return Bundle(folder, config, metadata, digest)
+    return Bundle(folder, config, _metadata(path, document), digest)
 
 
-def check_probe(bundle: Bundle, predictor: Predictor | RegressionPredictor, tolerance: float = 1e-5) -> float:
+def check_probe(bundle: Bundle, predictor: Predictor, tolerance: float = 1e-5) -> float:
     """Check that a predictor is the trained model: compare its outputs on the probes with those stored in training.
 
     Args:
-        bundle: A bundle with the extra file ``probe.safetensors``, as ``save_trained`` writes it.
-        predictor: Must return ``logits`` ``(P, K)`` for images, or all stored outputs for named inputs; on any device.
-        tolerance: Largest allowed difference, relative to the largest stored magnitude over all outputs (for logits at
-            least 1), because rounding grows with magnitude. The default suits float32 at another batch size.
+        bundle: A bundle with a probe set, as ``save_trained`` writes it.
+        predictor: Its predictor, on any device.
+        tolerance: As in ``tenfold.probes.compare``. The default suits float32 at another batch size.
 
     Returns:
         The largest absolute difference.
 
     Raises:
-        BundleError: If there is no probe set, a shape differs, or a difference exceeds the tolerance.
+        BundleError: There is no probe set, the outputs do not fit the signature, or a difference exceeds the tolerance.
     """
-    probe = load_file(bundle.file(PROBE_FILE))
-    expected = {name: value for name, value in probe.items() if name == "logits" or name.startswith(_OUTPUT)}
-    probes = load_probes(bundle)
-    if not expected:
-        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks logits or outputs; it holds {sorted(probe)}")
-    answers = _outputs_of_probes(predictor, probes)
-    sizes = [value.abs().max().item() for value in expected.values() if value.numel()]
-    allowed = tolerance * max([1.0 if "logits" in expected else 0.0, *sizes])
-    largest = 0.0
-    for name, stored in expected.items():
-        if name not in answers:
-            raise BundleError(
-                f"a predictor compared with a probe set must return {name.removeprefix(_OUTPUT)}, got {sorted(answers)}"
-            )
-        value, wanted = answers[name].detach().cpu().double(), stored.double()
-        if value.shape != wanted.shape:
-            raise BundleError(f"{name} must be {tuple(wanted.shape)} as in the probe set, got {tuple(value.shape)}")
-        difference = (value - wanted).abs().max().item() if wanted.numel() else 0.0
-        if not difference <= allowed:  # also true for NaN
-            raise BundleError(
-                f"{bundle.folder}: the predictor's {name} differ by {difference:.3g} from those stored in training, "
-                f"{allowed:.3g} is allowed; check that the package versions match those in {METADATA_FILE}"
-            )
-        largest = max(largest, difference)
-    return largest
+    metadata = bundle.metadata
+    probes = _read_probes(bundle.file(PROBE_FILE))
+    try:
+        return compare(probes, predictor, metadata.signature if metadata.format > 1 else predictor.signature, tolerance)
+    except ValueError as error:
+        raise BundleError(f"{bundle.folder}: {error}") from error
 
 
-def load_probes(bundle: Bundle) -> Tensor | dict[str, Tensor]:
-    """Return the stored probes as a predictor takes them: images, or inputs by name.
+def load_probes(bundle: Bundle) -> list[Inputs]:
+    """Return the stored probes: the inputs of each combination, as a predictor takes them by keyword.
 
     Raises:
-        BundleError: If there is no probe set, or it holds no inputs.
+        BundleError: If there is no probe set, or it holds no inputs or no outputs.
     """
-    probe = load_file(bundle.file(PROBE_FILE))
-    inputs = {name.removeprefix(_INPUT): value for name, value in probe.items() if name.startswith(_INPUT)}
-    if not inputs and "images" not in probe:
-        raise BundleError(f"{bundle.folder / PROBE_FILE} lacks images or inputs; it holds {sorted(probe)}")
-    return inputs or probe["images"]
+    return [probe.inputs for probe in _read_probes(bundle.file(PROBE_FILE))]
 
 
 def package_versions() -> dict[str, str]:
@@ -400,24 +369,11 @@ def _check_extra_names(files: Mapping[str, bytes | Path]) -> None:
         taken.add(name.lower())
 
 
-def _tensors_of_probes(probes: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if isinstance(probes, Tensor):
-        return {"images": probes}
-    return {f"{_INPUT}{name}": value for name, value in probes.items()}
-
-
-def _outputs_of_probes(
-    predictor: Predictor | RegressionPredictor, probes: Tensor | Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the outputs of a predictor that are stored and compared: the logits for images, else all of them."""
-    predict: Any = predictor
-    with torch.inference_mode():
-        outputs = predict(probes)
-    if isinstance(probes, Tensor):
-        if "logits" not in outputs:
-            raise BundleError(f"a predictor compared with a probe set must return logits, got {sorted(outputs)}")
-        return {"logits": outputs["logits"].float()}
-    return {f"{_OUTPUT}{name}": value for name, value in outputs.items()}
+def _read_probes(path: Path) -> list[Probe]:
+    try:
+        return read_probes(path)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -443,7 +399,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _encode(metadata: Metadata) -> bytes:
-    document = {"format": _FORMAT, **asdict(metadata)}
+    document = {**asdict(metadata), "signature": metadata.signature.as_dict()}
     # JSON has no NaN or infinity; stored as strings they survive, and Python's float() reads them back.
     document["metrics"] = {
         name: value if math.isfinite(value) else str(value) for name, value in metadata.metrics.items()
@@ -451,8 +407,8 @@ def _encode(metadata: Metadata) -> bytes:
     return _render({**document, "digest": _digest(document)}).encode()
 
 
-def _decode(path: Path) -> tuple[Metadata, str]:
-    """Read metadata and digest of a ``metadata.json``, which must be byte for byte what ``_encode`` returned."""
+def _read_document(path: Path) -> tuple[dict[str, Any], str]:
+    """Read content and digest of a ``metadata.json``, which must be byte for byte what ``_encode`` returned."""
     content = path.read_bytes()
     changed = BundleError(f"{path} is not the file that was saved (its own digest differs); {_WAY_OUT}")
     try:
@@ -464,41 +420,41 @@ def _decode(path: Path) -> tuple[Metadata, str]:
         raise changed from error
     if not unchanged:
         raise changed
-    if (found := document.pop("format", None)) != _FORMAT:
+    if (found := document.get("format")) not in (1, _FORMAT):
         raise BundleError(
-            f"{path} must have format {_FORMAT}, got {found}; read it with the version of tenfold that wrote it"
+            f"{path} must have format {_FORMAT}, or 1, got {found}; read it with the version of tenfold that wrote it"
         )
-    try:
-        preprocessing = document["preprocessing"]
-        metadata = Metadata(
-            **{
-                **document,
-                "task": Task(document["task"]),
-                "classes": tuple(document["classes"]),
-                "preprocessing": None if preprocessing is None else _preprocessing(preprocessing),
-                "inputs": tuple(
-                    TensorSchema(**{**each, "shape": tuple(each["shape"])})
-                    for each in document.get("inputs", ())  # absent from older bundles, which take images
-                ),
-                "metrics": {name: float(value) for name, value in document["metrics"].items()},
-                "files": dict(document["files"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path} is well-formed but does not describe a bundle: {error!r}") from error
-    if not {CONFIG_FILE, MODEL_FILE} <= metadata.files.keys():
-        raise BundleError(f"{path} must list {CONFIG_FILE} and {MODEL_FILE}, got {sorted(metadata.files)}")
-    for name in metadata.files:
+    return document, digest
+
+
+def _listed_files(path: Path, document: Mapping[str, Any]) -> dict[str, str]:
+    files = document.get("files")
+    if not isinstance(files, dict) or not {CONFIG_FILE, MODEL_FILE} <= files.keys():
+        raise BundleError(f"{path} must list {CONFIG_FILE} and {MODEL_FILE}, got {files!r:.200}")
+    for name in files:
         if not _NAME.fullmatch(name):
             raise BundleError(f"file names in {path} must match {_NAME.pattern}, got {name!r}; {_WAY_OUT}")
-    return metadata, digest
+    return files
 
 
-def _preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing(
-        image_size=stored["image_size"],
-        mean=tuple(stored["mean"]),
-        std=tuple(stored["std"]),
-        resize=stored.get("resize", "stretch"),  # absent from older bundles
-        interpolation=stored.get("interpolation", "bilinear"),
-    )
+def _metadata(path: Path, document: dict[str, Any]) -> Metadata:
+    try:
+        if document["format"] == 1:
+            signature = _signature_of_format_1(path.parent, document)
+            earlier = ("task", "classes", "preprocessing", "inputs")
+            document = {name: value for name, value in document.items() if name not in earlier}
+        else:
+            signature = signature_of(document["signature"])
+        metrics = {name: float(value) for name, value in document["metrics"].items()}
+        return Metadata(**{**document, "signature": signature, "metrics": metrics})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is well-formed but does not describe a bundle: {error!r}") from error
+
+
+def _signature_of_format_1(folder: Path, document: Mapping[str, Any]) -> Signature:
+    if not document.get("inputs") or PROBE_FILE not in document["files"]:
+        return signature_of_format_1(document)
+    outputs = read_probes(folder / PROBE_FILE)[0].outputs
+    parts = [name for name in outputs if name not in ("mean", "std")]
+    observed = outputs["mean"].shape[1:] if "mean" in outputs else None
+    return signature_of_format_1(document, observed, parts)

@@ -7,7 +7,8 @@ from types import ModuleType
 
 from tenfold.bundle import Bundle, load_bundle
 from tenfold.models.catalog import NETWORKS
-from tenfold.types import Predictor, Task
+from tenfold.tasks import Predictor
+from tenfold.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)

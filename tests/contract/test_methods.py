@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,10 @@ from tenfold.data.catalog import load_classification, load_localisation, load_mu
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.run import Outcome, PlainRun
 from tenfold.engine.settings import JobConfig
-from tenfold.types import Batch, Task
-
-OUTPUTS = {
-    Task.MULTI_LABEL: {"probs", "logits"},
-    Task.CLASSIFICATION: {"probs", "logits"},
-    Task.REGRESSION: {"mean", "std"},
-}
-"""Names that a predictor must give, by task."""
+from tenfold.probes import Inputs
+from tenfold.tasks import Param, Signature, scalar_params
+from tenfold.tracking.model import mlflow_signature
+from tenfold.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,14 +237,34 @@ def test_a_training_ends_in_a_bundle_that_answers_as_the_training_did(name, job,
     assert bundle.metadata.metrics == outcome.metrics
     assert job_from_dict(bundle.config) == job
     predictor = load_predictor(bundle)
-    assert predictor.task == bundle.metadata.task
-    assert tuple(predictor.classes) == bundle.metadata.classes
+    signature = bundle.metadata.signature
+    assert predictor.signature == signature
     assert check_probe(bundle, predictor) == 0.0  # same machine, same kernels, same batch
     probes = load_probes(bundle)
-    given = {key: value[:2] for key, value in probes.items()} if isinstance(probes, dict) else probes[:2]
-    answer = predictor(given)
-    assert OUTPUTS[predictor.task] <= set(answer)
-    for key, value in answer.items():
-        assert len(value) == 2, key
-        assert value.dtype == torch.float32, key
-        assert torch.equal(value, load_predictor(outcome.bundle)(given)[key]), key
+    if any(slot.optional for slot in signature.inputs):
+        assert any(len(inputs) > len(signature.required) for inputs in probes)
+    again = load_predictor(outcome.bundle)
+    given_away: set[str] = set()
+    for inputs in probes:
+        given = two_rows(inputs, signature)
+        for words in ({}, *({param.name: value_of(param)} for param in scalar_params(signature))):
+            answer = predictor(**given, **words)
+            signature.check_outputs(answer)
+            assert {len(value) for value in answer.values()} == {2}
+            for key, value in again(**given, **words).items():
+                assert torch.equal(value, answer[key]), key
+            given_away |= answer.keys()
+        assert {slot.name for slot in signature.always} == set(predictor(**given))
+    assert given_away == {slot.name for slot in signature.outputs}  # also those that a request has to ask for
+    named = [spec.name for spec in mlflow_signature(signature).outputs]
+    assert named == [slot.name for slot in signature.always]
+
+
+def two_rows(inputs: Inputs, signature: Signature) -> Inputs:
+    shared = {slot.name for slot in signature.inputs if slot.shared}
+    return {name: value if name in shared else value[:2] for name, value in inputs.items()}
+
+
+def value_of(param: Param) -> Any:
+    """A value that asks for what the parameter gives."""
+    return True if param.schema["type"] == "boolean" else param.schema["examples"][0]

@@ -23,7 +23,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from tenfold.bundle import check_probe, load_bundle
+from tenfold.bundle import check_probe, load_bundle, load_probes
 from tenfold.config import job_from_dict
 from tenfold.data.catalog import load_classification
 from tenfold.engine.run import Interrupted, Outcome, PlainRun
@@ -211,6 +211,12 @@ def test_a_caller_can_bring_classes_of_its_own(trained):
     embeddings = predictor.embed(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
     two = predictor.prototypes_of({"day": ["a bright sky", "noon"], "night": ["a dark sky"]})
     assert predictor.classify(embeddings, two)["probs"].shape == (2, 2)
+    texts = {"prompts": ["a bright sky", "a dark sky", "noon"], "prompt_classes": ["day", "night", "day"]}
+    answer = predictor(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), **texts)
+    torch.testing.assert_close(answer["logits"], predictor.classify(embeddings, two)["logits"])
+    own, asked = load_probes(load_bundle(trained.bundle))
+    assert asked["classes"] == list(CLASSES[:2])
+    assert torch.equal(asked["images"], own["images"][:2])
     torch.testing.assert_close(two.norm(dim=1), torch.ones(2))
     with pytest.raises(ValueError, match="prompts of class 'day' must be a list of at least one text"):
         predictor.prototypes_of({"day": []})

@@ -17,10 +17,9 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
 from jobs.config import compose_job
-from tenfold.bundle import PROBE_FILE, check_probe, load_bundle
+from tenfold.bundle import check_probe, load_bundle, load_probes
 from tenfold.catalog import load_predictor
 from tenfold.data.catalog import load_multilabel
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
@@ -89,7 +88,7 @@ def test_the_predictor_answers_as_the_training_did(trained, job):
     bundle = load_bundle(trained.bundle)
     predictor = load_predictor(bundle)
     assert check_probe(bundle, predictor) == 0.0
-    probe = load_file(bundle.file(PROBE_FILE))
+    (probe,) = load_probes(bundle)
     answer = predictor(probe["images"])
     torch.testing.assert_close(answer["probs"], answer["logits"].sigmoid())
     images = load_multilabel(job.data).test.images.read(np.arange(len(probe["images"])))
@@ -159,7 +158,7 @@ def test_the_first_model_is_champion_and_a_worse_one_a_candidate(trained, place)
 
 
 def test_mlflow_loads_the_model_in_a_fresh_process_with_the_same_answers(trained, place, tmp_path):
-    images = load_file(load_bundle(trained.bundle).file(PROBE_FILE))["images"]
+    images = load_probes(load_bundle(trained.bundle))[0]["images"]
     np.save(tmp_path / "images.npy", images.numpy())
     words = [trained.model_uri, place.uri, str(tmp_path / "images.npy"), str(tmp_path / "answer.npz")]
     subprocess.run([sys.executable, "-c", FRESH_PROCESS, *words], check=True, env=environment(place), timeout=300)

@@ -28,7 +28,7 @@ from tenfold.methods.posterior_annealing.recipe import (
 from tenfold.methods.posterior_annealing.settings import Config
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 TINY = ("method=posterior_annealing", "data=table", "scale=local", "run.num_epochs=2", "model.widths=[8]")
 
@@ -71,7 +71,7 @@ def test_a_training_ends_in_a_model_that_answers_as_it_was_measured(tmp_path: Pa
 def test_the_std_is_made_of_noise_and_disagreement(tmp_path: Path):
     predictor = load_predictor(trained(tmp_path, "method.uncertainty=deep_ensemble", "method.num_members=3").bundle)
     batch = {"input": torch.randn(5, 10)}
-    answer = predictor(batch)
+    answer = predictor(**batch)
     together = answer["aleatoric"].square() + answer["epistemic"].square()
     torch.testing.assert_close(answer["std"].square(), together)
     assert (answer["epistemic"] > 0).all()
@@ -86,19 +86,22 @@ def test_the_std_is_made_of_noise_and_disagreement(tmp_path: Path):
 def test_intervals_have_their_nominal_coverage():
     random = np.random.default_rng(0)
     network = build_regressor(
-        RegressorConfig(name="mlp", widths=(4,)), [TensorSchema(name="x", dtype="float32", shape=(1,))], 1
+        RegressorConfig(name="mlp", widths=(4,)), [Slot(name="x", dtype="float32", shape=(1,))], 1
     )
     predictor = RegressionEnsemble(
-        [network], inputs=(TensorSchema(name="x", dtype="float32", shape=(1,)),), classes=("y",),
+        [network], inputs=(Slot(name="x", dtype="float32", shape=(1,)),), classes=("y",),
         mean=torch.zeros(1), std=torch.ones(1),
     )  # fmt: skip
     outputs = {"mean": torch.zeros(20000, 1), "std": torch.full((20000, 1), 2.0)}
     truth = torch.from_numpy(2.0 * random.standard_normal((20000, 1)))
+    assert all(end.isfinite().all() for end in predictor.interval(outputs, 0.9999999999999999))
     low, high = predictor.interval(outputs, 0.8)
     assert ((low <= truth) & (truth <= high)).double().mean().item() == pytest.approx(0.8, abs=0.01)
     for level in (0.0, 1.0, -3.0):
         with pytest.raises(ValueError, match=r"level must lie in \(0, 1\)"):
             predictor.interval(outputs, level)
+    answer = predictor(x=torch.zeros(3, 1), level=0.8)
+    assert torch.equal(torch.stack([answer["lower"], answer["upper"]]), torch.stack(predictor.interval(answer, 0.8)))
 
 
 def test_an_overconfident_model_gets_wider_intervals(tmp_path: Path):
@@ -180,15 +183,13 @@ def test_an_input_in_the_targets_unit_is_standardised_with_them():
     ],
 )
 def test_inputs_of_the_wrong_name_dtype_or_shape_are_rejected(tmp_path_factory, inputs, message):
-    network = build_regressor(
-        RegressorConfig(widths=(4,)), [TensorSchema(name="input", dtype="float32", shape=(10,))], 1
-    )
+    network = build_regressor(RegressorConfig(widths=(4,)), [Slot(name="input", dtype="float32", shape=(10,))], 1)
     predictor = RegressionEnsemble(
-        [network], inputs=(TensorSchema(name="input", dtype="float32", shape=(10,)),), classes=("y",),
+        [network], inputs=(Slot(name="input", dtype="float32", shape=(10,)),), classes=("y",),
         mean=torch.zeros(1), std=torch.ones(1),
     )  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        predictor(inputs)
+        predictor(**inputs)
 
 
 @pytest.mark.parametrize(

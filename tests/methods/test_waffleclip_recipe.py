@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tenfold.bundle import PROBE_FILE, check_probe, load_bundle
+from tenfold.bundle import check_probe, load_bundle, load_probes
 from tenfold.data.catalog import load_classification
 from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.descriptors import read_descriptors, shipped_descriptors
@@ -32,9 +32,13 @@ from tenfold.methods.waffleclip.prompt_inputs import gather_prompt_inputs
 from tenfold.methods.waffleclip.prompt_modes import MODES
 from tenfold.methods.waffleclip.settings import Config
 from tenfold.models.clip import Clip, ClipConfig, load_clip
+from tenfold.tracking.model import example_and_signature, write_model
 from tenfold.types import Preprocessing
 
-NUM_TEST, NUM_VAL, NUM_PROBES = 1250, 750, 8
+NUM_TEST, NUM_VAL, NUM_PROBES = 1250, 750, 8 + 2
+"""Images that are embedded; of the probes two are again, with texts."""
+PROBE_TEXTS = ["A photo of a one.", "A photo of a zero."]
+"""Texts that are encoded once more, by themselves, as where the model is served."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,10 @@ def test_the_bundle_answers_as_the_evaluation_did(trained, job, place, clip):
     predictor = load(bundle)
     assert check_probe(bundle, predictor) == 0.0
     data = load_classification(place.data, clip.preprocessing)
-    assert torch.equal(load_file(bundle.file(PROBE_FILE))["images"], data.test.images.read(range(8)))
+    own, asked = load_probes(bundle)
+    assert torch.equal(own["images"], data.test.images.read(range(8)))
+    assert torch.equal(asked["images"], own["images"][:2])
+    assert asked["classes"] == list(data.classes[:2])
     run = PlainRun(folder=trained.bundle.parent / "evaluate", progress=False)
     found = recipe.evaluate(predictor, place.data, run)
     assert found == {name: trained.metrics[name] for name in found}
@@ -258,7 +265,8 @@ def test_each_distinct_prompt_goes_through_the_tower_once(place, counts, tmp_pat
     prompts = [prompt for one in sets for each in one.values() for prompt in each]
     assert len(set(prompts)) < len(prompts)
     assert set(prompts) < set(counts.prompts)
-    assert len(set(counts.prompts)) == len(counts.prompts)
+    assert counts.prompts[-2:] == PROBE_TEXTS
+    assert len(set(counts.prompts[:-2])) == len(counts.prompts) - 2
 
 
 def test_a_killed_evaluation_goes_on_with_the_next_piece(trained, job, counts, tmp_path, monkeypatch):
@@ -278,9 +286,10 @@ def test_a_killed_evaluation_goes_on_with_the_next_piece(trained, job, counts, t
     counts.prompts.clear()
     again = train(job, tmp_path)
     assert counts.images == NUM_VAL + NUM_TEST + NUM_PROBES
-    assert not counts.prompts
+    assert counts.prompts == PROBE_TEXTS
     assert again.metrics == trained.metrics
     counts.images = 0
+    counts.prompts.clear()
     assert train(job, tmp_path).metrics == trained.metrics
     assert counts == Counts()
 
@@ -316,7 +325,7 @@ def test_the_predictor_scores_as_its_aggregate_says(place, clip, tmp_path, aggre
     bundle = load_bundle(outcome.bundle)
     predictor = load(bundle)
     assert check_probe(bundle, predictor) == 0.0
-    images = load_file(bundle.file(PROBE_FILE))["images"]
+    images = load_probes(bundle)[0]["images"]
     sets = json.loads(bundle.file(recipe.PROMPTS_FILE).read_text())
     prompts = {name: [prompt for one in sets for prompt in one[name]] for name in bundle.metadata.classes}
     texts = clip.embed_texts([prompt for own in prompts.values() for prompt in own])
@@ -379,6 +388,34 @@ def test_the_concept_stands_before_the_name(data):
 @pytest.fixture
 def predictor(trained: Outcome) -> WaffleClipPredictor:
     return load(load_bundle(trained.bundle))
+
+
+def test_the_callers_classes_come_with_a_call_too(predictor):
+    images = torch.randint(0, 256, (3, *predictor.signature.inputs[0].shape), dtype=torch.uint8)
+    prompts = {"cat": ["a photo of a cat.", "a drawn cat"], "dog": ["a dog"]}
+    expected = predictor.classify(predictor.embed(images), predictor.prototypes_of(prompts))
+    texts, names = ["a photo of a cat.", "a dog", "a drawn cat"], ["cat", "dog", "cat"]
+    answer = predictor(images, prompts=texts, prompt_classes=names)
+    assert torch.equal(answer["probs"], expected["probs"])
+    template = {name: [predictor.prompt_template.format(name)] for name in ("cat", "dog")}
+    named = predictor.classify(predictor.embed(images), predictor.prototypes_of(template))
+    assert torch.equal(predictor(images, classes=["cat", "dog"])["logits"], named["logits"])
+    for wrong in ({"prompts": texts}, {"classes": ["cat"], "prompts": texts, "prompt_classes": names}):
+        with pytest.raises(ValueError, match="prompts"):
+            predictor(images, **wrong)
+
+
+def test_mlflow_asks_for_the_callers_classes(trained, predictor, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    bundle, loader = load_bundle(trained.bundle), "tenfold.catalog:load_predictor"
+    example, signature = example_and_signature(bundle, loader)
+    write_model(tmp_path / "model", bundle, loader, example, signature, model_id="m-0", run_id="0" * 32)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    images = load_probes(bundle)[0]["images"][:3]
+    for texts in ({}, {"classes": ["cat", "dog"]}, {"prompts": ["a cat", "a dog"], "prompt_classes": ["cat", "dog"]}):
+        answer = model.predict(images.numpy(), params=texts)
+        assert np.array_equal(answer["logits"], predictor(images, **texts)["logits"].numpy())
+    assert answer["logits"].shape == (3, 2)
 
 
 def test_the_callers_classes_are_answered_and_remembered(predictor, counts, clip):

@@ -12,7 +12,7 @@ from tenfold.models import members as module
 from tenfold.models.digit_cnn import DigitCNN
 from tenfold.models.members import Members
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 REGRESSORS = {
     "mlp": ({}, (3,)),
@@ -22,9 +22,9 @@ REGRESSORS = {
     "unet2d": ({"widths": (2, 3)}, (3, 4, 4)),
 }
 MOLECULES = (
-    TensorSchema(name="features", dtype="float32", shape=(-1, 5)),
-    TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
-    TensorSchema(name="n_atoms", dtype="int64", shape=()),
+    Slot(name="features", dtype="float32", shape=(-1, 5)),
+    Slot(name="positions", dtype="float32", shape=(-1, 3)),
+    Slot(name="n_atoms", dtype="int64", shape=()),
 )
 EXACT = {"rtol": 1e-11, "atol": 1e-13}
 """For float64, where sums are taken in another order."""
@@ -77,7 +77,7 @@ def convolutions():
 def regressor(name):
     options, shape = ({"widths": (6,), "depth": 2}, None) if name == "egnn" else REGRESSORS[name]
     free = None if shape is None else (shape[0], *(-1,) * (len(shape) - 1))
-    schemas = MOLECULES if free is None else (TensorSchema(name="input", dtype="float32", shape=free),)
+    schemas = MOLECULES if free is None else (Slot(name="input", dtype="float32", shape=free),)
     return build_regressor(RegressorConfig(name=name, **options), schemas, 3)
 
 

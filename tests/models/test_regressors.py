@@ -16,7 +16,7 @@ from tenfold.models.regressors.egnn import EGNN, EgnnRegressor
 from tenfold.models.regressors.mlp import MlpRegressor
 from tenfold.models.regressors.super_resolution import SmallSuperResolver, SuperResolver
 from tenfold.models.regressors.unet import ResidualBlock, UNetRegressor
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden/posterior_annealing.npz")
 SMALL = {
@@ -30,9 +30,9 @@ SMALL = {
 SHAPES = {"mlp": (3,), "cnn1d": (3, -1), "cnn2d_sr": (3, -1, -1), "cnn2d_sr_small": (3, -1, -1), "unet2d": (3, -1, -1)}
 EXAMPLES = {"mlp": (3,), "cnn1d": (3, 9), "cnn2d_sr": (3, 4, 6), "cnn2d_sr_small": (3, 4, 6), "unet2d": (3, 8, 4)}
 MOLECULES = (
-    TensorSchema(name="features", dtype="float32", shape=(-1, 5)),
-    TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
-    TensorSchema(name="n_atoms", dtype="int64", shape=()),
+    Slot(name="features", dtype="float32", shape=(-1, 5)),
+    Slot(name="positions", dtype="float32", shape=(-1, 3)),
+    Slot(name="n_atoms", dtype="int64", shape=()),
 )
 
 
@@ -45,7 +45,7 @@ def golden_state(prefix):
 
 
 def schemas(name):
-    return MOLECULES if name == "egnn" else (TensorSchema(name="input", dtype="float32", shape=SHAPES[name]),)
+    return MOLECULES if name == "egnn" else (Slot(name="input", dtype="float32", shape=SHAPES[name]),)
 
 
 def build(name, num_targets=3, **changes):

@@ -38,7 +38,7 @@ from tenfold.metrics.regression.calibration import (
 from tenfold.metrics.regression.likelihoods import gaussian_nll
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaScaler
 from tenfold.metrics.regression.scores import gaussian_crps, sharpness
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 from tests.replicas.threads import one_thread
 
 NUM_BINS = 15
@@ -157,7 +157,7 @@ def _predictor(networks: Sequence[nn.Module], config: Config, examples: Examples
     """Return the predictor that the method would serve, for targets that are standardised already."""
     channels = examples.targets.shape[1]
     schemas = tuple(
-        TensorSchema(name=f"input {index}", dtype=str(each.dtype).removeprefix("torch."), shape=tuple(each.shape[1:]))
+        Slot(name=f"input {index}", dtype=str(each.dtype).removeprefix("torch."), shape=tuple(each.shape[1:]))
         for index, each in enumerate(examples.inputs)
     )
     return RegressionEnsemble(
@@ -179,7 +179,7 @@ def _recalibrate(predictor: RegressionEnsemble, config: Config, kept: Examples) 
 
 def _predict(predictor: RegressionEnsemble, examples: Examples) -> tuple[Tensor, Tensor]:
     """Return mean and std, float64, shaped like the targets."""
-    answers = predictor({f"input {index}": each for index, each in enumerate(examples.inputs)})
+    answers = predictor(**{f"input {index}": each for index, each in enumerate(examples.inputs)})
     return answers["mean"].double(), answers["std"].expand_as(examples.targets).double()
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from tenfold.bundle import Bundle, save_bundle
+from tenfold.tasks import multi_label
 from tenfold.tracking.registry import Registered, register
 from tenfold.tracking.runs import Tracker
-from tenfold.types import Preprocessing, Task
+from tenfold.types import Preprocessing
 
 PREDICTOR = '''
 """Mean colour times a weight, in a package that only PYTHONPATH knows."""
@@ -17,6 +18,7 @@ from tenfold.bundle import load_bundle
 
 class Predictor:
     def __init__(self, bundle):
+        self.signature = bundle.metadata.signature
         self.weight = bundle.tensors()["weight"]
 
     def __call__(self, images):
@@ -38,9 +40,7 @@ def make_bundle(folder: Path, seed: int = 0, **changes: Any) -> Bundle:
         "config": {"made_for": str(folder)},  # two tests never share a digest, and so a cached copy
         "tensors": {"weight": weight},
         "method": "large_loss",
-        "task": Task.MULTI_LABEL,
-        "classes": ("one", "two"),
-        "preprocessing": Preprocessing(image_size=4),
+        "signature": multi_label(("one", "two"), Preprocessing(image_size=4)),
         "metrics": {"map": 0.5},
         "data_name": "scenes",
         "data_fingerprint": "f1",

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,51 @@ from mlflow import MlflowClient
 from safetensors.torch import save as to_safetensors
 
 from tenfold.bundle import load_bundle
+from tenfold.tasks import Signature, Slot, classification, regression
+from tenfold.tracking.model import mlflow_signature
 from tenfold.tracking.runs import Tracker
-from tenfold.types import Task, TensorSchema
+from tenfold.types import Preprocessing, Task
 from tests.tracking.bundles import LOADER, make_bundle
 from tests.tracking.store import stored_models
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 SWING = """
-class Swing:
-    def __call__(self, inputs):
-        return {"mean": inputs["series"].mean(1) + inputs["count"][:, None]}
+from tenfold.bundle import load_bundle
 
-    def interval(self, outputs, level):
-        return outputs["mean"] - level, outputs["mean"] + level
+class Swing:
+    def __init__(self, bundle):
+        self.signature = bundle.metadata.signature
+
+    def __call__(self, *, series, count, level=None):
+        mean = series.mean(1) + count[:, None]
+        bounds = {} if level is None else {"lower": mean - level, "upper": mean + level}
+        return {"mean": mean, "std": mean.abs(), **bounds}
 
 def load(folder, device):
-    return Swing()
+    return Swing(load_bundle(folder))
+"""
+OPEN = """
+from tenfold.bundle import load_bundle
+from tenfold.tasks import prompts_by_class
+
+class Open:
+    # Prototypes are the lengths of the prompts; what is corrected moves the logits.
+    def __init__(self, bundle):
+        self.signature = bundle.metadata.signature
+
+    def __call__(
+        self, images, classes=None, prompts=None, prompt_classes=None, corrections=None, explain=False
+    ):
+        asked = prompts_by_class("a {}", classes, prompts, prompt_classes)
+        texts = ["abc", "abcd"] if asked is None else ["".join(each) for each in asked.values()]
+        logits = images.float().mean((1, 2, 3))[:, None] / 255 * images.new_tensor([len(t) for t in texts]).float()
+        if corrections is not None:
+            logits = logits + corrections.sum(1, keepdim=True)
+        maps = {"attributions": images.float().mean(3), "explained": logits.argmax(1)} if explain else {}
+        return {"probs": logits.softmax(1), "logits": logits, **maps}
+
+def load(folder, device):
+    return Open(load_bundle(folder))
 """
 FRESH_PROCESS = """
 import sys
@@ -98,14 +128,10 @@ def test_a_model_of_named_inputs_states_them_and_answers(store: str, tracker: Tr
     module.write_text(SWING)
     series, count = torch.arange(12.0).view(2, 2, 3), torch.tensor([3, 4])
     probe = {"inputs.series": series, "inputs.count": count, "outputs.mean": series.mean(1) + count[:, None]}
+    inputs = (Slot(name="series", dtype="float32", shape=(2, -1)), Slot(name="count", dtype="int64"))
     bundle = make_bundle(
         tmp_path,
-        task=Task.REGRESSION,
-        preprocessing=None,
-        inputs=(
-            TensorSchema(name="series", dtype="float32", shape=(2, -1)),
-            TensorSchema(name="count", dtype="int64", shape=()),
-        ),
+        signature=regression(("height [m]",), inputs, (3,)),
         files={"probe.safetensors": to_safetensors(probe)},
     )
     tracker.log_bundle(bundle.folder, "swing", "swing_predictor:load")
@@ -114,12 +140,87 @@ def test_a_model_of_named_inputs_states_them_and_answers(store: str, tracker: Tr
         "series": (np.dtype("float32"), (-1, 2, -1)),
         "count": (np.dtype("int64"), (-1,)),
     }
+    assert {spec.name: (spec.type, spec.shape) for spec in model.metadata.signature.outputs} == {
+        "mean": (np.dtype("float32"), (-1, 3)),
+        "std": (np.dtype("float32"), (-1, 3)),
+    }
     answer = model.predict({"series": series.numpy(), "count": count.numpy()})
     assert np.array_equal(answer["mean"], probe["outputs.mean"].numpy())
-    assert set(answer) == {"mean"}
+    assert set(answer) == {"mean", "std"}
     with_interval = model.predict({"series": series.numpy(), "count": count.numpy()}, params={"level": 0.5})
     assert np.array_equal(with_interval["lower"], answer["mean"] - 0.5)
     assert np.array_equal(with_interval["upper"], answer["mean"] + 0.5)
+
+
+PREPROCESSING = Preprocessing(image_size=4)
+
+
+def log_open(store: str, tracker: Tracker, folder: Path, signature: Signature) -> Any:
+    """Log an open-vocabulary model with this signature and return it as MLflow loads it."""
+    (Path(store.removeprefix("sqlite:///")).parents[1] / "predictor" / "open_predictor.py").write_text(OPEN)
+    bundle = make_bundle(folder, signature=signature)
+    tracker.log_bundle(bundle.folder, "open", "open_predictor:load")
+    return mlflow.pyfunc.load_model(str(stored_models(tracker)[-1] / "artifacts"))
+
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+
+
+def test_texts_are_parameters_that_may_be_left_out(store: str, tracker: Tracker, tmp_path: Path) -> None:
+    signature = classification(("abc", "abcd"), PREPROCESSING, prompt_template="a {}", explains=True)
+    model = log_open(store, tracker, tmp_path, signature)
+    assert [(spec.name, spec.shape) for spec in model.metadata.signature.inputs] == [(None, (-1, 4, 4, 3))]
+    assert [(spec.name, spec.shape) for spec in model.metadata.signature.outputs] == [
+        ("probs", (-1, -1)), ("logits", (-1, -1)),
+    ]  # fmt: skip
+    assert [(each.name, each.dtype.name, each.shape, each.default) for each in model.metadata.signature.params] == [
+        ("explain", "boolean", None, False),
+        *((name, "string", (-1,), []) for name in ("classes", "prompts", "prompt_classes")),
+    ]
+    mean = IMAGES.astype(np.float32).mean((1, 2, 3))[:, None] / 255
+    own = model.predict(IMAGES)
+    assert set(own) == {"probs", "logits"}
+    np.testing.assert_allclose(own["logits"], mean * [3, 4], rtol=1e-6)
+    asked = model.predict(IMAGES, params={"classes": ["cat", "zwölf", "x"]})
+    np.testing.assert_allclose(asked["logits"], mean * [5, 7, 3], rtol=1e-6)
+    prompts = {"prompts": ["a cat", "dog", "cats"], "prompt_classes": ["cat", "dog", "cat"]}
+    np.testing.assert_allclose(model.predict(IMAGES, params=prompts)["logits"], mean * [9, 3], rtol=1e-6)
+    assert model.predict(IMAGES, params={"explain": True})["attributions"].shape == (3, 4, 4)
+    with pytest.raises(mlflow.MlflowException, match="classes"):
+        model.predict(IMAGES, params={"classes": "cat"})
+    with pytest.raises(ValueError, match="prompts and prompt_classes must come together"):
+        model.predict(IMAGES, params={"prompts": ["a cat"]})
+
+
+def test_numbers_that_may_be_left_out_are_a_flat_parameter(store: str, tracker: Tracker, tmp_path: Path) -> None:
+    corrections = Slot(name="corrections", dtype="float32", shape=(5,), optional=True)
+    plain = classification(("abc", "abcd"), PREPROCESSING)
+    model = log_open(store, tracker, tmp_path, replace(plain, inputs=(*plain.inputs, corrections)))
+    assert [(each.name, each.dtype.name, each.shape) for each in model.metadata.signature.params] == [
+        ("corrections", "double", (-1,))
+    ]
+    values = np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)
+    expected = model.predict(IMAGES)["logits"] + values.sum(1, keepdims=True)
+    for flat in (values.ravel(), values.ravel().tolist()):
+        answer = model.predict(IMAGES, params={"corrections": flat})
+        np.testing.assert_allclose(answer["logits"], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"corrections must hold 3 rows of \(5,\), got 14 values"):
+        model.predict(IMAGES, params={"corrections": values.ravel()[1:]})
+    with pytest.raises(mlflow.MlflowException, match="1D array"):
+        model.predict(IMAGES, params={"corrections": values})
+
+
+def test_other_kinds_of_inputs_have_their_words_in_mlflow() -> None:
+    text = Slot(name="text", dtype="text")
+    flags = Slot(name="flags", dtype="bool", shape=(2,), optional=True)
+    counts = Slot(name="counts", dtype="int32", optional=True)
+    output = Slot(name="embeddings", dtype="float32", shape=(8,))
+    found = mlflow_signature(
+        Signature(kind="toy", task=Task.RETRIEVAL, inputs=(text, flags, counts), outputs=(output,))
+    )
+    assert [(spec.name, spec.type, spec.shape) for spec in found.inputs] == [("text", np.dtype(object), (-1,))]
+    assert [(each.name, each.dtype.name) for each in found.params] == [("flags", "boolean"), ("counts", "long")]
+    assert mlflow_signature(classification(("a",), PREPROCESSING)).params is None
 
 
 def test_model_whose_upload_failed_is_marked(

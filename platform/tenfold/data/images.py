@@ -54,6 +54,20 @@ def sniff_format(data: bytes) -> ImageFormat | None:
     return None
 
 
+def count_pixels(data: bytes) -> int:
+    """Return width times height as the header of an image file says; 0 where it can't be read."""
+    kind = sniff_format(data)
+    if kind is None:
+        return 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = Image.open(BytesIO(data), formats=[kind.upper()]).size
+    except (*_BROKEN, Image.DecompressionBombError):
+        return 0
+    return int(width) * int(height)
+
+
 def decode_image(data: bytes, *, max_pixels: int = 16_000_000) -> np.ndarray:
     """Decode one untrusted JPEG, PNG or WEBP image to uint8 ``(H, W, 3)`` RGB.
 

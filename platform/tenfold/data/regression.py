@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tenfold.hashing import bytes_sha256
-from tenfold.types import Batch, TensorSchema
+from tenfold.tasks import Slot
+from tenfold.types import Batch
 
 TARGETS = "targets"
 Part = Literal["train", "val", "test"]
@@ -98,7 +99,7 @@ class RegressionData:
     name: str
     network: Network
     """The architecture that the published experiments use for such data."""
-    inputs: tuple[TensorSchema, ...]
+    inputs: tuple[Slot, ...]
     targets: tuple[str, ...]
     """Names of the channels (first axis after the example's) of the targets, with units in brackets."""
     train: RegressionSource

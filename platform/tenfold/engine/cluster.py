@@ -46,6 +46,7 @@ def cluster_address() -> str | None:
 
 def start(
     *,
+    address: str | None = None,
     num_cpus: int | None = None,
     dashboard: bool = True,
     object_store_mib: int = 256,
@@ -55,6 +56,7 @@ def start(
     """Connect to the cluster of this process, or start a local one; a second call does nothing.
 
     Args:
+        address: Cluster to join; None: the one of this process, else a local one.
         num_cpus: Logical CPUs of a local cluster, at least 1; None takes the machine's cores. May exceed the cores:
             workers that mostly wait need no core of their own.
         dashboard: Whether to start the dashboard. Required when Tune runs Train: without it a trial that is stopped
@@ -72,8 +74,8 @@ def start(
 
     if ray.is_initialized():
         return
-    if address := cluster_address():
-        ray.init(address=address, log_to_driver=log_to_driver)
+    if address := address or cluster_address():
+        ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.WARNING)
         return
     # A job submitted to this cluster starts `python` from this PATH, which must be the one with Ray.
     os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
@@ -89,6 +91,14 @@ def start(
         logging_level=logging.WARNING,
         **options,
     )
+
+
+def own_address() -> str:
+    """Return the address by which other processes of this machine join the cluster of this one."""
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def stop() -> None:

@@ -16,7 +16,8 @@ from tenfold import __version__
 from tenfold.bundle import save_trained
 from tenfold.engine.run import Outcome, Run
 from tenfold.engine.settings import JobConfig
-from tenfold.types import Predictor, RegressionPredictor
+from tenfold.probes import Inputs
+from tenfold.tasks import Predictor
 
 BUNDLE = "bundle"
 RESULTS = "results.json"
@@ -80,8 +81,8 @@ def train_once(
 def save_results(
     folder: Path,
     job: JobConfig,
-    predictor: Predictor | RegressionPredictor,
-    probes: Tensor | Mapping[str, Tensor],
+    predictor: Predictor,
+    probes: Tensor | Inputs | Sequence[Inputs],
     *,
     tensors: Mapping[str, Tensor],
     metrics: Mapping[str, float],

@@ -2,21 +2,29 @@
 
 import importlib
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import FLAVOR_NAME, save_model
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from torch import Tensor
 
 from tenfold.bundle import PROBE_FILE, Bundle, load_probes, package_versions
+from tenfold.tasks import Signature, Slot, scalar_params
 from tenfold.tracking import pyfunc as tracking_pyfunc
 from tenfold.tracking.pyfunc import Arrays
-from tenfold.types import output_shape
+from tenfold.types import Preprocessing
 
 _ARTIFACT = "bundle"
+_PARAM_TYPES = {"boolean": "boolean", "integer": "long", "number": "double", "string": "string"}
+"""JSON schema's type to MLflow's."""
+_LIST_TYPES = {"b": "boolean", "i": "long", "u": "long", "f": "double"}
+"""Kind of a numpy type to MLflow's type."""
 _DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -39,25 +47,38 @@ def example_and_signature(bundle: Bundle, load_predictor: str) -> tuple[Arrays, 
         load_predictor: ``package.module:function``.
 
     Returns:
-        Images uint8 ``(2, S, S, 3)`` from the probe set if there is one, else noise, or two of each named input; and
-        the signature, with an open batch axis.
+        Two rows of each required input, from the probe set if there is one, else noise; a single image input comes
+        without its name. And the predictor's signature in MLflow's words, with an open batch axis.
+
+    Raises:
+        ValueError: The outputs of the predictor do not fit its signature.
     """
     module, _, function = load_predictor.partition(":")
     predictor = getattr(importlib.import_module(module), function)(bundle.folder, device="cpu")
-    example = _example(bundle)
+    signature: Signature = predictor.signature
+    example = _example(bundle, signature)
     outputs = tracking_pyfunc.predict_arrays(predictor, example)
-    params: Any = ParamSchema([ParamSpec("level", "double", None)]) if hasattr(predictor, "interval") else None
-    signature = ModelSignature(
-        inputs=Schema(_input_specs(bundle)),
-        outputs=Schema(
-            [
-                TensorSpec(array.dtype, (-1, *output_shape(array.shape[1:], bundle.metadata.inputs)), name)
-                for name, array in outputs.items()
-            ]
-        ),
-        params=params,
+    signature.check_outputs({name: torch.from_numpy(array) for name, array in outputs.items()})
+    return example, mlflow_signature(signature)
+
+
+def mlflow_signature(signature: Signature) -> ModelSignature:
+    """Return a signature in MLflow's words.
+
+    MLflow's tensors cannot be optional, its parameters always are: an optional input is a parameter that holds a list,
+    numbers in the order of their rows, and is left out where the list is empty. Outputs are those of every answer.
+    """
+    params = [
+        ParamSpec(param.name, _PARAM_TYPES[param.schema["type"]], False if param.schema["type"] == "boolean" else None)
+        for param in scalar_params(signature)
+    ]
+    params += [ParamSpec(slot.name, _list_type(slot), [], (-1,)) for slot in signature.inputs if slot.optional]
+    schema: Any = ParamSchema(params) if params else None
+    return ModelSignature(
+        inputs=Schema([_spec(slot, named=not _is_bare(signature)) for slot in signature.required]),
+        outputs=Schema([_spec(slot) for slot in signature.always]),
+        params=schema,
     )
-    return example, signature
 
 
 def write_model(
@@ -111,23 +132,31 @@ def bundle_in_model(folder: Path) -> Path:
     return inside
 
 
-def _example(bundle: Bundle) -> Arrays:
-    preprocessing = bundle.metadata.preprocessing
-    if preprocessing is not None and PROBE_FILE not in bundle.metadata.files:
-        size = preprocessing.image_size
-        return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    probes = load_probes(bundle)
-    if isinstance(probes, dict):
-        return {name: value[[0, -1]].numpy() for name, value in probes.items()}
-    return probes[[0, -1]].numpy()
+def _is_bare(signature: Signature) -> bool:
+    """Whether the model takes images alone, which clients then send without a name."""
+    return len(signature.required) == 1 and isinstance(signature.required[0].image, Preprocessing)
 
 
-def _input_specs(bundle: Bundle) -> list[ColSpec | TensorSpec]:
-    preprocessing = bundle.metadata.preprocessing
-    if preprocessing is not None:
-        size = preprocessing.image_size
-        return [TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]
-    return [TensorSpec(np.dtype(each.dtype), (-1, *each.shape), each.name) for each in bundle.metadata.inputs]
+def _example(bundle: Bundle, signature: Signature) -> Arrays:
+    if _is_bare(signature) and PROBE_FILE not in bundle.metadata.files:
+        return np.random.default_rng(0).integers(0, 256, (2, *signature.required[0].shape), dtype=np.uint8)
+    probe = load_probes(bundle)[0]
+    rows = {slot.name: _two_rows(probe[slot.name], slot.shared) for slot in signature.required}
+    return next(iter(rows.values())) if _is_bare(signature) else rows
+
+
+def _two_rows(values: Tensor | Sequence[str], shared: bool) -> np.ndarray:
+    array = values.numpy() if isinstance(values, Tensor) else np.array(values, dtype=object)
+    return array if shared else array[[0, -1]]
+
+
+def _spec(slot: Slot, *, named: bool = True) -> ColSpec | TensorSpec:
+    dtype = np.dtype(object if slot.dtype == "text" else slot.dtype)
+    return TensorSpec(dtype, (-1, *slot.shape), slot.name if named else None)
+
+
+def _list_type(slot: Slot) -> str:
+    return "string" if slot.dtype == "text" else _LIST_TYPES[np.dtype(slot.dtype).kind]
 
 
 def _pip_requirements() -> list[str]:

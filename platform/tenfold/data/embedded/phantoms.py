@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
-from tenfold.types import TensorSchema
+from tenfold.tasks import Pixels, Slot
 
 _VERSION = 1
 _TISSUES = {
@@ -53,7 +53,7 @@ def load_phantoms(config: PhantomsConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="unet2d",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(1, -1, -1), max_value=1.0),),
+        inputs=(Slot(name="input", dtype="float32", shape=(1, -1, -1), image=Pixels(max_value=1.0)),),
         targets=("T2",),
         train=sources["train"],
         val=sources["val"],

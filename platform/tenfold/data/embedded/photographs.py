@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from tenfold.data.images import decode_image
 from tenfold.data.regression import PARTS, TARGETS, GeneratedConfig, Part, RegressionData, digest_of, digest_of_files
-from tenfold.types import Batch, TensorSchema
+from tenfold.tasks import Pixels, Slot
+from tenfold.types import Batch
 
 _EMBEDDED: dict[Part, tuple[str, ...]] = {
     "train": ("astronaut.png", "coffee.png", "motorcycle_left.png", "ihc.png", "retina.jpg"),
@@ -96,7 +97,7 @@ def load_photographs(config: PhotographsConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="cnn2d_sr",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),),
+        inputs=(Slot(name="input", dtype="float32", shape=(3, -1, -1), image=Pixels(max_value=1.0)),),
         targets=("red", "green", "blue"),
         train=sources["train"],
         val=sources["val"],

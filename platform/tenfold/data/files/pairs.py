@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tenfold.data.regression import PARTS, Network, PairFiles, Part, RegressionData, digest_of_files
-from tenfold.types import TensorSchema
+from tenfold.tasks import Pixels, Slot
 
 _SLICE = re.compile(r"(?P<volume>.+)_dim_1_slice(?P<slice>\d+)")
 
@@ -143,11 +143,11 @@ def _data(
     network: Network = "cnn1d" if kind == "series" else "unet2d" if upscale == 1 else "cnn2d_sr"
     channels, in_channels = shapes["targets"][0], shapes["input"][0]
     is_image = kind == "pictures" and in_channels in (1, 3)
-    schema = TensorSchema(
+    schema = Slot(
         name="input",
         dtype="float32",
         shape=(in_channels,) + (-1,) * (axes - 1),
-        max_value=max_value if is_image else None,
+        image=Pixels(max_value=max_value) if is_image else None,
     )
     every = [path for inputs, of in pairs.values() for path in (*inputs.values(), *of.values())]
     return RegressionData(

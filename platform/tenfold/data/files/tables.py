@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tenfold.data.regression import PARTS, ArraySource, RegressionData, check_finite, digest_of
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def load_table(config: TableConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="mlp",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(len(inputs),)),),
+        inputs=(Slot(name="input", dtype="float32", shape=(len(inputs),)),),
         targets=config.targets,
         train=sources["train"],
         val=sources["val"],

@@ -15,7 +15,7 @@ from tenfold.methods.calm.settings import Config
 from tenfold.metrics.localisation.maps import Normalization, normalize_score_map, resize_score_map
 from tenfold.models.activation_maps import check_class_labels, class_map_at
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig
-from tenfold.types import Task
+from tenfold.tasks import classification
 
 SUPERCLASSES_FILE = "superclasses.json"
 """Maps each class index to the classes of its superclass; present if the training data had superclasses."""
@@ -35,8 +35,6 @@ class CalmPredictor:
         ValueError: If the settings need superclasses and there are none.
     """
 
-    task = Task.CLASSIFICATION
-
     def __init__(
         self,
         model: ImageClassifier,
@@ -51,10 +49,16 @@ class CalmPredictor:
         self.classes = classes
         self.superclasses = superclasses
         self.preprocessing = model.preprocessing
+        self.signature = classification(classes, model.preprocessing, explains=True)
         self._device = device
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return ``logits`` and ``probs``, float32 ``(B, C)`` on the CPU, of uint8 images ``(B, S, S, 3)``."""
+    def __call__(self, images: Tensor, *, explain: bool = False) -> dict[str, Tensor]:
+        """Return ``logits`` and ``probs``, float32 ``(B, C)`` on the CPU, of uint8 images ``(B, S, S, 3)``.
+
+        With ``explain``, the maps as well, as ``self.explain(images)``.
+        """
+        if explain:
+            return self.explain(images)
         with torch.inference_mode():
             logits = self.model(images.to(self._device)).float().cpu()
         return {"probs": logits.softmax(dim=1), "logits": logits}

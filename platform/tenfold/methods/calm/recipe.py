@@ -32,7 +32,7 @@ from tenfold.methods.calm.sources import Source, further_sources, gradient_sourc
 from tenfold.metrics.classification import classification_metrics
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.pretraining.digits import load_embedded_pretraining
-from tenfold.types import Batch, Predictor, Preprocessing
+from tenfold.types import Batch, Preprocessing
 
 METRIC = "val/accuracy"
 NUM_PROBES = 8
@@ -59,7 +59,7 @@ def train(job: JobConfig, run: Run) -> Outcome:
     return trained.outcome(METRIC, "max")
 
 
-def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
+def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
     """Evaluate accuracy and maps of a trained model on the validation and test splits of a data set with its classes.
 
     The model's own map is evaluated on all images. On ``baseline_pictures`` images of each split it is also compared

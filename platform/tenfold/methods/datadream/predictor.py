@@ -13,7 +13,7 @@ from tenfold.methods.datadream.settings import Config
 from tenfold.models.clip import Clip, ClipConfig, load_clip
 from tenfold.models.clip_lora import load_lora_tensors, merge_lora
 from tenfold.models.image_classifier import ImageClassifier
-from tenfold.types import Task
+from tenfold.tasks import classification, prompts_by_class
 
 REFERENCE_FILE = "clip.json"
 """Fingerprint of the CLIP that the adapters belong to, and the prompt template."""
@@ -32,8 +32,6 @@ class DataDreamPredictor:
         prompt_template: Prompt with ``{}`` for the class name.
     """
 
-    task = Task.CLASSIFICATION
-
     def __init__(
         self, clip: Clip, classes: tuple[str, ...], prototypes: Tensor, log_scale: Tensor, prompt_template: str
     ) -> None:
@@ -41,12 +39,29 @@ class DataDreamPredictor:
         self.classes = classes
         self.preprocessing = clip.preprocessing
         self.prompt_template = prompt_template
+        self.signature = classification(classes, clip.preprocessing, prompt_template=prompt_template)
         self.prototypes = prototypes.float().cpu()
         self._scale = float(log_scale.double().exp())
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 images ``(B, S, S, 3)``."""
-        return self.classify(self.embed(images), self.prototypes)
+    def __call__(
+        self,
+        images: Tensor,
+        classes: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        prompt_classes: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 images ``(B, S, S, 3)``.
+
+        Args:
+            images: The batch.
+            classes, prompts, prompt_classes: Classes of the caller, as in ``prompts_by_class``; none of them given:
+                the model's own.
+
+        Raises:
+            ValueError: As in ``prompts_by_class``.
+        """
+        asked = prompts_by_class(self.prompt_template, classes, prompts, prompt_classes)
+        return self.classify(self.embed(images), self.prototypes if asked is None else self.prototypes_of(asked))
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit vectors, float32 ``(B, D)`` on the CPU, for uint8 images ``(B, S, S, 3)``."""
@@ -76,12 +91,11 @@ class DataDreamPredictor:
 class ScratchPredictor:
     """A convolutional network with a fixed set of classes."""
 
-    task = Task.CLASSIFICATION
-
     def __init__(self, network: ImageClassifier, classes: tuple[str, ...], device: str) -> None:
         self.network = network.to(device).eval()
         self.classes = classes
         self.preprocessing = network.preprocessing
+        self.signature = classification(classes, network.preprocessing)
         self._device = device
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

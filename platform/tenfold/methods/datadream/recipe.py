@@ -39,7 +39,8 @@ from tenfold.methods.datadream.predictor import (
 from tenfold.methods.datadream.settings import REGENERATING, Config
 from tenfold.models.clip import Clip, load_clip
 from tenfold.models.clip_lora import lora_tensors, merge_lora
-from tenfold.types import Predictor
+from tenfold.probes import Inputs as ProbeInputs
+from tenfold.tasks import CLASSES, IMAGES
 
 VAL_METRIC = "val/accuracy"
 SHOTS_METRIC = "shots/accuracy"
@@ -75,7 +76,7 @@ def train(job: JobConfig, run: Run) -> Outcome:
     return trained.outcome(VAL_METRIC if data.val is not None else SHOTS_METRIC, "max")
 
 
-def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
+def evaluate(predictor: DataDreamPredictor | ScratchPredictor, data: Any, run: Run) -> dict[str, float]:
     """Measure a trained model on the validation and test splits of any data with its classes.
 
     Raises:
@@ -210,7 +211,11 @@ def _save(
     else:
         tensors = network.network.state_dict()
         predictor = ScratchPredictor(network.network, data.classes, "cpu")
-    probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
+    images = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test.images))))
+    probes: list[ProbeInputs] = [{IMAGES: images}]
+    if isinstance(predictor, DataDreamPredictor):
+        probes.append({IMAGES: images[:2], CLASSES: list(data.classes[:2])})
+        predictor.clip.text_cache.clear()  # texts of the probes are encoded as where the model is served, in one batch
     save_results(
         folder,
         job,

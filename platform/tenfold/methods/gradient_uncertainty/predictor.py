@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from tenfold.bundle import Bundle
 from tenfold.methods.gradient_uncertainty.settings import Config, Score
-from tenfold.metrics.uncertainty import predictive_uncertainty
+from tenfold.metrics.uncertainty import SCORES, predictive_uncertainty
 from tenfold.models.digit_cnn import DIGIT_SIZE, DigitCnnConfig, build_digit_cnn
 from tenfold.models.dropout import shared_dropout
 from tenfold.models.members import Members
-from tenfold.types import OutsideFlag, Preprocessing, Task
+from tenfold.tasks import OUTSIDE, OutsideFlag, classification
+from tenfold.types import Preprocessing
 
 MEMBER = "members."
 THRESHOLD = "threshold"
@@ -42,7 +43,6 @@ class PosteriorPredictor:
         device: Device of the computation.
     """
 
-    task = Task.CLASSIFICATION
     preprocessing = Preprocessing(image_size=DIGIT_SIZE)
 
     def __init__(
@@ -60,11 +60,12 @@ class PosteriorPredictor:
         self.network = network.to(device).eval()
         self.members = {name: value.to(device) for name, value in members.items()}
         self.classes, self.threshold, self.score = classes, threshold, score
-        self.flag = (
+        flag = (
             OutsideFlag(score=score, threshold=threshold, false_positive_rate=false_positive_rate)
             if false_positive_rate is not None
             else None
         )
+        self.signature = classification(classes, self.preprocessing, scores=(*SCORES, OUTSIDE), flag=flag)
         self._num_passes, self._device = num_passes, torch.device(device)
         self._together = Members(self.network, self.members)
 
@@ -83,10 +84,8 @@ class PosteriorPredictor:
         answers = {
             "probs": mean,
             "logits": mean.clamp_min(torch.finfo(mean.dtype).tiny).log(),
-            "predictive_entropy": scores.predictive_entropy,
-            "mutual_information": scores.mutual_information,
-            "variation_ratio": scores.variation_ratio,
-            "outside": flagged.to(mean.dtype),
+            **{name: getattr(scores, name) for name in SCORES},
+            OUTSIDE: flagged.to(mean.dtype),
         }
         return {name: value.float().cpu() for name, value in answers.items()}
 

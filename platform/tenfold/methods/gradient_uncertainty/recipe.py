@@ -15,7 +15,7 @@ from torch.nn import functional
 from tenfold import __version__
 from tenfold.bundle import load_bundle
 from tenfold.data.catalog import load_uncertainty
-from tenfold.data.classification import ClassificationSplit
+from tenfold.data.classification import ClassificationData, ClassificationSplit
 from tenfold.data.uncertainty import UncertaintyData, smallest_margin
 from tenfold.engine.fit import Clock, FitPlan, fit
 from tenfold.engine.predict import check_classes
@@ -115,10 +115,10 @@ def _with_confusing(job: JobConfig, data: UncertaintyData, run: Run) -> Uncertai
             run.loader(lambda rows: _batch(train, rows), len(train), JUDGE_BATCH, shuffle=True),
             FitPlan(num_epochs=epochs, precision="fp32", stage="judge"),
             optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=JUDGE_RATE),
-            evaluate=lambda bare: _validate(bare, data.inside.split("val")),
+            evaluate=lambda bare: _validate(bare, data.inside),
         )
         if run.is_main:
-            probs = _probs_of(result.model, test).contiguous()
+            probs = _probs_of(result.model, test, data.inside.classes).contiguous()
             write_atomically(path, lambda temporary: save_file({"test": probs}, temporary))
 
     seed = int(np.random.SeedSequence((run.seed, JUDGE_STREAM)).generate_state(1)[0])
@@ -190,7 +190,7 @@ def _members(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Members, 
             run.loader(lambda rows: _batch(train, rows), len(train), job.run.batch_size, shuffle=True),
             FitPlan.of(job.run, stage=stage),
             optimizer=lambda bare: torch.optim.SGD(bare.parameters(), lr=config.learning_rate),
-            evaluate=lambda bare: _validate(bare, data.inside.split("val")),
+            evaluate=lambda bare: _validate(bare, data.inside),
         )
         networks.append(result.model.cpu())
         history = history or result.history
@@ -220,7 +220,7 @@ def _variational(job: JobConfig, data: UncertaintyData, run: Run) -> tuple[Membe
         run.loader(lambda rows: _batch(train, rows), len(train), job.run.batch_size, shuffle=True),
         FitPlan.of(job.run),
         optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=VARIATIONAL_RATE),
-        evaluate=lambda bare: _validate(bare.get_submodule("mean"), data.inside.split("val")),
+        evaluate=lambda bare: _validate(bare.get_submodule("mean"), data.inside),
     )
     trained: Any = result.model.cpu()
     return trained.draws(config.num_members, run.seed), torch.zeros(0), result.history
@@ -341,15 +341,16 @@ def _loss(model: nn.Module, batch: Batch, clock: Clock) -> Tensor:
     return functional.cross_entropy(model(batch["inputs"]), batch["labels"])
 
 
-def _probs_of(model: nn.Module, split: ClassificationSplit) -> Tensor:
+def _probs_of(model: nn.Module, split: ClassificationSplit, classes: tuple[str, ...]) -> Tensor:
     """Return the class probabilities of one network, ``(N, C)`` on the CPU."""
     parameters = {name: value.detach()[None] for name, value in model.named_parameters()}
     device = str(next(model.parameters()).device)
-    return member_probs(PosteriorPredictor(model, parameters, (), device=device), split.images)[0]
+    return member_probs(PosteriorPredictor(model, parameters, classes, device=device), split.images)[0]
 
 
-def _validate(model: nn.Module, split: ClassificationSplit) -> dict[str, float]:
-    probs = _probs_of(model, split)
+def _validate(model: nn.Module, data: ClassificationData) -> dict[str, float]:
+    split = data.split("val")
+    probs = _probs_of(model, split, data.classes)
     labels = torch.from_numpy(split.labels.copy())
     of_label = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(probs.dtype).tiny)
     accuracy = (probs.argmax(1) == labels).float().mean()

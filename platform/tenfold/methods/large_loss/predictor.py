@@ -10,7 +10,7 @@ from tenfold.bundle import Bundle
 from tenfold.metrics.localisation.maps import normalize_score_map, resize_score_map
 from tenfold.models.activation_maps import check_class_labels, class_activation_maps, class_map_at
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
-from tenfold.types import Task
+from tenfold.tasks import multi_label
 
 BuildClassifier = Callable[[Mapping[str, Any], ModelConfig, int, int], ImageClassifier]
 """Builds a network from the method's settings (plain values), the model's settings, num_classes and image size."""
@@ -52,16 +52,20 @@ class MultiLabelPredictor:
         device: Device of the network.
     """
 
-    task = Task.MULTI_LABEL
-
     def __init__(self, model: ImageClassifier, classes: tuple[str, ...], device: str) -> None:
         self.model = model.to(device).eval()
         self.classes = classes
         self.preprocessing = model.preprocessing
+        self.signature = multi_label(classes, model.preprocessing, explains=True)
         self._device = device
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return ``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, of uint8 images ``(B, S, S, 3)``."""
+    def __call__(self, images: Tensor, *, explain: bool = False) -> dict[str, Tensor]:
+        """Return ``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, of uint8 images ``(B, S, S, 3)``.
+
+        With ``explain``, the maps as well, as ``self.explain(images)``.
+        """
+        if explain:
+            return self.explain(images)
         with torch.inference_mode():
             logits = self.model(images.to(self._device)).float().cpu()
         return {"probs": logits.sigmoid(), "logits": logits}

@@ -35,7 +35,7 @@ from tenfold.methods.large_loss.predictor import BuildClassifier, MultiLabelPred
 from tenfold.methods.large_loss.settings import LARGE_LOSS_SCHEMES, Config
 from tenfold.models.image_classifier import ImageClassifier, parameter_groups
 from tenfold.pretraining.digits import load_embedded_pretraining
-from tenfold.types import Batch, Predictor
+from tenfold.types import Batch
 
 METRIC = "val/mAP"
 NUM_PROBES = 8
@@ -60,7 +60,7 @@ def train(job: JobConfig, run: Run, build: BuildClassifier = plain_classifier) -
     return trained.outcome(METRIC, "max")
 
 
-def evaluate(predictor: Predictor, data: Any, run: Run) -> dict[str, float]:
+def evaluate(predictor: MultiLabelPredictor, data: Any, run: Run) -> dict[str, float]:
     """Compute the mAP of a trained model on the validation and test splits of any data set with the same classes.
 
     Args:

@@ -45,14 +45,12 @@ class Predictions:
         return mean, std.clamp_min(MIN_STD), targets
 
 
-def predict_source(
-    run: Run, predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], source: RegressionSource
-) -> Predictions:
+def predict_source(run: Run, predict: Callable[..., Mapping[str, Tensor]], source: RegressionSource) -> Predictions:
     """Predict a whole split, distributed over all workers.
 
     Args:
         run: Execution context.
-        predict: Maps a batch of inputs by name to ``mean`` and ``std``.
+        predict: Maps a batch of inputs, as keywords, to ``mean`` and ``std``.
         source: The split.
     """
     parts: dict[str, list[Tensor]] = {"mean": [], "std": [], TARGETS: []}
@@ -61,7 +59,7 @@ def predict_source(
         for batch in run.loader(source.read, len(source), BATCH, shuffle=False).epoch(0):
             index.append(batch.pop("index"))
             targets = batch.pop(TARGETS)
-            outputs = predict(batch)
+            outputs = predict(**batch)
             parts["mean"].append(outputs["mean"].float().cpu())
             parts["std"].append(outputs["std"].float().cpu().expand_as(parts["mean"][-1]))
             parts[TARGETS].append(targets)

@@ -38,9 +38,9 @@ def log_figures(
     run.log_figure("reliability.png", figure_reliability({config.objective: curve}, title))
     run.log_figure("calibration.png", figure_calibration({config.objective: bins}, title))
     run.log_figure("error_and_std.png", figure_error_scatter(squared_error, variance, title))
-    batch = data.test.read(np.arange(min(NUM_EXAMPLES, len(data.test))))
+    batch: dict[str, Any] = data.test.read(np.arange(min(NUM_EXAMPLES, len(data.test))))
     truth = batch.pop(TARGETS)
-    outputs = predictor(batch)
+    outputs = predictor(**batch)
     if truth.ndim == 4:
         run.log_figure("examples.png", figure_images(batch["input"], truth, outputs, data.max_value or 1.0, title))
     elif truth.ndim == 3:

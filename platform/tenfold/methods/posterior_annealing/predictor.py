@@ -13,12 +13,14 @@ from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.models.dropout import shared_dropout
 from tenfold.models.members import Members
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
-from tenfold.types import Task, TensorSchema
+from tenfold.tasks import LOWER, UPPER, Slot, regression
 
 TARGET_MEAN, TARGET_STD, SCALE = "target.mean", "target.std", "target.scale"
 """Bundle tensors besides the weights: standardisation of the targets, and the factor of every std."""
 OBSERVED, EXPECTED = "isotonic.observed", "isotonic.expected"
 MEMBER = "member{}."
+PARTS = ("aleatoric", "epistemic")
+"""Outputs that make up the std."""
 _NOISE_SEED = 0
 """Seed of MC dropout and input noise. Every call draws the same numbers, one draw for all examples: a prediction
 depends neither on earlier calls nor on the rest of the batch."""
@@ -29,7 +31,7 @@ class RegressionEnsemble:
 
     Args:
         networks: One network or the members of an ensemble; each returns mean and log-variance of standardised targets.
-        inputs: Input schemas, in the order of the arguments of the networks.
+        inputs: Its inputs, in the order of the arguments of the networks.
         classes: Names of the target channels.
         mean, std: Mean and std of the training targets, ``(C,)``.
         uncertainty: Source of the variance.
@@ -38,16 +40,15 @@ class RegressionEnsemble:
             the std of the targets.
         homoscedastic: Whether the std is ``scale`` everywhere.
         calibrator: Map from nominal to calibrated interval levels; None: the levels of the Gaussian.
+        target_shape: Shape of one target, and None, as in ``tenfold.tasks.regression``.
         device: Device of the computation.
     """
-
-    task = Task.REGRESSION
 
     def __init__(
         self,
         networks: Sequence[nn.Module],
         *,
-        inputs: tuple[TensorSchema, ...],
+        inputs: tuple[Slot, ...],
         classes: tuple[str, ...],
         mean: Tensor,
         std: Tensor,
@@ -57,29 +58,33 @@ class RegressionEnsemble:
         scale: float = 1.0,
         homoscedastic: bool = False,
         calibrator: IsotonicCalibrator | None = None,
+        target_shape: Sequence[int] | None = None,
         device: str = "cpu",
     ) -> None:
         self.networks = [network.to(device).eval() for network in networks]
         self.inputs, self.classes = inputs, classes
+        self.signature = regression(classes, inputs, target_shape, PARTS)
         self.mean, self.std = mean.to(device), std.to(device)
         self.uncertainty, self.num_passes, self.input_noise = uncertainty, num_passes, input_noise
         self.scale, self.homoscedastic, self.calibrator = scale, homoscedastic, calibrator
         self._device = torch.device(device)
         self._members = Members.of(self.networks) if len(self.networks) > 1 else None
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, *, level: float | None = None, **inputs: Tensor) -> dict[str, Tensor]:
         """Return ``mean``, ``std``, and the std due to noise (``aleatoric``) and to the model (``epistemic``).
 
         Args:
-            inputs: Batch of each input by name.
+            level: Probability in (0, 1); adds ``lower`` and ``upper``, as in ``interval``.
+            **inputs: Batch of each input by name.
 
         Returns:
             float32 ``(B, C, ...)`` on the CPU in target units; ``std``^2 = ``aleatoric``^2 + ``epistemic``^2.
 
         Raises:
-            ValueError: An input is missing, unknown, or has the wrong dtype or shape.
+            ValueError: An input is missing, unknown, or has the wrong dtype or shape, or a level outside (0, 1).
         """
-        tensors = self._checked(inputs)
+        self.signature.check_inputs(inputs)
+        tensors = [inputs[slot.name].to(self._device) for slot in self.inputs]
         with torch.inference_mode():
             means, variances = self._passes(tensors)
             moments = predictive_moments(means, variances)
@@ -90,7 +95,10 @@ class RegressionEnsemble:
                 ("std", moments.total), ("aleatoric", moments.aleatoric), ("epistemic", moments.epistemic),
             ):  # fmt: skip
                 answers[name] = variance.clamp_min(0).sqrt() * unit * self.scale
-        return {name: value.float().cpu() for name, value in answers.items()}
+        outputs = {name: value.float().cpu() for name, value in answers.items()}
+        if level is not None:
+            outputs[LOWER], outputs[UPPER] = self.interval(outputs, level)
+        return outputs
 
     def interval(self, outputs: Mapping[str, Tensor], level: float) -> tuple[Tensor, Tensor]:
         """Return the central interval that should contain the target with probability ``level``.
@@ -108,7 +116,8 @@ class RegressionEnsemble:
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}")
         nominal = self.nominal(torch.tensor(level, dtype=torch.float64))
-        half_width = torch.special.ndtri(0.5 + nominal / 2).item() * outputs["std"]
+        # The lower tail: near 1, 0.5 + nominal / 2 would round to 1, and the interval be infinite.
+        half_width = -torch.special.ndtri((1 - nominal) / 2).item() * outputs["std"]
         return outputs["mean"] - half_width, outputs["mean"] + half_width
 
     def nominal(self, levels: Tensor) -> Tensor:
@@ -117,17 +126,6 @@ class RegressionEnsemble:
             return levels
         # Intervals stay finite where the calibrated level is 1.
         return self.calibrator.transform(levels).clamp(1e-6, 1 - 1e-6)
-
-    def _checked(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        names = [schema.name for schema in self.inputs]
-        if sorted(inputs) != sorted(names):
-            raise ValueError(f"inputs must be {', '.join(names)}, got {', '.join(sorted(inputs)) or 'none'}")
-        lengths = {name: len(inputs[name]) for name in names}
-        for schema in self.inputs:
-            schema.check(inputs[schema.name])
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"inputs must have one row for each example, got {lengths}")
-        return [inputs[name].to(self._device) for name in names]
 
     def _passes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return means and variances of standardised targets, each ``(passes, B, C, ...)``."""
@@ -170,14 +168,14 @@ def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
     """
     settings = {name: value for name, value in bundle.config["method"].items() if name != "name"}
     config = Config(**settings)
-    metadata, tensors = bundle.metadata, bundle.tensors()
+    signature, tensors = bundle.metadata.signature, bundle.tensors()
     num_members = 1 + max(
         int(name.split(".")[0].removeprefix("member")) for name in tensors if name.startswith("member")
     )
     networks = []
     for member in range(num_members):
         prefix = MEMBER.format(member)
-        network = build_regressor(RegressorConfig(**bundle.config["model"]), metadata.inputs, len(metadata.classes))
+        network = build_regressor(RegressorConfig(**bundle.config["model"]), signature.inputs, len(signature.columns))
         try:
             network.load_state_dict(
                 {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -192,8 +190,8 @@ def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
         calibrator = IsotonicCalibrator().fit(tensors[EXPECTED].numpy(), tensors[OBSERVED].numpy())
     return RegressionEnsemble(
         networks,
-        inputs=metadata.inputs,
-        classes=metadata.classes,
+        inputs=signature.inputs,
+        classes=signature.columns,
         mean=tensors[TARGET_MEAN],
         std=tensors[TARGET_STD],
         uncertainty=config.uncertainty,
@@ -202,5 +200,6 @@ def load(bundle: Bundle, device: str = "cpu") -> RegressionEnsemble:
         scale=float(tensors[SCALE]),
         homoscedastic=config.objective == "mse",
         calibrator=calibrator,
+        target_shape=next(slot.shape for slot in signature.outputs if slot.name == "mean"),
         device=device,
     )

@@ -38,6 +38,7 @@ from tenfold.metrics.regression.recalibration import IsotonicCalibrator, SigmaSc
 from tenfold.models.dropout import shared_dropout
 from tenfold.models.regressors.base import Regressor
 from tenfold.models.regressors.build import build_regressor
+from tenfold.tasks import target_shape
 from tenfold.types import Batch
 
 METRIC = "val/nll"
@@ -88,7 +89,9 @@ def _train(job: JobConfig, data: RegressionData, run: Run, folder: Path) -> None
                 pass
         stage = f"member{member}" if config.uncertainty == "deep_ensemble" else "fit"
         results.append(_fit(job, data, run, network, (mean, std), fitted, stage))
+    shape = data.test.read(np.arange(1))[TARGETS].shape[1:]
     options: dict[str, Any] = {
+        "target_shape": target_shape(shape, data.inputs),
         "inputs": data.inputs, "classes": data.targets, "mean": mean, "std": std, "uncertainty": config.uncertainty,
         "num_passes": config.num_passes, "input_noise": config.input_noise, "homoscedastic": config.objective == "mse",
     }  # fmt: skip

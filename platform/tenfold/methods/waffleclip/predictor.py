@@ -12,7 +12,7 @@ from tenfold.bundle import Bundle
 from tenfold.methods.waffleclip.scoring import class_scores, prototypes
 from tenfold.methods.waffleclip.settings import Aggregate
 from tenfold.models.clip import Clip, ClipConfig, load_clip
-from tenfold.types import Task
+from tenfold.tasks import classification, prompts_by_class
 
 REFERENCE_FILE = "clip.json"
 """Fingerprint of the CLIP that the prototypes belong to, and the prompt template."""
@@ -33,8 +33,6 @@ class WaffleClipPredictor:
         device: Device of the towers.
     """
 
-    task = Task.CLASSIFICATION
-
     def __init__(
         self,
         clip: Clip,
@@ -48,6 +46,7 @@ class WaffleClipPredictor:
         self.classes = classes
         self.preprocessing = clip.preprocessing
         self.prompt_template = prompt_template
+        self.signature = classification(classes, clip.preprocessing, prompt_template=prompt_template)
         self.aggregate = aggregate
         self.tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         self._scale = clip.log_scale.float().cpu().exp()
@@ -55,9 +54,27 @@ class WaffleClipPredictor:
         self._asked: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 images ``(B, S, S, 3)``."""
-        return self.answer(self.embed(images))
+    def __call__(
+        self,
+        images: Tensor,
+        classes: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        prompt_classes: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """``logits`` and ``probs``, float32 ``(B, K)`` on the CPU, for uint8 images ``(B, S, S, 3)``.
+
+        Args:
+            images: The batch.
+            classes, prompts, prompt_classes: Classes of the caller, as in ``prompts_by_class``; none of them given:
+                the model's own.
+
+        Raises:
+            ValueError: As in ``prompts_by_class``.
+        """
+        asked = prompts_by_class(self.prompt_template, classes, prompts, prompt_classes)
+        if asked is None:
+            return self.answer(self.embed(images))
+        return self.classify(self.embed(images), self.prototypes_of(asked))
 
     def answer(self, embeddings: Tensor) -> dict[str, Tensor]:
         """``probs`` and ``logits``, float32 ``(B, K)``, of the model's own classes, for embeddings ``(B, D)``."""

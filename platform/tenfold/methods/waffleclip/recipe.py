@@ -41,6 +41,7 @@ from tenfold.methods.waffleclip.prompt_sets import build_prompt_sets
 from tenfold.methods.waffleclip.settings import FIXED_MODES, Config, Mode
 from tenfold.metrics.classification import classification_metrics
 from tenfold.models.clip import Clip, load_clip
+from tenfold.tasks import CLASSES, IMAGES
 
 PARTS = ("val", "test")
 NUM_PROBES = 8
@@ -167,11 +168,13 @@ def _evaluate(
         "cpu",  # the probe set is compared where the model is served, which may have no GPU
     )
     reference = {"fingerprint": clip.fingerprint, "prompt_template": predictor.prompt_template}
+    probes = data.test.images.read(np.arange(min(NUM_PROBES, len(data.test))))
+    clip.text_cache.clear()  # texts of the probes are encoded as where the model is served, not in the batch above
     save_results(
         folder,
         job,
         predictor,
-        data.test.images.read(np.arange(min(NUM_PROBES, len(data.test)))),
+        [{IMAGES: probes}, {IMAGES: probes[:2], CLASSES: list(data.classes[:2])}],
         tensors=predictor.tensors,
         metrics=_metrics(config, predictor, scored),
         history=_history(config, run.seed, scored),

@@ -13,7 +13,7 @@ from tenfold.models.regressors.egnn import EgnnRegressor
 from tenfold.models.regressors.mlp import Activation, MlpRegressor
 from tenfold.models.regressors.super_resolution import SmallSuperResolver, SuperResolver
 from tenfold.models.regressors.unet import WIDTHS, UNetRegressor
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 RegressorName = Literal["mlp", "cnn1d", "cnn2d_sr", "cnn2d_sr_small", "unet2d", "egnn"]
 _REFERENCE_WIDTHS: dict[str, tuple[int, ...]] = {
@@ -77,7 +77,7 @@ class RegressorConfig:
                 raise ValueError(f"{field} must be positive and finite, got {value}")
 
 
-def build_regressor(config: RegressorConfig, inputs: Sequence[TensorSchema], num_targets: int) -> nn.Module:
+def build_regressor(config: RegressorConfig, inputs: Sequence[Slot], num_targets: int) -> nn.Module:
     """Build the network with random weights.
 
     Args:
@@ -148,7 +148,7 @@ def build_regressor(config: RegressorConfig, inputs: Sequence[TensorSchema], num
     )
 
 
-def _input_channels(name: str, inputs: Sequence[TensorSchema]) -> int:
+def _input_channels(name: str, inputs: Sequence[Slot]) -> int:
     """Return the features or channels of the network's input."""
     got = ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in inputs) or "none"
     if name == "egnn":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 _SIGMA, _RHO, _BETA = 10.0, 28.0, 8 / 3
 SUBSTEPS = 20
@@ -133,7 +133,7 @@ def load_lorenz(config: LorenzConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="cnn1d",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(3, -1)),),
+        inputs=(Slot(name="input", dtype="float32", shape=(3, -1)),),
         targets=("x", "y", "z"),
         train=sources["train"],
         val=sources["val"],

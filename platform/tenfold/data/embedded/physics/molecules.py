@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Network, Part, RegressionData, digest_of
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 ELEMENTS = (1, 6, 7, 8, 9)
 """Atomic numbers of hydrogen, carbon, nitrogen, oxygen and fluorine."""
@@ -128,14 +128,14 @@ def molecule_inputs(molecules: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     }
 
 
-def molecule_schemas(max_atoms: int) -> tuple[TensorSchema, ...]:
+def molecule_schemas(max_atoms: int) -> tuple[Slot, ...]:
     """Return the input schemas of a network of molecules; it accepts any padding."""
     if max_atoms < 1:
         raise ValueError(f"max_atoms must be at least 1, got {max_atoms}")
     return (
-        TensorSchema(name="features", dtype="float32", shape=(-1, NUM_FEATURES)),
-        TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
-        TensorSchema(name="n_atoms", dtype="int64", shape=()),
+        Slot(name="features", dtype="float32", shape=(-1, NUM_FEATURES)),
+        Slot(name="positions", dtype="float32", shape=(-1, 3)),
+        Slot(name="n_atoms", dtype="int64", shape=()),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tenfold.data.regression import PARTS, ArraySource, GeneratedConfig, Part, RegressionData, digest_of
-from tenfold.types import TensorSchema
+from tenfold.tasks import Slot
 
 SUBSTEPS = 20
 """Integrator steps between two samples."""
@@ -169,7 +169,7 @@ def load_nbody(config: NBodyConfig) -> RegressionData:
     return RegressionData(
         name=config.name,
         network="cnn1d",
-        inputs=(TensorSchema(name="input", dtype="float32", shape=(3 * config.num_bodies, -1)),),
+        inputs=(Slot(name="input", dtype="float32", shape=(3 * config.num_bodies, -1)),),
         targets=tuple(f"{axis}{body + 1}" for body in range(config.num_bodies) for axis in "xyz"),
         train=sources["train"],
         val=sources["val"],
