@@ -55,7 +55,7 @@ def embedded_cache(shared_folder: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster for every test marked ``ray`` in this process; four logical CPUs whatever the machine has."""
-    from serve.fast_path import prepare_environment
+    from serve.deployment.haproxy import prepare_environment
     from tenfold.engine import cluster
 
     prepare_environment()
