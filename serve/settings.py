@@ -2,15 +2,17 @@
 
 import ipaddress
 import math
+import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from serve.contract import Limits
+
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MIB = 2**20
 _MIN_ONGOING = 16
 
 
@@ -24,7 +26,10 @@ class Autoscaling:
     max_replicas: int = 2
     target_ongoing_requests: float = 16.0
     """Target number of ongoing requests per replica."""
+    upscale_delay_s: float = 30.0
+    """Time for which the load must be above the target before replicas are added; the first one comes at once."""
     downscale_delay_s: float = 600.0
+    """Time for which the load must be below the target before replicas are removed."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
@@ -32,7 +37,7 @@ class Autoscaling:
                 f"min_replicas and max_replicas must be 0 <= min_replicas <= max_replicas and 1 <= max_replicas, "
                 f"got {self.min_replicas} and {self.max_replicas}"
             )
-        _check_positive(self, "target_ongoing_requests", "downscale_delay_s")
+        _check_positive(self, "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,10 @@ class ServedModel:
     """Pinned version, repeated in every reply: the registry's number, or a name of the same characters."""
     folder: str
     """Bundle folder, readable on every node that runs a replica."""
+    placement: Literal["inline", "own"] | None = None
+    """``inline``: in the process that answers HTTP, one hop less, replicated with it. ``own``: in a deployment of its
+    own, for GPUs, large models and models that scale by themselves. None: ``own`` with a GPU, several replicas or
+    ``autoscaling``, else ``inline``."""
     num_replicas: int = 1
     """Number of replicas; ignored with ``autoscaling``."""
     autoscaling: Autoscaling | None = None
@@ -55,8 +64,9 @@ class ServedModel:
     max_batch_values: int = 250_000
     """Maximum input values in one call of a regressor, over all requests that share it; a single example may have
     more."""
-    batch_wait_s: float = 0.002
-    """Time that an incomplete batch waits for further requests once the predictor is free."""
+    batch_wait_s: float = 0.0
+    """Time that an incomplete batch waits for further requests once the predictor is free; 0: a batch is what came
+    during the one before."""
     max_ongoing_requests: int | None = None
     """Concurrent requests per replica; None: two batches, at least 16. Low values make Serve's router poll for free
     replicas."""
@@ -89,6 +99,14 @@ class ServedModel:
         for field in ("num_threads", "max_ongoing_requests"):
             if getattr(self, field) is not None:
                 _check_positive(self, field)
+        if self.placement not in (None, "inline", "own"):
+            raise ValueError(f"placement must be inline or own, got {self.placement!r}")
+        if self.placement == "inline" and self._scales_itself:
+            raise ValueError(
+                f"placement of model {self.name} must be own for a GPU, several replicas or autoscaling, got inline; "
+                f"inline models are replicated and scaled with the endpoint (ingress_replicas, ingress_autoscaling) "
+                f"and cannot rest at zero"
+            )
         if not 0 <= self.batch_wait_s < math.inf:
             raise ValueError(f"batch_wait_s must be at least 0, got {self.batch_wait_s}")
         if self.num_gpus is not None and not 0 <= self.num_gpus < math.inf:
@@ -98,6 +116,15 @@ class ServedModel:
     def ongoing_requests(self) -> int:
         """Concurrent requests per replica; by default one batch in the predictor and one gathering."""
         return self.max_ongoing_requests or max(_MIN_ONGOING, 2 * self.max_batch_size)
+
+    @property
+    def _scales_itself(self) -> bool:
+        return self.gpus > 0 or self.autoscaling is not None or self.num_replicas > 1
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether it lives in the process that answers HTTP."""
+        return self.placement == "inline" or (self.placement is None and not self._scales_itself)
 
     @property
     def max_replicas(self) -> int:
@@ -115,7 +142,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServeSettings(Limits):
     """Address and limits of an endpoint.
 
     Without ``keys_file`` only a loopback host is accepted: on any other, every client could call the models.
@@ -128,25 +155,9 @@ class ServeSettings:
     """Port; 0 picks a free one."""
     keys_file: str | None = None
     """File of API keys, one ``key_id:sha256hex`` per line, readable where the ingress runs."""
-    max_body_bytes: int = 16 * _MIB
-    max_pixels: int = 16_000_000
-    """Maximum width times height of a decoded image."""
-    max_images: int = 256
-    """Maximum images or other examples in one request."""
-    max_values: int = 250_000
-    """Maximum input values in one request to a regression model: an RGB image of 288x288."""
-    max_classes: int = 1000
-    """Maximum classes in one request to an open-vocabulary model."""
-    max_prompts: int = 4000
-    """Maximum prompts in one request, over all classes. On a CPU a large text encoder processes only a few per second;
-    encoding continues after the request has timed out, and is cached for the next one."""
-    max_text_characters: int = 500
-    """Maximum length of a class name or prompt."""
-    max_attribution_bytes: int = 16 * _MIB
-    """Maximum size of the attribution maps of one reply: 4 bytes a pixel as raw bytes, up to 22 in JSON."""
-    max_reply_bytes: int = 64 * _MIB
-    """Maximum size of the values of a regression reply: 4 bytes each as raw bytes, up to 25 in JSON."""
     request_timeout_s: float = 30.0
+    body_timeout_s: float = 30.0
+    """Time in which the whole body of a request must arrive; a client that sends it by drops is cut off."""
     retry_after_s: float = 1.0
     """Retry-After of a refusal for overload."""
     drain_timeout_s: float = 20.0
@@ -155,10 +166,16 @@ class ServeSettings:
     health_timeout_s: float = 30.0
     ready_timeout_s: float = 180.0
     """Time that ``deploy`` waits until every model is ready."""
-    ingress_replicas: int = 1
+    ingress_replicas: int | None = None
+    """Processes that answer HTTP, each with all ``inline`` models; None: 2 where two cores are, so that one may die."""
+    ingress_autoscaling: Autoscaling | None = None
+    """Number of these processes by load, at least 1; then ``ingress_replicas`` is ignored."""
     ingress_num_cpus: float = 0.2
+    """CPUs that Ray reserves for each, beside those of its ``inline`` models."""
     decode_threads: int = 2
-    """Images decoded concurrently by one ingress replica; each may need three bytes per pixel of ``max_pixels``."""
+    """Images decoded concurrently by one ingress replica; one of more than a million pixels has a thread of its own."""
+    max_decoding_pixels: int = 64_000_000
+    """Pixels of the images that one ingress replica decodes or keeps waiting for it; more are refused with 503."""
     access_log: bool = True
     """One JSON line per request on the standard output of the ingress."""
     app_name: str = "tenfold"
@@ -170,12 +187,24 @@ class ServeSettings:
             raise ValueError(f"port must be in 0..65535, got {self.port}")
         _check_positive(
             self,
-            *("max_body_bytes", "max_pixels", "max_images", "request_timeout_s", "retry_after_s", "drain_timeout_s"),
+            *(
+                "max_body_bytes",
+                "max_pixels",
+                "max_images",
+                "request_timeout_s",
+                "body_timeout_s",
+                "retry_after_s",
+                "drain_timeout_s",
+            ),
             *("max_classes", "max_prompts", "max_text_characters", "max_attribution_bytes"),
-            *("max_values", "max_reply_bytes"),
+            *("max_values", "max_reply_bytes", "max_json_keys"),
             *("health_period_s", "health_timeout_s", "ready_timeout_s"),
-            *("ingress_replicas", "ingress_num_cpus", "decode_threads"),
+            *("ingress_num_cpus", "decode_threads", "max_decoding_pixels"),
         )
+        if self.ingress_replicas is not None:
+            _check_positive(self, "ingress_replicas")
+        if self.ingress_autoscaling is not None and self.ingress_autoscaling.min_replicas < 1:
+            raise ValueError("ingress_autoscaling must have min_replicas of at least 1, got 0: nobody would answer")
         if not self.app_name:
             raise ValueError("app_name must not be empty")
         if not re.fullmatch(r"/|(/[A-Za-z0-9_-]+)+", self.route_prefix):
@@ -183,8 +212,15 @@ class ServeSettings:
         if self.keys_file is None and not is_loopback(self.host):
             raise ValueError(
                 f"keys_file must be given for a host that other machines reach, got host {self.host!r} without one; "
-                f"create a key with python -m serve.keys KEY_ID, or keep host at 127.0.0.1"
+                f"create a key with python -m serve.http.keys KEY_ID, or keep host at 127.0.0.1"
             )
+
+    @property
+    def num_ingress(self) -> int:
+        """Processes that answer HTTP, at most."""
+        if self.ingress_autoscaling is not None:
+            return self.ingress_autoscaling.max_replicas
+        return self.ingress_replicas or min(2, os.cpu_count() or 1)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,21 +1,19 @@
 """The HTTP application over models in this process, and images to send to it."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 import numpy as np
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from serve.api import create_app
-from serve.contract import Answer, Declined, describe_bundle
-from serve.loaded_regressor import LoadedRegressor
-from serve.loading import LoadedModel
-from serve.models import ModelTable
+from serve.clients.local import LocalModel, describe_bundle
+from serve.http.app import App
+from serve.http.desk import Desk
 from serve.settings import ServeSettings
+from serve.tasks.table import kind_of, words
 from tenfold.bundle import load_bundle
-from tenfold.types import Task
 from tests.serving.stand_ins import (
     EXPLAINING_LOADER,
     OPEN_LOADER,
@@ -30,43 +28,32 @@ from tests.serving.stand_ins import (
 PNG = {"content-type": "image/png"}
 
 
-class LocalClient:
-    """A ``ModelClient`` without Serve; ``failure`` is raised instead of an answer."""
+class LocalClient(LocalModel):
+    """A model of this process; ``failure`` is raised instead of an answer."""
 
     def __init__(self, model):
-        regresses = load_bundle(model.folder).metadata.task is Task.REGRESSION
-        self.loaded = (LoadedRegressor if regresses else LoadedModel)(model)
+        super().__init__(model)
         self.failure = None
+        self._turns = None
 
-    async def infer(self, images, known_version, required_version=None, vocabulary=None, explain=None):
+    def become(self, *models):
+        """Answer from now on as other versions, which take turns."""
+        self._turns = cycle(models)
+
+    async def ask(self, call, known_version, required_version=None):
         if self.failure:
             raise self.failure
-        if declined := self.loaded.decline(images, required_version, vocabulary, explain):
-            return declined
-        try:
-            prototypes = self.loaded.prototypes(vocabulary) if vocabulary else None
-        except ValueError as error:
-            return self.loaded.decline_texts(error)
-        this = self.loaded.description
-        [outputs] = self.loaded.predict_each(self.loaded.pieces(images, len(images), prototypes, explain))
-        return Answer(this.version, outputs, this if known_version != this.version else None)
-
-    async def regress(self, asked, known_version, required_version=None):
-        if self.failure:
-            raise self.failure
-        if declined := self.loaded.decline(asked, required_version):
-            return declined
-        this = self.loaded.description
-        results = self.loaded.predict_each(self.loaded.pieces(asked))
-        if declined := [result for result in results if isinstance(result, Declined)]:
-            return declined[0]
-        outputs = {name: np.concatenate([part[name] for part in results]) for name in results[0]}
-        return Answer(this.version, outputs, this if known_version != this.version else None)
+        if self._turns is not None:
+            self.__dict__ |= {**next(self._turns).__dict__, "failure": None, "_turns": self._turns}
+        return await super().ask(call, known_version, required_version)
 
     async def describe(self):
         if self.failure:
             raise self.failure
-        return self.loaded.description
+        return await super().describe()
+
+    def ready(self):
+        return self.failure is None
 
 
 class Recorder(list):
@@ -80,9 +67,9 @@ class LocalService:
     def __init__(self, models, *, keys=None, raises=True, **settings):
         self.clients = {model.name: LocalClient(model) for model in models}
         self.traces = Recorder()
-        self.executor = ThreadPoolExecutor(2)
-        table = ModelTable(self.clients, [describe_bundle(model, load_bundle(model.folder)) for model in models])
-        app = create_app(table, ServeSettings(**settings), keys, self.traces, self.executor)
+        descriptions = [describe_bundle(model, load_bundle(model.folder)) for model in models]
+        self.desk = Desk(self.clients, descriptions, ServeSettings(**settings))
+        app = App(self.desk, kind_of, words(), keys, self.traces)
         self.http = TestClient(app, raise_server_exceptions=raises)
 
 
@@ -90,7 +77,7 @@ class TintsService(LocalService):
     """``tints`` explains, ``colour`` does not, ``open`` has an open vocabulary."""
 
     def __init__(self, folder, **options):
-        self.bundle = make_bundle(folder / "tints", seed=1)
+        self.bundle = make_bundle(folder / "tints", seed=1, explains=True)
         models = [
             served(self.bundle, "tints", version="3", loader=EXPLAINING_LOADER),
             served(make_bundle(folder / "colour")),

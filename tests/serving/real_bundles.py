@@ -20,7 +20,7 @@ from tenfold.methods.posterior_annealing.settings import Config as PosteriorConf
 from tenfold.metrics.regression.recalibration import IsotonicCalibrator
 from tenfold.models.image_classifier import ModelConfig
 from tenfold.models.regressors.build import RegressorConfig, build_regressor
-from tenfold.types import ExplainingPredictor, TensorSchema
+from tenfold.tasks import ExplainingPredictor, Pixels, Slot
 
 EXPLAINING_METHODS = ("large_loss", "boostlu", "calm")
 LOADER = "tenfold.catalog:load_predictor"
@@ -61,13 +61,13 @@ def make_real_bundle(
     )
 
 
-SERIES = (TensorSchema(name="input", dtype="float32", shape=(2, -1)),)
-TABLE = (TensorSchema(name="input", dtype="float32", shape=(3,)),)
-IMAGE = (TensorSchema(name="input", dtype="float32", shape=(3, -1, -1), max_value=1.0),)
+SERIES = (Slot(name="input", dtype="float32", shape=(2, -1)),)
+TABLE = (Slot(name="input", dtype="float32", shape=(3,)),)
+IMAGE = (Slot(name="input", dtype="float32", shape=(3, -1, -1), image=Pixels(max_value=1.0)),)
 MOLECULE = (
-    TensorSchema(name="features", dtype="float32", shape=(-1, 15)),
-    TensorSchema(name="positions", dtype="float32", shape=(-1, 3)),
-    TensorSchema(name="n_atoms", dtype="int64", shape=()),
+    Slot(name="features", dtype="float32", shape=(-1, 15)),
+    Slot(name="positions", dtype="float32", shape=(-1, 3)),
+    Slot(name="n_atoms", dtype="int64", shape=()),
 )
 _NETWORKS = {
     SERIES: RegressorConfig(name="cnn1d", widths=(4, 4, 4)),
@@ -77,22 +77,22 @@ _NETWORKS = {
 }
 
 
-def draw_inputs(schemas: tuple[TensorSchema, ...], num: int = 3, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
+def draw_inputs(slots: tuple[Slot, ...], num: int = 3, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
     """A random batch of each input; axes of any length get ``length``."""
     random = torch.Generator().manual_seed(seed)
     drawn = {}
-    for schema in schemas:
-        shape = (num, *(length if each < 0 else each for each in schema.shape))
-        if schema.dtype == "int64":
-            drawn[schema.name] = torch.randint(1, length + 1, shape, generator=random)
+    for slot in slots:
+        shape = (num, *(length if each < 0 else each for each in slot.shape))
+        if slot.dtype == "int64":
+            drawn[slot.name] = torch.randint(1, length + 1, shape, generator=random)
         else:
-            drawn[schema.name] = torch.rand(shape, generator=random)
+            drawn[slot.name] = torch.rand(shape, generator=random)
     return drawn
 
 
 def make_regression_bundle(
     folder: Path,
-    schemas: tuple[TensorSchema, ...],
+    slots: tuple[Slot, ...],
     targets: tuple[str, ...],
     *,
     num_members: int = 1,
@@ -106,13 +106,13 @@ def make_regression_bundle(
     """
     torch.manual_seed(0)
     weights: dict[str, Tensor] = {}
-    network = replace(_NETWORKS[schemas], dropout=settings.pop("dropout", 0.0))
+    network = replace(_NETWORKS[slots], dropout=settings.pop("dropout", 0.0))
     config = PosteriorConfig(**settings)
-    networks = [build_regressor(network, schemas, len(targets)) for _ in range(num_members)]
+    networks = [build_regressor(network, slots, len(targets)) for _ in range(num_members)]
     mean, std = torch.linspace(-1, 1, len(targets)), torch.linspace(1, 2, len(targets))
     more = {} if calibrator is None else {"isotonic.expected": calibrator[0], "isotonic.observed": calibrator[1]}
     predictor = RegressionEnsemble(
-        networks, inputs=schemas, classes=targets, mean=mean, std=std, uncertainty=config.uncertainty,
+        networks, inputs=slots, classes=targets, mean=mean, std=std, uncertainty=config.uncertainty,
         num_passes=config.num_passes, input_noise=config.input_noise,
         calibrator=None if calibrator is None else IsotonicCalibrator().fit(*(each.numpy() for each in calibrator)),
     )  # fmt: skip
@@ -121,7 +121,7 @@ def make_regression_bundle(
     bundle = save_trained(
         folder,
         predictor,
-        draw_inputs(schemas, seed=1),
+        draw_inputs(slots, seed=1),
         config={"method": asdict(config), "model": asdict(network) | {"widths": list(network.widths or ())}},
         tensors={
             **weights, "target.mean": mean, "target.std": std, "target.scale": torch.tensor(1.0), **more,

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from serve.settings import ServedModel
 from tenfold.bundle import PROBE_FILE, Bundle, load_bundle, save_bundle
+from tenfold.tasks import OutsideFlag, Signature, Slot, classification, multi_label
 from tenfold.types import Preprocessing, Task
 
 LOADER = "tests.serving.stand_ins:load_predictor"
@@ -29,8 +30,7 @@ class ColourPredictor:
     """Logits are a linear map of the mean colour; the output ``batch_size`` counts the images of the call."""
 
     def __init__(self, bundle: Bundle) -> None:
-        metadata = bundle.metadata
-        self.task, self.classes, self.preprocessing = metadata.task, metadata.classes, metadata.preprocessing
+        self.signature = bundle.metadata.signature
         self._weight = bundle.tensors()["weight"]
         self._delay_s = float(bundle.config["delay_s"])
         self._poisonable = bool(bundle.config["poisonable"])
@@ -41,7 +41,7 @@ class ColourPredictor:
             raise ValueError("a poisoned image")
         logits = images.double().mean(dim=(1, 2)).div(255).float() @ self._weight
         batch_size = torch.full((len(images), 1), float(len(images)))
-        probs = logits.softmax(dim=1) if self.task is Task.CLASSIFICATION else logits.sigmoid()
+        probs = logits.softmax(dim=1) if self.signature.task is Task.CLASSIFICATION else logits.sigmoid()
         return {"probs": probs, "logits": logits, "batch_size": batch_size}
 
 
@@ -72,11 +72,8 @@ class OpenPredictor:
     until that file exists.
     """
 
-    prompt_template = TEMPLATE
-
     def __init__(self, bundle: Bundle) -> None:
-        metadata = bundle.metadata
-        self.task, self.classes, self.preprocessing = metadata.task, metadata.classes, metadata.preprocessing
+        self.signature = bundle.metadata.signature
         self._delay_s = float(bundle.config["delay_s"])
         self._prototypes = bundle.tensors()["prototypes"]
         self._num_encoded = 0
@@ -153,11 +150,20 @@ def load_open_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
     return OpenPredictor(bundle)
 
 
-def load_closed_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
-    """A predictor with the open-vocabulary methods, but no text tower in this bundle."""
-    predictor = OpenPredictor(bundle)
-    predictor.prompt_template = None  # type: ignore[assignment]
-    return predictor
+def colour_signature(
+    task: Task,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    scores: Sequence[str | Slot] = (),
+    explains: bool = False,
+    flag: OutsideFlag | None = None,
+) -> Signature:
+    """Signature of a colour model, whose output ``batch_size`` comes before other scores."""
+    outputs = [Slot(name="batch_size", dtype="float32", shape=(1,)), *scores]
+    if task is Task.MULTI_LABEL:
+        return multi_label(classes, preprocessing, scores=outputs, explains=explains)
+    return classification(classes, preprocessing, scores=outputs, explains=explains, flag=flag)
 
 
 def make_bundle(
@@ -172,6 +178,7 @@ def make_bundle(
     task: Task = Task.MULTI_LABEL,
     scale: float = 1.0,
     preprocessing: Preprocessing | None = None,
+    **of_signature: object,
 ) -> Bundle:
     """Save a colour model; ``shift`` is added to the probe's logits, so that above the tolerance it fails the check."""
     generator = torch.Generator().manual_seed(seed)
@@ -183,9 +190,7 @@ def make_bundle(
         config={"delay_s": delay_s, "poisonable": poisonable},
         tensors={"weight": weight},
         method="colour",
-        task=task,
-        classes=classes,
-        preprocessing=preprocessing or Preprocessing(image_size=size),
+        signature=colour_signature(task, classes, preprocessing or Preprocessing(image_size=size), **of_signature),  # type: ignore[arg-type]
         metrics={"mAP": 0.5},
         data_name="none",
         data_fingerprint="0" * 64,
@@ -193,7 +198,16 @@ def make_bundle(
     )
 
 
-def make_open_bundle(folder: Path, *, delay_s: float = 0.0, size: int = SIZE) -> Bundle:
+def make_open_bundle(
+    folder: Path,
+    *,
+    delay_s: float = 0.0,
+    size: int = SIZE,
+    scores: Sequence[str] = ("num_encoded", "batch_size"),
+    explains: bool = False,
+    template: str | None = TEMPLATE,
+) -> Bundle:
+    """Save an open-vocabulary model; without a template it knows its own classes only."""
     prototypes = colours_of_texts(own_prompts(CLASSES))
     images = torch.randint(0, 250, (4, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return save_bundle(
@@ -201,9 +215,13 @@ def make_open_bundle(folder: Path, *, delay_s: float = 0.0, size: int = SIZE) ->
         config={"delay_s": delay_s},
         tensors={"prototypes": prototypes},
         method="zero_shot_colour",
-        task=Task.CLASSIFICATION,
-        classes=CLASSES,
-        preprocessing=Preprocessing(image_size=size),
+        signature=classification(
+            CLASSES,
+            Preprocessing(image_size=size),
+            scores=[Slot(name=name, dtype="float32", shape=(1,)) for name in scores],
+            prompt_template=template,
+            explains=explains,
+        ),
         metrics={"accuracy": 0.5},
         data_name="none",
         data_fingerprint="0" * 64,

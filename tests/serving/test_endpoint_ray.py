@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.deploy import describe
-from serve.deploying import deploy
-from serve.fast_path import prepare_environment
+from jobs.rollout import describe
+from serve.deployment.endpoint import deploy
+from serve.deployment.haproxy import prepare_environment
 from serve.settings import ServeSettings
 from tenfold.catalog import load_predictor
 from tenfold.data.images import resize_image
@@ -44,7 +44,8 @@ from tests.serving.v2_client import outputs_of
 pytestmark = pytest.mark.ray
 
 SETTINGS = ServeSettings(port=0, drain_timeout_s=5, health_period_s=1, request_timeout_s=20, max_body_bytes=2**20)
-SMALL = {"num_cpus": 0.1}
+SMALL = {"num_cpus": 0.1, "placement": "own"}
+INLINE = {"num_cpus": 0.1, "placement": "inline"}
 
 
 class Deployed:
@@ -57,7 +58,7 @@ class Deployed:
             "batched": make_bundle(folder / "batched", delay_s=0.1, poisonable=True),
             "slow": make_bundle(folder / "slow", delay_s=0.3),
             "open": make_open_bundle(folder / "open", delay_s=0.05),
-            "tints": make_bundle(folder / "tints", seed=1, delay_s=0.05),
+            "tints": make_bundle(folder / "tints", seed=1, delay_s=0.05, explains=True),
             "series": make_regression_bundle(folder / "series", SERIES, ("x", "y"))[0],
         }
         self.models = {
@@ -68,7 +69,7 @@ class Deployed:
             ),
             "open": served(self.bundles["open"], "open", loader=OPEN_LOADER, batch_wait_s=0.2, **SMALL),
             "tints": served(self.bundles["tints"], "tints", loader=EXPLAINING_LOADER, batch_wait_s=0.2, **SMALL),
-            "series": served(self.bundles["series"], "series", loader=REAL_LOADER, batch_wait_s=0.2, **SMALL),
+            "series": served(self.bundles["series"], "series", loader=REAL_LOADER, batch_wait_s=0.2, **INLINE),
         }
         self.deploy()
 
@@ -126,11 +127,18 @@ def test_plain_gives_the_predictors_numbers(deployed):
     assert reply.headers["tenfold-model-version"] == "1"
 
 
-def test_the_request_id_is_told_once(deployed):
+def test_the_request_id_is_told_once_and_is_never_the_clients_malformed_one(deployed):
     given = httpx.get(f"{deployed.url}/v2", headers={"x-request-id": "mine-1"})
     made = httpx.get(f"{deployed.url}/v2")
     assert given.headers.get_list("x-request-id") == ["mine-1"]
     assert len(made.headers.get_list("x-request-id")) == 1
+    for malformed in (
+        [("x-request-id", "a b {}")],
+        [(b"x-request-id", "é".encode())],
+        [("x-request-id", "a?"), ("x-request-id", "b")],
+    ):
+        [told] = httpx.get(f"{deployed.url}/v2", headers=malformed).headers.get_list("x-request-id")
+        assert len(told) == 36, malformed
 
 
 def test_concurrent_requests_share_batches_and_get_their_own_answers(deployed):
@@ -302,7 +310,7 @@ def test_regressions_of_several_lengths_and_levels_share_a_replica(deployed):
     with ThreadPoolExecutor(9) as pool:
         replies = list(pool.map(regress, asked))
     for (inputs, level), outputs in zip(asked, map(outputs_of, replies), strict=True):
-        expected = predictor(inputs)
+        expected = predictor(**inputs)
         lower, upper = predictor.interval(expected, level)
         for name, value in {**expected, "lower": lower, "upper": upper}.items():
             np.testing.assert_allclose(outputs[name], value.numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
@@ -335,7 +343,8 @@ def test_a_second_address_is_refused(deployed):
 class Traffic:
     """Clients that ask without pause and keep what they were told."""
 
-    def __init__(self, service, num_clients=3):
+    def __init__(self, service, num_clients=3, retries=0):
+        self._retries = retries
         self.counts, self.versions, self.problems = Counter(), Counter(), []
         self._service, self._stop = service, threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
@@ -344,12 +353,20 @@ class Traffic:
         data = png(random_images(1)[0])
         with httpx.Client(timeout=60) as client:
             while not self._stop.is_set():
-                try:
-                    reply = client.post(
-                        f"{self._service.url}/predict/colour", content=data, headers={"content-type": "image/png"}
-                    )
-                except httpx.HTTPError as error:
-                    self.problems.append(repr(error))
+                for _ in range(self._retries + 1):
+                    problem = reply = None
+                    try:
+                        reply = client.post(
+                            f"{self._service.url}/predict/colour", content=data, headers={"content-type": "image/png"}
+                        )
+                    except httpx.HTTPError as error:
+                        problem = repr(error)
+                    else:
+                        assert reply.headers["content-type"] == "application/json", reply.text
+                        if reply.status_code == 200:
+                            break
+                if reply is None:
+                    self.problems.append(problem)
                     continue
                 self.counts[reply.status_code] += 1
                 self.versions[reply.headers.get("tenfold-model-version")] += 1
@@ -404,6 +421,22 @@ def test_a_killed_replica_is_replaced_and_no_request_lost(deployed):
         wait_for(
             lambda: replicas().keys() - {name} and predict(deployed, "colour", png(random_images(1)[0])).is_success
         )
+    assert traffic.problems == []
+    assert traffic.counts[200] > 0
+
+
+def test_a_killed_ingress_is_replaced_and_no_request_lost_after_one_retry(deployed):
+    import ray
+
+    def ingresses():
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return {actor["name"]: actor for actor in named if "#ingress#" in actor["name"]}
+
+    wait_for(lambda: len(ingresses()) == 2)
+    name, actor = next(iter(ingresses().items()))
+    with Traffic(deployed, retries=1) as traffic:
+        ray.kill(ray.get_actor(name, namespace=actor["namespace"]))
+        wait_for(lambda: len(ingresses().keys() - {name}) == 2)
     assert traffic.problems == []
     assert traffic.counts[200] > 0
 

@@ -11,12 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from serve.contract import Answer, Declined
-from serve.limits import RefusedError
-from serve.loaded_regressor import LoadedRegressor
-from serve.loading import Failure
-from serve.models import ModelTable
-from serve.regression import Regression
+from serve.clients.local import LocalModel
+from serve.contract import Call, Failure, RefusedError
+from serve.http.desk import Desk
+from serve.settings import ServeSettings
 from tenfold.bundle import BundleError
 from tests.serving.local import LocalService, encoded, refusal
 from tests.serving.real_bundles import (
@@ -59,6 +57,14 @@ def arrays(inputs):
     return {name: values.numpy() for name, values in inputs.items()}
 
 
+def call_of(inputs, level=None):
+    return Call(inputs=inputs, params={} if level is None else {"level": level})
+
+
+def pieces_of(loaded, inputs, level=None):
+    return asyncio.run(loaded.pieces(call_of(inputs, level)))
+
+
 def infer(service, name, inputs, **said):
     body, headers = encode_regression_request(arrays(inputs), **said)
     return service.http.post(f"/v2/models/{name}/infer", content=body, headers=headers)
@@ -77,7 +83,7 @@ def test_v2_answers_as_the_predictor(service, name, binary):
     inputs = draw_inputs(MODELS[name][0])
     outputs = outputs_of(infer(service, name, inputs, binary=binary))
     assert set(outputs) == OUTPUTS
-    for output, expected in service.predictors[name](inputs).items():
+    for output, expected in service.predictors[name](**inputs).items():
         np.testing.assert_allclose(outputs[output], expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=output)
 
 
@@ -212,7 +218,7 @@ def test_an_example_is_answered_target_by_target(service):
     reply = predict(service, "table", {"inputs": {"input": inputs["input"][0].tolist()}, "level": 0.9})
     assert reply.status_code == 200, reply.text
     told = reply.json()
-    expected = service.predictors["table"](inputs)
+    expected = service.predictors["table"](**inputs)
     lower, upper = service.predictors["table"].interval(expected, 0.9)
     assert (told["model"], told["version"], told["task"], told["level"]) == ("table", "2", "regression", 0.9)
     [target] = told["targets"]
@@ -233,7 +239,7 @@ def test_several_inputs_and_whole_numbers(service):
     inputs = draw_inputs(MOLECULE, num=1)
     content = {"inputs": {name: value[0].tolist() for name, value in inputs.items()}}
     [target] = predict(service, "molecule", content, "?level=0.5").json()["targets"]
-    assert target["mean"] == pytest.approx(float(service.predictors["molecule"](inputs)["mean"]), rel=1e-5)
+    assert target["mean"] == pytest.approx(float(service.predictors["molecule"](**inputs)["mean"]), rel=1e-5)
     content["inputs"]["n_atoms"] = 2.5
     message = refusal(predict(service, "molecule", content), 422)
     assert message == "'n_atoms' must hold whole numbers that int64 can hold, got float64"
@@ -244,7 +250,7 @@ def test_an_image_file_comes_back_larger(service):
     files = {"image": ("a.png", encoded(image), "image/png")}
     told = service.http.post("/predict/image?level=0.9", files=files).json()
     inputs = {"input": torch.from_numpy(image).permute(2, 0, 1)[None] / 255}
-    expected = service.predictors["image"](inputs)
+    expected = service.predictors["image"](**inputs)
     assert expected["mean"].shape == (1, 3, 10, 14)
     for channel, (target, name) in enumerate(zip(told["targets"], ("red", "green", "blue"), strict=True)):
         assert target["name"] == name
@@ -307,9 +313,9 @@ def test_the_list_of_models_says_what_they_take(service):
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_answered_does_not_depend_on_the_rest_of_the_batch(service, name):
     loaded = service.clients[name].loaded
-    requests = [Regression(arrays(draw_inputs(MODELS[name][0], num, seed=num)), 0.9) for num in (2, 1, 3)]
-    alone = [loaded.predict_each(loaded.pieces(asked))[0] for asked in requests]
-    together = loaded.predict_each([piece for asked in requests for piece in loaded.pieces(asked)])
+    requests = [arrays(draw_inputs(MODELS[name][0], num, seed=num)) for num in (2, 1, 3)]
+    alone = [loaded.run(pieces_of(loaded, inputs, 0.9))[0] for inputs in requests]
+    together = loaded.run([piece for inputs in requests for piece in pieces_of(loaded, inputs, 0.9)])
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys() == {*OUTPUTS, "lower", "upper"}
         for output in one:
@@ -321,18 +327,18 @@ def test_examples_of_several_lengths_share_a_batch(service):
     pieces = [
         piece
         for length in (4, 6, 4, 9)
-        for piece in loaded.pieces(Regression(arrays(draw_inputs(SERIES, num=2, length=length, seed=length)), None))
+        for piece in pieces_of(loaded, arrays(draw_inputs(SERIES, num=2, length=length, seed=length)))
     ]
-    results = loaded.predict_each(pieces)
+    results = loaded.run(pieces)
     assert [result["mean"].shape for result in results] == [(2, 2, 4), (2, 2, 6), (2, 2, 4), (2, 2, 9)]
     np.testing.assert_array_equal(results[0]["mean"], results[2]["mean"])
 
 
 def test_large_examples_make_small_calls(tmp_path):
     bundle, _ = make_regression_bundle(tmp_path / "b", SERIES, ("x", "y"))
-    loaded = LoadedRegressor(served(bundle, "series", loader=LOADER, max_batch_size=8, max_batch_values=100))
+    model = LocalModel(served(bundle, "series", loader=LOADER, max_batch_size=8, max_batch_values=100))
     small, large, huge = (
-        [(len(piece), piece.weight) for piece in loaded.pieces(Regression(arrays(inputs), None))]
+        [(len(piece), piece.weight) for piece in pieces_of(model.loaded, arrays(inputs))]
         for inputs in (draw_inputs(SERIES, 20, 3), draw_inputs(SERIES, 5, 20), draw_inputs(SERIES, 2, 500))
     )
     assert small == [(8, 8), (8, 8), (4, 4)]
@@ -344,20 +350,20 @@ def test_one_request_that_the_network_refuses_spares_its_neighbours(service):
     loaded = service.clients["molecule"].loaded
     good, bad = arrays(draw_inputs(MOLECULE, 2)), arrays(draw_inputs(MOLECULE, 1))
     bad["n_atoms"][:] = 99
-    results = loaded.predict_each([*loaded.pieces(Regression(good)), *loaded.pieces(Regression(bad))])
-    assert isinstance(results[1], Declined)
-    assert "n_atoms" in results[1].message
-    np.testing.assert_allclose(results[0]["mean"], loaded.predict(good)["mean"], rtol=1e-5)
+    results = loaded.run([*pieces_of(loaded, good), *pieces_of(loaded, bad)])
+    assert isinstance(results[1], RefusedError)
+    assert (results[1].status, "n_atoms" in results[1].sentence) == (422, True)
+    np.testing.assert_allclose(results[0]["mean"], loaded.run(pieces_of(loaded, good))[0]["mean"], rtol=1e-5)
 
 
 def test_what_breaks_down_is_a_failure(service, monkeypatch):
     loaded = service.clients["table"].loaded
 
-    def broken(_):
+    def broken(**_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(loaded, "_predictor", broken)
-    [result] = loaded.predict_each(loaded.pieces(Regression(arrays(draw_inputs(TABLE)))))
+    [result] = loaded.run(pieces_of(loaded, arrays(draw_inputs(TABLE))))
     assert result == Failure("RuntimeError: out of memory")
 
 
@@ -365,54 +371,42 @@ def test_a_model_that_differs_from_its_training_does_not_load(tmp_path, monkeypa
     bundle, predictor = make_regression_bundle(tmp_path / "b", TABLE, ("bone",))
     predictor.scale = 1.01
     monkeypatch.setattr("tenfold.catalog.load_predictor", lambda *_: predictor)
-    with pytest.raises(BundleError, match=r"the predictor's outputs\.\w+ differ by"):
-        LoadedRegressor(served(bundle, "table", loader=LOADER))
+    with pytest.raises(BundleError, match=r"the predictor's \w+ differ by"):
+        LocalModel(served(bundle, "table", loader=LOADER))
 
 
 # -- roll-outs
 
 
-class Swapped:
-    """A client whose model became another one since the table has heard of it."""
-
-    def __init__(self, loaded):
-        self.loaded = loaded
-
-    async def infer(self, *_):
-        return Declined("it does something else", self.loaded.description, "task")
-
-    async def regress(self, asked, known_version, required_version=None):
-        if declined := self.loaded.decline(asked, required_version):
-            return declined
-        [outputs] = self.loaded.predict_each(self.loaded.pieces(asked))
-        this = self.loaded.description
-        return Answer(this.version, outputs, this if known_version != this.version else None)
+def desk_of(service, became, was):
+    """A desk that has heard of model ``was`` under the name ``m``, which has become another one since."""
+    old = replace(asyncio.run(service.clients[was].describe()), name="m", version="1")
+    return Desk({"m": service.clients[became]}, [old], ServeSettings())
 
 
 def test_a_new_version_with_other_inputs_gets_the_request_in_its_form(service):
-    new = service.clients["series"].loaded
-    table = ModelTable(
-        {"m": Swapped(new)}, [replace(service.clients["table"].loaded.description, name="m", version="1")]
-    )
+    desk = desk_of(service, "series", was="table")
     prepared = []
 
-    async def prepare(description):
-        prepared.append(description.inputs)
-        return Regression(arrays(draw_inputs(description.inputs)), 0.9)
+    async def make_call(description):
+        prepared.append(description.signature.inputs)
+        return call_of(arrays(draw_inputs(description.signature.inputs)), 0.9)
 
-    answer, description, _ = asyncio.run(table.regress("m", prepare))
+    answer, description, call = asyncio.run(desk.ask("m", None, make_call))
     assert prepared == [TABLE, SERIES]
-    assert (answer.version, description) == (new.description.version, new.description)
+    assert (answer.version, description) == ("2", asyncio.run(service.clients["series"].describe()))
+    assert call.inputs["input"].shape == (3, 2, 6)
     assert answer.outputs["lower"].shape == (3, 2, 6)
 
 
 def test_images_for_a_name_that_became_a_regression_are_refused(service):
-    new = service.clients["series"].loaded
-    old = replace(service.clients["colour"].loaded.description, name="m")
-    table = ModelTable({"m": Swapped(new)}, [old])
+    desk = desk_of(service, "series", was="colour")
+    kinds = []
 
-    async def prepare(_):
-        return np.zeros((1, 8, 8, 3), np.uint8)
+    async def make_call(description):
+        kinds.append(description.signature.kind)
+        return Call(inputs={"images": np.zeros((1, 8, 8, 3), np.uint8)})
 
-    with pytest.raises(RefusedError, match="model series does regression and takes the inputs input"):
-        asyncio.run(table.infer_image("m", prepare))
+    with pytest.raises(RefusedError, match="the inputs must be input, got images"):
+        asyncio.run(desk.ask("m", None, make_call))
+    assert kinds == ["labels", "regression"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from serve import fast_path
-from serve.app import Args, build, served_model
-from serve.deploying import Endpoint, deploy, local_cpus
-from serve.keys import Keys, new_key, presented_key
+from serve.deployment import haproxy
+from serve.deployment.application import Args, build, served_model
+from serve.deployment.endpoint import Endpoint, deploy, local_cpus
+from serve.http.keys import Keys, new_key, presented_key
 from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models, is_loopback
 from tenfold.tracking import registry
 from tests.serving.stand_ins import LOADER, make_bundle, served
@@ -39,6 +40,10 @@ def model(**changes):
         ({"num_threads": 0}, "num_threads must be above 0"),
         ({"batch_wait_s": -0.1}, "batch_wait_s must be at least 0"),
         ({"num_gpus": -1}, "num_gpus must be at least 0"),
+        ({"placement": "elsewhere"}, "placement must be inline or own, got 'elsewhere'"),
+        ({"placement": "inline", "device": "cuda"}, "placement of model m must be own for a GPU"),
+        ({"placement": "inline", "num_replicas": 2}, "placement of model m must be own for a GPU, several replicas"),
+        ({"placement": "inline", "autoscaling": Autoscaling()}, "placement of model m must be own"),
     ],
 )
 def test_a_wrong_model_is_refused(changes, message):
@@ -53,10 +58,25 @@ def test_a_cuda_model_takes_a_gpu_and_two_batches():
     assert (model(num_cpus=0.5).threads, model(num_cpus=3).threads, model(num_threads=2).threads) == (1, 3, 2)
 
 
+def test_a_model_lives_in_the_process_that_answers_http_unless_it_scales_itself():
+    assert model().is_inline
+    assert not model(placement="own").is_inline
+    assert not any(
+        model(**changes).is_inline
+        for changes in ({"device": "cuda"}, {"num_gpus": 0.5}, {"num_replicas": 2}, {"autoscaling": Autoscaling()})
+    )
+    assert model(device="cuda", num_gpus=0, placement="inline").is_inline
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"port": 70000}, "port must be in 0..65535"),
+        ({"max_values": 0}, "max_values must be above 0"),
+        ({"max_json_keys": 0}, "max_json_keys must be above 0"),
+        ({"max_decoding_pixels": 0}, "max_decoding_pixels must be above 0"),
+        ({"ingress_replicas": 0}, "ingress_replicas must be above 0"),
+        ({"ingress_autoscaling": Autoscaling(min_replicas=0)}, "ingress_autoscaling must have min_replicas of at"),
         ({"max_body_bytes": 0}, "max_body_bytes must be above 0"),
         ({"max_classes": 0}, "max_classes must be above 0"),
         ({"max_prompts": 0}, "max_prompts must be above 0"),
@@ -151,10 +171,15 @@ def test_deploy_refuses_before_anything_starts(tmp_path):
 
 def test_a_local_cluster_has_room_for_every_model_and_its_roll_out(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert local_cpus([model()], ServeSettings()) is None
-    assert local_cpus([model(name=name) for name in "abc"], ServeSettings()) == 4
-    assert local_cpus([model(num_replicas=4, num_cpus=2)], ServeSettings(ingress_num_cpus=1)) == 18
-    assert local_cpus([model(autoscaling=Autoscaling(max_replicas=5))], ServeSettings(ingress_num_cpus=0.5)) == 6
+    one = {"ingress_replicas": 1}
+    assert local_cpus([model()], ServeSettings(**one)) is None
+    assert local_cpus([model()], ServeSettings()) == 3  # two processes, each with the model
+    assert local_cpus([model(name=name) for name in "abc"], ServeSettings(**one)) == 4
+    assert local_cpus([model(placement="own", name=name) for name in "abc"], ServeSettings(**one)) == 4
+    assert local_cpus([model(num_replicas=4, num_cpus=2)], ServeSettings(**one, ingress_num_cpus=1)) == 18
+    scaled = model(autoscaling=Autoscaling(max_replicas=5))
+    assert local_cpus([scaled], ServeSettings(**one, ingress_num_cpus=0.5)) == 6
+    assert local_cpus([model()], ServeSettings(ingress_autoscaling=Autoscaling(max_replicas=4))) == 6
 
 
 @pytest.fixture
@@ -183,7 +208,7 @@ def address():
 
 def test_which_models_are_open_is_told_to_those_with_a_key_only(address):
     url, server = address
-    endpoint = Endpoint(url, (), 5.0, "tenfold", False)
+    endpoint = Endpoint(url, (), 5.0, "tenfold", 0, False)
     server.reply = (
         200,
         '{"models": [{"name": "a", "prompt_template": "{}."}, {"name": "b", "prompt_template": null}]}',
@@ -229,22 +254,22 @@ def test_a_wrong_keys_file_is_told_without_its_content(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ({"authorization": "Bearer k"}, "k"),
-        ({"authorization": "bearer  k "}, "k"),
-        ({"authorization": "Basic k"}, None),
-        ({"authorization": "Bearer "}, None),
-        ({"x-api-key": "k"}, "k"),
-        ({"authorization": "Basic k", "x-api-key": "q"}, "q"),
-        ({}, None),
+        (("Bearer k", None), "k"),
+        (("bearer  k ", None), "k"),
+        (("Basic k", None), None),
+        (("Bearer ", None), None),
+        (("", "k"), "k"),
+        (("Basic k", "q"), "q"),
+        (("", None), None),
     ],
 )
 def test_where_a_key_is_looked_for(headers, expected):
-    assert presented_key(headers) == expected
+    assert presented_key(*headers) == expected
 
 
 def test_the_command_makes_a_key_that_works(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "serve.keys", "anna"],
+        [sys.executable, "-m", "serve.http.keys", "anna"],
         capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     file = tmp_path / "keys"
@@ -256,7 +281,7 @@ def test_the_command_makes_a_key_that_works(tmp_path):
 def environment():
     """Nothing of Serve set; all as before afterwards."""
     saved = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith("RAY_SERVE_") or name == "RAY_ADDRESS"]:
+    for name in [name for name in os.environ if name.startswith(("RAY_SERVE_", "RAY_ADDRESS", "TENFOLD_HAPROXY_"))]:
         del os.environ[name]
     yield os.environ
     os.environ.clear()
@@ -264,37 +289,37 @@ def environment():
 
 
 def test_no_haproxy_means_the_python_proxy(environment, monkeypatch):
-    monkeypatch.setattr(fast_path, "is_available", lambda: False)
-    assert fast_path.prepare_environment() is False
+    monkeypatch.setattr(haproxy, "_binary", lambda: None)
+    assert haproxy.prepare_environment() is False
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert "RAY_SERVE_HAPROXY_SOCKET_PATH" not in environment
 
 
 def test_haproxy_gets_a_private_folder_with_short_paths(environment, monkeypatch):
-    monkeypatch.setattr(fast_path, "is_available", lambda: True)
-    assert fast_path.prepare_environment() is True
+    monkeypatch.setattr(haproxy, "_binary", lambda: "/opt/haproxy")
+    assert haproxy.prepare_environment() is True
     socket_path = Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"])
     metrics_path = environment["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"]
     assert socket_path.parent.stat().st_mode & 0o777 == 0o700
     assert len(metrics_path) + 57 <= 97
     before = dict(environment)
-    assert fast_path.prepare_environment() is True
+    assert haproxy.prepare_environment() is True
     assert environment == before
-    socket_path.parent.rmdir()
+    shutil.rmtree(socket_path.parent)
 
 
 def test_what_the_user_set_stays(environment, monkeypatch):
-    monkeypatch.setattr(fast_path, "is_available", lambda: True)
+    monkeypatch.setattr(haproxy, "_binary", lambda: "/opt/haproxy")
     chosen = {
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "9",
     }
     environment.update(chosen)
-    assert fast_path.prepare_environment() is False
+    assert haproxy.prepare_environment() is False
     assert chosen.items() <= environment.items()
 
 
 def test_other_systems_have_no_haproxy(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert fast_path.is_available() is False
+    assert haproxy.is_available() is False

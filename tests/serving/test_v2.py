@@ -7,24 +7,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve import v2
-from serve.contract import Description
-from serve.limits import RefusedError
-from serve.settings import ServeSettings
-from serve.vocabulary import Vocabulary
+from serve.contract import Answer, Description, Limits, RefusedError
+from serve.protocols import v2
+from serve.tasks import slots
+from serve.tasks.labels import kind as labels
+from serve.tasks.labels.vocabulary import Vocabulary, vocabulary_of
+from tenfold.tasks import Param, Signature, Slot, classification, multi_label
 from tenfold.types import Preprocessing, Task
-from tests.serving.v2_client import decode_response, encode_request
+from tests.serving.v2_client import decode_response, encode_inputs, encode_request, join_texts
 
 SIZE = 4
+LIMITS = Limits(max_images=8, max_classes=4, max_prompts=6, max_text_characters=9)
 
 
 def random_images(num_images, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num_images, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def decode(body, headers=None, max_images=8):
-    settings = ServeSettings(max_images=max_images, max_classes=4, max_prompts=6, max_text_characters=9)
-    return v2.decode_request(body, (headers or {}).get(v2.JSON_LENGTH_HEADER), SIZE, settings)
+def described(template=None, constructor=classification, **more):
+    signature = constructor(
+        ("a", "b"),
+        Preprocessing(image_size=SIZE),
+        scores=[Slot(name="spread", dtype="float32", shape=(5,))],
+        **({} if template is None else {"prompt_template": template}),
+        **more,
+    )
+    return Description(name="m", version="7", method="large_loss", signature=signature)
+
+
+OPEN = described("a {}.")
+
+
+def decode(body, headers=None):
+    return v2.decode(body, (headers or {}).get(v2.JSON_LENGTH_HEADER), labels, OPEN, LIMITS)
+
+
+def encode(request, outputs):
+    call, form = request
+    return v2.encode(form, call, OPEN, Answer(version="7", outputs=outputs), LIMITS)
+
+
+def vocabulary_in(request):
+    return vocabulary_of(request[0].inputs, LIMITS)
 
 
 def tensor(**changes):
@@ -44,10 +68,10 @@ def texts(name, elements, **changes):
 @given(num_images=st.integers(1, 8), seed=st.integers(0, 999), binary=st.booleans())
 def test_a_request_comes_back_as_it_was(num_images, seed, binary):
     images = random_images(num_images, seed)
-    request = decode(*encode_request(images, binary=binary, request_id="a1"))
-    np.testing.assert_array_equal(request.images, images)
-    assert request.request_id == "a1"
-    assert request.binary_default is binary
+    call, form = decode(*encode_request(images, binary=binary, request_id="a1"))
+    np.testing.assert_array_equal(call.inputs["images"], images)
+    assert form.request_id == "a1"
+    assert form.binary_default is binary
 
 
 @given(num_images=st.integers(1, 5), binary=st.booleans())
@@ -57,8 +81,8 @@ def test_a_response_comes_back_as_it_was(num_images, binary):
         "logits": np.random.default_rng(1).normal(size=(num_images, 3)).astype(np.float32),
     }
     request = decode(*encode_request(random_images(num_images), binary=binary))
-    body, headers = v2.encode_response(request, "m", "7", outputs)
-    got = decode_response(body, headers.get(v2.JSON_LENGTH_HEADER))
+    body, headers = encode(request, outputs)
+    got = decode_response(body, headers.get(v2.JSON_LENGTH_HEADER.lower()))
     assert got.keys() == outputs.keys()
     for name, values in outputs.items():  # JSON keeps a float32 exactly: it is told as the double it equals
         np.testing.assert_array_equal(got[name], values)
@@ -67,22 +91,20 @@ def test_a_response_comes_back_as_it_was(num_images, binary):
 def test_json_written_by_hand():
     body = json.dumps({"inputs": [tensor(data=list(range(48)))], "outputs": [{"name": "probs"}]}).encode()
     request = decode(body)
-    assert request.images[0, 0, 1].tolist() == [3, 4, 5]
-    reply, headers = v2.encode_response(
-        request, "m", "1", {"probs": np.float32([[0.25, 1]]), "logits": np.zeros((1, 2))}
-    )
-    assert headers == {"Content-Type": "application/json"}
+    assert request[0].inputs["images"][0, 0, 1].tolist() == [3, 4, 5]
+    reply, headers = encode(request, {"probs": np.float32([[0.25, 1]]), "logits": np.zeros((1, 2))})
+    assert headers == {"content-type": "application/json"}
     assert json.loads(reply) == {
         "model_name": "m",
-        "model_version": "1",
+        "model_version": "7",
         "outputs": [{"name": "probs", "datatype": "FP32", "shape": [1, 2], "data": [0.25, 1.0]}],
     }
 
 
 def test_nested_data_equals_flat_data():
     images = random_images(1)
-    nested = decode(json.dumps({"inputs": [tensor(data=images.tolist())]}).encode())
-    np.testing.assert_array_equal(nested.images, images)
+    nested, _ = decode(json.dumps({"inputs": [tensor(data=images.tolist())]}).encode())
+    np.testing.assert_array_equal(nested.inputs["images"], images)
 
 
 def test_binary_layout_by_hand():
@@ -96,9 +118,9 @@ def test_binary_layout_by_hand():
         }
     ).encode()
     request = decode(header + bytes(range(48)), {v2.JSON_LENGTH_HEADER: str(len(header))})
-    assert request.images.ravel().tolist() == list(range(48))
-    body, headers = v2.encode_response(request, "m", "1", {"probs": np.float32([[0.5]]), "logits": np.float32([[1.0]])})
-    length = int(headers[v2.JSON_LENGTH_HEADER])
+    assert request[0].inputs["images"].ravel().tolist() == list(range(48))
+    body, headers = encode(request, {"probs": np.float32([[0.5]]), "logits": np.float32([[1.0]])})
+    length = int(headers[v2.JSON_LENGTH_HEADER.lower()])
     logits, probs = json.loads(body[:length])["outputs"]
     assert logits["parameters"] == {"binary_data_size": 4}
     assert "data" not in logits
@@ -146,7 +168,7 @@ def test_a_wrong_request_is_told(body, status, message):
     with pytest.raises(RefusedError) as refused:
         decode(body if isinstance(body, bytes) else json.dumps(body).encode())
     assert refused.value.status == status
-    assert message in refused.value.message
+    assert message in refused.value.sentence
 
 
 @pytest.mark.parametrize(
@@ -173,38 +195,22 @@ def test_wrong_binary_sizes_are_told(size, extra, length, status, message):
     with pytest.raises(RefusedError) as refused:
         decode(header + b"\0" * extra, {v2.JSON_LENGTH_HEADER: length or str(len(header))})
     assert refused.value.status == status
-    assert message in refused.value.message
+    assert message in refused.value.sentence
 
 
 def test_an_unknown_output_names_those_there_are():
     request = decode(json.dumps({"inputs": [tensor()], "outputs": [{"name": "prob"}]}).encode())
     with pytest.raises(RefusedError, match="no output 'prob'; it has probs, logits"):
-        v2.encode_response(request, "m", "1", {"probs": np.zeros((1, 1)), "logits": np.zeros((1, 1))})
-
-
-def test_not_a_number_is_an_error_in_json_but_not_in_bytes():
-    outputs = {"logits": np.float32([[np.nan]])}
-    as_json = decode(json.dumps({"inputs": [tensor()]}).encode())
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        v2.encode_response(as_json, "m", "1", outputs)
-    body, headers = v2.encode_response(decode(*encode_request(random_images(1))), "m", "1", outputs)
-    assert np.isnan(decode_response(body, headers[v2.JSON_LENGTH_HEADER])["logits"]).all()
-
-
-def described(**changes):
-    fields = {
-        "name": "m", "version": "3", "method": "large_loss", "task": Task.MULTI_LABEL, "classes": ("a", "b"),
-        "preprocessing": Preprocessing(image_size=SIZE), "outputs": {"probs": (2,), "spread": (5,)},
-    }  # fmt: skip
-    return v2.model_metadata(Description(**(fields | changes)))
+        encode(request, {"probs": np.zeros((1, 1)), "logits": np.zeros((1, 1))})
 
 
 def test_metadata_has_the_shapes_with_an_open_batch_axis():
-    metadata = described()
-    assert metadata["versions"] == ["3"]
+    metadata = v2.model_metadata(described(constructor=multi_label))
+    assert metadata["versions"] == ["7"]
     assert metadata["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 4, 3]}]
     assert metadata["outputs"] == [
         {"name": "probs", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 2]},
         {"name": "spread", "datatype": "FP32", "shape": [-1, 5]},
     ]
     assert metadata["parameters"] == {
@@ -213,10 +219,10 @@ def test_metadata_has_the_shapes_with_an_open_batch_axis():
 
 
 def test_metadata_of_an_open_vocabulary_has_the_optional_inputs_and_an_open_class_axis():
-    metadata = described(prompt_template="a {}.")
+    metadata = v2.model_metadata(OPEN)
     optional = {"datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}}
     assert metadata["inputs"][1:] == [{"name": name} | optional for name in ("classes", "prompts", "prompt_classes")]
-    assert [tensor["shape"] for tensor in metadata["outputs"]] == [[-1, -1], [-1, 5]]
+    assert [tensor["shape"] for tensor in metadata["outputs"]] == [[-1, -1], [-1, -1], [-1, 5]]
     assert metadata["parameters"]["prompt_template"] == "a {}."
 
 
@@ -227,21 +233,21 @@ names = st.lists(st.text(min_size=1, max_size=9).filter(str.strip), min_size=1, 
 def test_classes_come_back_as_they_were(classes, binary):
     images = random_images(2)
     request = decode(*encode_request(images, binary=binary, classes=classes))
-    assert request.vocabulary == Vocabulary(tuple(classes))
-    np.testing.assert_array_equal(request.images, images)
+    assert vocabulary_in(request) == Vocabulary(tuple(classes))
+    np.testing.assert_array_equal(request[0].inputs["images"], images)
 
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_prompts_come_back_as_they_were(binary):
     prompts = {"b": ["one", "two"], "ä": ["drei"]}
     request = decode(*encode_request(random_images(1), binary=binary, prompts=prompts))
-    assert request.vocabulary == Vocabulary(("b", "ä"), (("one", "two"), ("drei",)))
+    assert vocabulary_in(request) == Vocabulary(("b", "ä"), (("one", "two"), ("drei",)))
 
 
 def test_prompts_of_a_class_need_not_stand_together():
     inputs = [texts("prompts", ["x", "y", "z"]), tensor(), texts("prompt_classes", ["a", "b", "a"])]
     request = decode(json.dumps({"inputs": inputs}).encode())
-    assert request.vocabulary == Vocabulary(("a", "b"), (("x", "z"), ("y",)))
+    assert vocabulary_in(request) == Vocabulary(("a", "b"), (("x", "z"), ("y",)))
 
 
 def test_texts_before_the_images_by_hand():
@@ -252,8 +258,8 @@ def test_texts_before_the_images_by_hand():
     ]
     header = json.dumps({"inputs": inputs}).encode()
     request = decode(header + raw + bytes(range(48)), {v2.JSON_LENGTH_HEADER: str(len(header))})
-    assert request.vocabulary == Vocabulary(("cat", "ä"))
-    assert request.images.ravel().tolist() == list(range(48))
+    assert vocabulary_in(request) == Vocabulary(("cat", "ä"))
+    assert request[0].inputs["images"].ravel().tolist() == list(range(48))
 
 
 def test_texts_as_bytes_beside_images_in_json():
@@ -261,7 +267,7 @@ def test_texts_as_bytes_beside_images_in_json():
     part = {"name": "classes", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
     header = json.dumps({"inputs": [tensor(), part]}).encode()
     request = decode(header + raw, {v2.JSON_LENGTH_HEADER: str(len(header))})
-    assert request.vocabulary == Vocabulary(("a",))
+    assert vocabulary_in(request) == Vocabulary(("a",))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +306,7 @@ def test_wrong_texts_are_told(inputs, status, message):
     with pytest.raises(RefusedError) as refused:
         decode(json.dumps({"inputs": [tensor(), *inputs]}).encode())
     assert refused.value.status == status
-    assert message in refused.value.message
+    assert message in refused.value.sentence
 
 
 @pytest.mark.parametrize(
@@ -320,4 +326,152 @@ def test_wrong_bytes_of_texts_are_told(raw, count, message):
     with pytest.raises(RefusedError) as refused:
         decode(header + raw, {v2.JSON_LENGTH_HEADER: str(len(header))})
     assert refused.value.status == 422
-    assert message in refused.value.message
+    assert message in refused.value.sentence
+
+
+# -- slots of any kind
+
+ANY = Description(
+    name="any",
+    version="1",
+    method="any",
+    signature=Signature(
+        kind="any",
+        task=Task.RETRIEVAL,
+        inputs=(
+            Slot(name="text", dtype="text"),
+            Slot(name="pairs", dtype="text", shape=(2,), optional=True),
+            Slot(name="names", dtype="text", optional=True, shared=True),
+            Slot(name="x", dtype="float32", shape=(-1,), optional=True),
+        ),
+        outputs=(Slot(name="said", dtype="text"), Slot(name="flags", dtype="bool", shape=(2,))),
+        params=(Param(name="k", schema={"type": "integer"}, repeated=True),),
+    ),
+)
+
+
+def decode_any(body, headers):
+    return v2.decode(body, headers.get(v2.JSON_LENGTH_HEADER), slots, ANY, LIMITS)
+
+
+def asked(*tensors, raw=b"", length=None, **more):
+    head = json.dumps({"inputs": list(tensors), **more}).encode()
+    return head + raw, {v2.JSON_LENGTH_HEADER: str(len(head)) if length is None else length} if raw or length else {}
+
+
+def refused_any(body, headers):
+    with pytest.raises(RefusedError) as refused:
+        decode_any(body, headers)
+    assert 400 <= refused.value.status < 500
+    return refused.value.sentence
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_texts_of_examples_and_of_the_request_come_as_they_are(binary):
+    inputs = {
+        "text": np.array(["a", "", "ä€𝄞"], object),
+        "pairs": np.array([["a", "b"], ["c", "d"], ["", "f"]], object),
+        "names": np.array(list("vwxyz"), object),
+        "x": np.arange(6, dtype=np.float32).reshape(3, 2),
+    }
+    call, _ = decode_any(*encode_inputs(inputs, binary=binary))
+    assert {name: (values.shape, values.dtype.kind) for name, values in call.inputs.items()} == {
+        "text": ((3,), "O"), "pairs": ((3, 2), "O"), "names": ((5,), "O"), "x": ((3, 2), "f")
+    }  # fmt: skip
+    for name, values in inputs.items():
+        np.testing.assert_array_equal(call.inputs[name], values)
+
+
+def test_texts_in_json_may_be_nested():
+    nested = {"name": "pairs", "shape": [1, 2], "datatype": "BYTES", "data": [["a", "b"]]}
+    call, _ = decode_any(*asked(texts("text", ["x"]), nested))
+    assert call.inputs["pairs"].tolist() == [["a", "b"]]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_texts_and_flags_go_out_as_json_or_raw_bytes(binary):
+    call, form = decode_any(*encode_inputs({"text": np.array(["a", "b"], object)}, binary=binary, parameters={"k": 3}))
+    outputs = {"said": np.array(["ä", ""], object), "flags": np.array([[True, False], [False, False]])}
+    body, headers = v2.encode(form, call, ANY, Answer(version="1", outputs=outputs), LIMITS)
+    length = headers.get(v2.JSON_LENGTH_HEADER.lower())
+    head = json.loads(body[: int(length)] if length else body)
+    assert [tensor["datatype"] for tensor in head["outputs"]] == ["BYTES", "BOOL"]
+    assert head["parameters"] == {"k": 3}
+    if binary:
+        assert body[int(length) :] == join_texts(["ä", ""]) + b"\1\0\0\0"
+    got = decode_response(body, length)
+    assert got["said"].tolist() == ["ä", ""]
+    assert got["flags"].tolist() == [[True, False], [False, False]]
+
+
+LONG = "9" * 4301
+
+
+@pytest.mark.parametrize("length", [LONG, "0" * 5000, "1" * 18, "-1", "1.0", "٣", "", " 5", "0x5", "1e3", "+5"])
+def test_no_header_length_breaks_anything(length):
+    body, _ = asked(texts("text", ["a"]), raw=b"x")
+    assert refused_any(body, {v2.JSON_LENGTH_HEADER: length})
+
+
+@pytest.mark.parametrize(
+    "size", [LONG, "-" + LONG, "1" * 4299, "1e400", "1e3", "NaN", "null", '"5"', "[]", "true", "{}"]
+)
+def test_no_binary_data_size_breaks_anything(size):
+    tensor = f'"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {{"binary_data_size": {size}}}'
+    head = f'{{"inputs": [{{{tensor}}}]}}'.encode()
+    assert refused_any(head + b"\1\0\0\0a", {v2.JSON_LENGTH_HEADER: str(len(head))})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        f"[{LONG}]", f"[-{LONG}]", "[" + "9" * 4299 + "]", "[1e400]", "[NaN]", "[1.0]", "[true]", "[null]", '["1"]',
+        "[[1]]", "1", "null", "{}", "[]", "[0]", "[-1]", "[1099511627776]", str([2**40] * 500), str([1] * 100),
+        str([1] * 40), str([2**40] * 30), str([1] * 100_000),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["text", "names", "x", "pairs"])
+def test_no_shape_breaks_anything(name, shape):
+    datatype, data = ("FP32", "[1.0]") if name == "x" else ("BYTES", '["a"]')
+    more = "" if name == "text" else ', {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}'
+    tensor = f'"name": "{name}", "shape": {shape}, "datatype": "{datatype}"'
+    assert refused_any(f'{{"inputs": [{{{tensor}, "data": {data}}}{more}]}}'.encode(), {})
+    head = f'{{"inputs": [{{{tensor}, "parameters": {{"binary_data_size": 5}}}}{more}]}}'.encode()
+    assert refused_any(head + b"\1\0\0\0a", {v2.JSON_LENGTH_HEADER: str(len(head))})
+
+
+@pytest.mark.parametrize("place", ["name", "shape", "datatype", "data", "id", "k", "outputs", "parameters"])
+def test_no_nesting_breaks_anything(place):
+    for depth in (10, 70, *range(700, 1000, 7)):
+        deep = "[" * depth + "]" * depth
+        fields = {"name": '"text"', "shape": "[1]", "datatype": '"BYTES"', "data": '["a"]'}
+        head = {"id": '"r"', "outputs": "[]", "parameters": '{"k": 1}'}
+        if place in fields:
+            fields[place] = deep
+        elif place == "k":
+            head["parameters"] = f'{{"k": {deep}}}'
+        else:
+            head[place] = deep
+        tensor = ", ".join(f'"{key}": {value}' for key, value in fields.items())
+        rest = ", ".join(f'"{key}": {value}' for key, value in head.items())
+        assert refused_any(f'{{"inputs": [{{{tensor}}}], {rest}}}'.encode(), {})
+
+
+@pytest.mark.parametrize("flag", ["false", "true", 0, 1, [], {}])
+def test_flags_are_booleans(flag):
+    message = refused_any(*asked(texts("text", ["a"]), parameters={"binary_data_output": flag}))
+    assert message == f"'binary_data_output' must be true or false, got {flag!r}"
+    outputs = [{"name": "said", "parameters": {"binary_data": flag}}]
+    message = refused_any(*asked(texts("text", ["a"]), outputs=outputs))
+    assert message == f"'binary_data' must be true or false, got {flag!r}"
+
+
+def test_half_of_a_surrogate_pair_breaks_nothing():
+    half = "\ud800"
+    assert "'text' must hold Unicode texts" in refused_any(*asked(texts("text", [half])))
+    assert "got" in refused_any(*asked(texts(half, ["a"])))
+    assert "must have datatype BYTES" in refused_any(*asked(texts("text", ["a"], datatype=half)))
+    call, form = decode_any(*asked(texts("text", ["a"]), id=half, outputs=[{"name": half}]))
+    answer = Answer(version="1", outputs={"said": np.array(["a"], object)})
+    with pytest.raises(RefusedError, match="the model has no output"):
+        v2.encode(form, call, ANY, answer, LIMITS)

@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from serve.regression import LEVEL
-from serve.v2 import DATATYPES, INPUT_NAME, JSON_LENGTH_HEADER, PROMPT_CLASSES
-from serve.vocabulary import CLASSES, PROMPTS
-
-_INPUT_DATATYPES = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
+from serve.protocols.v2 import DATATYPES, DTYPES, JSON_LENGTH_HEADER
+from tenfold.tasks import CLASSES, IMAGES, LEVEL, PROMPT_CLASSES, PROMPTS
 
 
 def encode_request(
@@ -36,47 +33,76 @@ def encode_request(
     Returns:
         Body and headers.
     """
-    texts: dict[str, list[str]] = {} if classes is None else {CLASSES: list(classes)}
+    inputs = {IMAGES: images}
+    if classes is not None:
+        inputs[CLASSES] = np.array(list(classes), object)
     if prompts is not None:
-        texts[PROMPTS] = [text for of_class in prompts.values() for text in of_class]
-        texts[PROMPT_CLASSES] = [name for name, of_class in prompts.items() for _ in of_class]
-    tensors: list[dict[str, Any]] = [_tensor(INPUT_NAME, images)]
-    tensors += [{"name": name, "shape": [len(of_name)], "datatype": "BYTES"} for name, of_name in texts.items()]
-    data = [images.ravel().tolist(), *texts.values()]
-    raw = [np.ascontiguousarray(images).tobytes(), *(_join_texts(of_name) for of_name in texts.values())]
-    return _encode(tensors, raw if binary else None, data, dict(parameters or {}), request_id)
+        inputs[PROMPTS] = np.array([text for of_class in prompts.values() for text in of_class], object)
+        inputs[PROMPT_CLASSES] = np.array([name for name, of_class in prompts.items() for _ in of_class], object)
+    return encode_inputs(inputs, binary=binary, parameters=parameters, request_id=request_id)
 
 
 def encode_regression_request(
     inputs: Mapping[str, np.ndarray], *, level: float | None = None, binary: bool = True
 ) -> tuple[bytes, dict[str, str]]:
-    """Encode an infer request for a model that takes named inputs.
+    """Encode an infer request for a regression; ``level`` is that of the interval, None: no interval."""
+    return encode_inputs(inputs, binary=binary, parameters={} if level is None else {LEVEL: level})
+
+
+def encode_inputs(
+    inputs: Mapping[str, np.ndarray],
+    *,
+    binary: bool = True,
+    parameters: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """Encode an infer request.
 
     Args:
-        inputs: Input name to values, first axis N; float32, int64 or uint8.
-        level: Level of the interval; None: no interval.
+        inputs: Input name to values, first axis N; texts as arrays of objects.
         binary: Whether inputs and outputs travel as raw bytes; False: everything in JSON.
+        parameters: Parameters of the request.
+        request_id: Echoed in the reply.
 
     Returns:
         Body and headers.
     """
-    tensors = [_tensor(name, values) for name, values in inputs.items()]
-    data = [values.ravel().tolist() for values in inputs.values()]
-    raw = [np.ascontiguousarray(values).tobytes() for values in inputs.values()]
-    return _encode(tensors, raw if binary else None, data, {} if level is None else {LEVEL: level})
+    tensors: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name, values in inputs.items():
+        dtype = "text" if values.dtype.kind == "O" else str(values.dtype)
+        tensor: dict[str, Any] = {"name": name, "shape": list(values.shape), "datatype": DATATYPES[dtype]}
+        if binary:
+            raw.append(join_texts(values.ravel().tolist()) if dtype == "text" else values.tobytes())
+            tensor["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            tensor["data"] = values.ravel().tolist()
+        tensors.append(tensor)
+    said = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
+    request: dict[str, Any] = {"inputs": tensors, **({"parameters": said} if said else {})}
+    if request_id is not None:
+        request["id"] = request_id
+    head = json.dumps(request).encode()
+    if not binary:
+        return head, {"Content-Type": "application/json"}
+    return b"".join([head, *raw]), {
+        "Content-Type": "application/octet-stream",
+        JSON_LENGTH_HEADER: str(len(head)),
+    }
 
 
 def decode_response(body: bytes, json_length: str | None) -> dict[str, np.ndarray]:
-    """Decode the outputs of an infer reply by name: float32, or int64 where the datatype is INT64."""
-    header_length = len(body) if json_length is None else int(json_length)
-    outputs, start = {}, header_length
-    for tensor in json.loads(body[:header_length])["outputs"]:
+    """Decode the outputs of an infer reply by name; texts are arrays of objects."""
+    head_length = len(body) if json_length is None else int(json_length)
+    outputs, start = {}, head_length
+    for tensor in json.loads(body[:head_length])["outputs"]:
         size = tensor.get("parameters", {}).get("binary_data_size")
-        dtype = DATATYPES[tensor["datatype"]]
+        dtype = DTYPES[tensor["datatype"]]
         if size is None:
             values = np.asarray(tensor["data"], dtype)
         else:
-            values = np.frombuffer(body[start : start + size], dtype)
+            part = body[start : start + size]
+            values = np.array(split_texts(part), object) if dtype.kind == "O" else np.frombuffer(part, dtype)
             start += size
         outputs[tensor["name"]] = values.reshape(tensor["shape"])
     return outputs
@@ -88,35 +114,17 @@ def outputs_of(reply: Any) -> dict[str, np.ndarray]:
     return decode_response(reply.content, reply.headers.get(JSON_LENGTH_HEADER))
 
 
-def _tensor(name: str, values: np.ndarray) -> dict[str, Any]:
-    return {"name": name, "shape": list(values.shape), "datatype": _INPUT_DATATYPES[str(values.dtype)]}
-
-
-def _encode(
-    tensors: Sequence[dict[str, Any]],
-    raw: Sequence[bytes] | None,
-    data: Sequence[list[Any]],
-    parameters: dict[str, Any],
-    request_id: str | None = None,
-) -> tuple[bytes, dict[str, str]]:
-    request: dict[str, Any] = {"inputs": tensors}
-    if request_id is not None:
-        request["id"] = request_id
-    for number, tensor in enumerate(tensors):
-        tensor |= {"data": data[number]} if raw is None else {"parameters": {"binary_data_size": len(raw[number])}}
-    if raw is not None:
-        parameters["binary_data_output"] = True
-    if parameters:
-        request["parameters"] = parameters
-    header = json.dumps(request).encode()
-    if raw is None:
-        return header, {"Content-Type": "application/json"}
-    return b"".join([header, *raw]), {
-        "Content-Type": "application/octet-stream",
-        JSON_LENGTH_HEADER: str(len(header)),
-    }
-
-
-def _join_texts(texts: Sequence[str]) -> bytes:
+def join_texts(texts: Sequence[str]) -> bytes:
+    """Elements of a BYTES tensor as raw bytes."""
     encoded = [text.encode() for text in texts]
     return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+
+
+def split_texts(raw: bytes) -> list[str]:
+    """Elements of a BYTES tensor from raw bytes."""
+    texts, start = [], 0
+    while start < len(raw):
+        (length,) = struct.unpack_from("<I", raw, start)
+        start += 4 + length
+        texts.append(raw[start - length : start].decode())
+    return texts
