@@ -67,9 +67,9 @@ def main(
     return run(lambda: work(settings), words)
 
 
-def as_reference(words: Sequence[str]) -> list[str]:
-    """Rename ``model=models:/...`` to the setting ``reference``: for Hydra, ``model`` is the group of networks."""
-    return [f"reference={word.removeprefix('model=')}" if word.startswith("model=") else word for word in words]
+def as_reference(words: Sequence[str], setting: str = "reference") -> list[str]:
+    """Rename ``model=models:/...`` to the setting of a job: for Hydra, ``model`` is the group of networks."""
+    return [f"{setting}={word.removeprefix('model=')}" if word.startswith("model=") else word for word in words]
 
 
 def run(work: Callable[[], int | None], words: Sequence[str]) -> int:

@@ -67,23 +67,23 @@ def compose_container(config_name: str, overrides: Sequence[str] = ()) -> dict[s
 
 def store_settings(name: str, cls: type) -> str:
     """Store the defaults of a dataclass as a configuration, for jobs without groups; return its name."""
-    ConfigStore.instance().store(name=name, node=_defaults(cls))
+    ConfigStore.instance().store(name=name, node=default_values(cls))
     return name
 
 
 def _store_defaults() -> None:
     store = ConfigStore.instance()
-    store.store(group="run", name="defaults", node=_defaults(RunConfig))
-    store.store(group="scale", name="scale_defaults", node=_defaults(ScaleConfig))
+    store.store(group="run", name="defaults", node=default_values(RunConfig))
+    store.store(group="scale", name="scale_defaults", node=default_values(ScaleConfig))
     for name, network in NETWORKS.items():
-        store.store(group="model", name=f"{name}_defaults", node=_defaults(network.config_class()))
+        store.store(group="model", name=f"{name}_defaults", node=default_values(network.config_class()))
     for group, table in (("method", METHODS), ("data", DATA)):
         for name, entry in table.items():
-            defaults = {"name": name} | _defaults(entry.config_class()) | {"name": name}
+            defaults = {"name": name} | default_values(entry.config_class()) | {"name": name}
             store.store(group=group, name=f"{name}_defaults", node=defaults)
 
 
-def _defaults(cls: type) -> dict[str, Any]:
+def default_values(cls: type) -> dict[str, Any]:
     """Default of every field; ``???``, Hydra's mark of a required value, if it has none."""
     if not is_dataclass(cls):
         raise TypeError(f"settings must be a dataclass, got {cls!r}")
@@ -96,7 +96,7 @@ def _default(field: "Field[Any]") -> Any:
     if field.default_factory is MISSING:
         return "???"
     value = field.default_factory()
-    return _defaults(type(value)) if is_dataclass(value) else value
+    return default_values(type(value)) if is_dataclass(value) else value
 
 
 def _one_message(config_name: str, overrides: Sequence[str], error: Exception) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from jobs.config import compose_job
-from jobs.deploy import wait
 from jobs.stories import Story
-from serve.deploying import Endpoint, ServedModel, ServeSettings, deploy
-from serve.fast_path import prepare_environment
-from tenfold.catalog import load_predictor
+from serve.deployment.endpoint import Endpoint, deploy
+from serve.deployment.haproxy import prepare_environment
+from serve.deployment.keeper import wait_for_stop
+from serve.settings import ServedModel, ServeSettings
+from tenfold.bundle import load_bundle
 from tenfold.data.catalog import load_classification, load_multilabel
 from tenfold.engine import cluster
 from tenfold.engine.settings import JobConfig
@@ -86,8 +87,8 @@ def tell(story: Story, jobs: dict[str, JobConfig], keep_serving: bool) -> None:
     print(what_next(endpoint, model, jobs[best], uri, answers, time.monotonic() - started), flush=True)
     if keep_serving:
         say("the endpoint stays up; Ctrl-C ends it")
-        wait(endpoint)
-        return
+        wait_for_stop()
+        say("stopping: running requests finish first")
     endpoint.drain()
     cluster.stop()
 
@@ -102,7 +103,7 @@ def scene(job: JobConfig, model: Resolved) -> Question:
 
 def digit(job: JobConfig, model: Resolved) -> Question:
     """A handwritten digit, asked about with names that no training has seen together."""
-    data = load_classification(job.data, load_predictor(model.folder).preprocessing, ("test",))
+    data = load_classification(job.data, load_bundle(model.folder).preprocessing, ("test",))
     row = draw_row(job, len(data.test))
     truth = int(data.test.labels[row])
     prompts = {

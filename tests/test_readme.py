@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import config
-from jobs.deploy import DeploySettings
+from jobs.rollout import as_settings, stored_config
 from jobs.stories import STORIES
 from jobs.sweep import SweepSettings
 from tenfold.catalog import METHODS
@@ -89,8 +89,7 @@ def check_job(script: str, words: list[str]) -> None:
     overrides = [word for word in words[words.index(script) + 1 :] if word not in ("--cfg", "job", "--keep-serving")]
     name = Path(script).stem
     if name == "deploy":
-        overrides = [re.sub("^model=", "reference=", word) for word in overrides]
-        config.compose_container(config.store_settings("deploy", DeploySettings), overrides)
+        config.compose_container(stored_config(), as_settings(overrides))
     elif name == "sweep":
         settings = config.compose_container(config.store_settings("sweep", SweepSettings), overrides)
         assert (ROOT / f"tune_spaces/{settings['study']}.yaml").is_file()
