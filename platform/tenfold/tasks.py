@@ -5,7 +5,7 @@ One value describes a model to everybody: bundles, MLflow, the endpoint's metada
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -174,6 +174,11 @@ class Signature:
         """
         _check_named("outputs", outputs, self.outputs)
         _check_rows("outputs", {name: len(values) for name, values in outputs.items()})
+
+    def num_examples(self, inputs: Mapping[str, Sized]) -> int:
+        """Return the number of examples of a call: the length of its first input that is not of the whole request."""
+        given = (len(inputs[slot.name]) for slot in self.inputs if slot.name in inputs and not slot.shared)
+        return next(given, 1)
 
     def gives(self, output: str) -> bool:
         """Return True if the model has an output of this name."""

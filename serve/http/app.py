@@ -137,7 +137,7 @@ class HotRoutes:
             nonlocal form
             kind = self._kind_of(description.signature.kind)
             call, form = await desk.run(size, v2.decode, body, json_length, kind, description, desk.settings)
-            trace.num_images = count(call, description)
+            trace.num_images = description.signature.num_examples(call.inputs)
             return call
 
         answer, description, call = await desk.ask(name, version, make_call)
@@ -186,14 +186,6 @@ def begin(desk: Desk, scope: Scope, name: str, version: str | None = None) -> Tr
     trace = trace_of(scope)
     trace.model, trace.version = name, description.version
     return trace
-
-
-def count(call: Call, description: Description) -> int:
-    """Number of examples of a call."""
-    for slot in description.signature.inputs:
-        if slot.name in call.inputs and not slot.shared:
-            return len(call.inputs[slot.name])
-    return 1
 
 
 def failure(scope: Scope, error: Exception) -> RefusedError:

@@ -57,9 +57,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The body is malformed.",
         401: "No API key, or an unknown one.",
         404: "No such model or version.",
+        408: "The body came too slowly.",
         413: "The body is too large.",
         415: "The content type is not accepted or does not match the data.",
         422: "The model does not accept the input or a parameter, or answers it with NaN.",
+        500: "An internal error; the server's log tells more under the request id.",
+        502: "A process that answered broke off; try again.",
         503: "Overloaded; try again after Retry-After seconds.",
         504: "The model took too long.",
     }.items()
@@ -211,8 +214,15 @@ def _infer(description: Description, suffix: str = "") -> dict[str, Any]:
 def _tensor(slot: Slot, given: bool = False) -> dict[str, Any]:
     """Schema of a tensor in a body."""
     kind = {"text": "string", "bool": "boolean"}.get(slot.dtype, "number" if "float" in slot.dtype else "integer")
-    lengths: list[dict[str, Any]] = [{"type": "integer", "minimum": 1}]
-    lengths += [{"const": length} if length > 0 else {"type": "integer", "minimum": 1} for length in slot.shape]
+    # Plain lists of integers: few generators of clients know ``prefixItems``.
+    axes = ", ".join(["K" if slot.shared else "N", *("any" if length < 0 else str(length) for length in slot.shape)])
+    lengths = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1},
+        "minItems": 1 + len(slot.shape),
+        "maxItems": 1 + len(slot.shape),
+        "description": f"[{axes}]",
+    }
     parameters = {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}}
     return {
         "type": "object",
@@ -221,7 +231,7 @@ def _tensor(slot: Slot, given: bool = False) -> dict[str, Any]:
         "properties": {
             "name": {"const": slot.name},
             "datatype": {"const": DATATYPES[slot.dtype]},
-            "shape": {"type": "array", "prefixItems": lengths, "minItems": len(lengths), "maxItems": len(lengths)},
+            "shape": lengths,
             "data": {"type": "array", "items": {"type": kind}, "description": "Flat, in row-major order; or nested."},
             "parameters": parameters,
         },

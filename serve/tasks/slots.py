@@ -77,7 +77,7 @@ def accept(call: Call, description: Description, limits: Limits, in_text: Callab
     signature = description.signature
     if message := misfit(call.inputs, signature.inputs):
         raise invalid(message)
-    length = num_examples(call.inputs, signature.inputs)
+    length = signature.num_examples(call.inputs)
     if length > limits.max_images:
         raise invalid(f"a request may have at most {limits.max_images} examples, got {length}", "batch_size")
     for slot in signature.inputs:
@@ -251,11 +251,6 @@ def misfit(inputs: Mapping[str, np.ndarray], slots: Sequence[Slot]) -> str | Non
         if not slot.shared:
             counts[slot.name] = len(values)
     return f"all inputs must have one row for each example, got {counts}" if len(set(counts.values())) > 1 else None
-
-
-def num_examples(inputs: Mapping[str, np.ndarray], slots: Sequence[Slot]) -> int:
-    """Number of examples N of a call whose inputs fit."""
-    return next((len(inputs[slot.name]) for slot in slots if slot.name in inputs and not slot.shared), 1)
 
 
 def num_values(inputs: Mapping[str, np.ndarray]) -> int:

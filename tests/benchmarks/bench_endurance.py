@@ -222,7 +222,7 @@ def endure(endpoint: Endpoint, seconds: float, num_clients: int) -> Counter[str]
         (0.85, lambda: print(kill("model-slow"), flush=True)),
     ]
     replicas = num_replicas("model-slow")
-    period = 14.0
+    period = 26.0  # a replica takes seconds to start
 
     def rest() -> None:
         for moment, event in events:

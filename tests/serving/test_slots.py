@@ -95,8 +95,8 @@ def test_rows_of_examples_must_agree_and_shared_inputs_do_not_count():
     assert accept(inputs).inputs == inputs
     message = refused(accept, inputs | {"weight": np.zeros(3)})
     assert message == "all inputs must have one row for each example, got {'text': 2, 'numbers': 2, 'weight': 3}"
-    assert slots.num_examples(inputs, MANY.signature.inputs) == 2
-    assert slots.num_examples({"names": texts("x")}, MANY.signature.inputs) == 1
+    assert MANY.signature.num_examples(inputs) == 2
+    assert MANY.signature.num_examples({"names": texts("x")}) == 1
 
 
 @pytest.mark.parametrize(
