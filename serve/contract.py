@@ -27,6 +27,8 @@ class Limits:
     max_body_bytes: int = 16 * _MIB
     max_json_keys: int = 20_000
     """Maximum keys in the JSON of a body; a quoted colon in a text may count as one."""
+    max_json_lists: int = 250_000
+    """Maximum lists and objects in the JSON of a body, brackets in texts included; nested lists take most memory."""
     max_pixels: int = 16_000_000
     """Maximum width times height of a decoded image."""
     max_images: int = 256
@@ -125,7 +127,7 @@ def overloaded(sentence: str, retry_after_s: float = 1.0) -> RefusedError:
 
 def shown(value: Any) -> str:
     """``repr`` of a value of the client, truncated."""
-    text = repr(value)
+    text = repr(value[:81] if isinstance(value, list) else value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

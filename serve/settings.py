@@ -197,7 +197,7 @@ class ServeSettings(Limits):
                 "drain_timeout_s",
             ),
             *("max_classes", "max_prompts", "max_text_characters", "max_attribution_bytes"),
-            *("max_values", "max_reply_bytes", "max_json_keys"),
+            *("max_values", "max_reply_bytes", "max_json_keys", "max_json_lists"),
             *("health_period_s", "health_timeout_s", "ready_timeout_s"),
             *("ingress_num_cpus", "decode_threads", "max_decoding_pixels"),
         )

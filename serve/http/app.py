@@ -22,7 +22,7 @@ from serve.http.access_log import Telemetry, Trace, log_failure, trace_of
 from serve.http.desk import Desk, num_bytes
 from serve.http.keys import Keys
 from serve.http.middleware import Guard, Headers, refusal, send_reply
-from serve.http.openapi import REFUSALS, ModelList, document, summary
+from serve.http.openapi import NOT_READY, REFUSALS, ModelList, document, summary
 from serve.protocols import plain, v2
 from serve.protocols.bodies import header, number_of, read_body
 from tenfold.data.images import count_pixels
@@ -117,6 +117,8 @@ class HotRoutes:
                 if error.status == 499:
                     return 0, {}, b""
                 return refusal(scope, error)
+            except RecursionError:  # JSON that can just be parsed may be too deep to be quoted
+                return refusal(scope, RefusedError(400, "the request is nested too deeply", "malformed"))
             except Exception as error:  # noqa: BLE001 - its text may contain paths, which the client must not see
                 return refusal(scope, failure(scope, error))
 
@@ -125,8 +127,7 @@ class HotRoutes:
     async def _infer(self, scope: Scope, receive: Receive, name: str, version: str | None) -> Reply:
         desk = self._desk
         trace = begin(desk, scope, name, version)
-        if encoding := header(scope, b"content-encoding"):
-            raise RefusedError(415, f"the content encoding {encoding} is not accepted; send it plain", "content_type")
+        check_encoding(scope)
         body = await read_body(receive)
         json_length = header(scope, b"inference-header-content-length")
         # Raw tensors are only looked at; it is JSON that takes time.
@@ -155,6 +156,7 @@ class HotRoutes:
             known = desk.description(name)
             plain.query_of(query, self._kind_of(known.signature.kind), known, self._words)
         trace = begin(desk, scope, name)
+        check_encoding(scope)
         body = await read_body(receive)
         description = await desk.known(name)
         kind = self._kind_of(description.signature.kind)
@@ -186,6 +188,12 @@ def begin(desk: Desk, scope: Scope, name: str, version: str | None = None) -> Tr
     trace = trace_of(scope)
     trace.model, trace.version = name, description.version
     return trace
+
+
+def check_encoding(scope: Scope) -> None:
+    """Raise ``RefusedError`` (415) for a compressed body."""
+    if encoding := header(scope, b"content-encoding"):
+        raise RefusedError(415, f"the content encoding {encoding} is not accepted; send it plain", "content_type")
 
 
 def failure(scope: Scope, error: Exception) -> RefusedError:
@@ -226,23 +234,35 @@ def slow_routes(desk: Desk, kind_of: KindOf) -> FastAPI:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", tags=["v2"])
+    @app.get("/v2/health/ready", responses={400: {"description": "A model is not ready."}}, tags=["v2"])
     async def ready() -> JSONResponse:
         is_ready = all(desk.is_ready(name) for name in desk.names())
         # The protocol signals "not ready" by a 4xx.
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 400)
 
     @app.get("/v2/models/{model}", responses=REFUSALS, tags=["v2"])
+    async def model_metadata(request: Request, model: str) -> dict[str, Any]:
+        return await metadata(request, model)
+
     @app.get("/v2/models/{model}/versions/{version}", responses=REFUSALS, tags=["v2"])
-    async def model_metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    async def version_metadata(request: Request, model: str, version: str) -> dict[str, Any]:
+        return await metadata(request, model, version)
+
+    async def metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         trace = begin(desk, request.scope, model, version)
         description = await desk.known(model)
         trace.version = description.version
         return v2.model_metadata(description)
 
-    @app.get("/v2/models/{model}/ready", responses=REFUSALS, tags=["v2"])
-    @app.get("/v2/models/{model}/versions/{version}/ready", responses=REFUSALS, tags=["v2"])
-    async def model_ready(request: Request, model: str, version: str | None = None) -> JSONResponse:
+    @app.get("/v2/models/{model}/ready", responses=NOT_READY, tags=["v2"])
+    async def model_ready(request: Request, model: str) -> JSONResponse:
+        return readiness(request, model)
+
+    @app.get("/v2/models/{model}/versions/{version}/ready", responses=NOT_READY, tags=["v2"])
+    async def version_ready(request: Request, model: str, version: str) -> JSONResponse:
+        return readiness(request, model, version)
+
+    def readiness(request: Request, model: str, version: str | None = None) -> JSONResponse:
         begin(desk, request.scope, model, version)
         is_ready = desk.is_ready(model)
         return JSONResponse({"name": model, "ready": is_ready}, 200 if is_ready else 400)

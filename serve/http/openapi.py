@@ -67,6 +67,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         504: "The model took too long.",
     }.items()
 }
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    **REFUSALS,
+    400: {
+        "description": "It is not ready.",
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}},
+    },
+}
 
 
 def summary(description: Description) -> ModelSummary:
@@ -257,7 +264,7 @@ def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _refusals() -> dict[str, Any]:
-    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    schema = {"$ref": f"#/components/schemas/{ErrorReply.__name__}"}
     return {
         str(status): {"description": each["description"], "content": {"application/json": {"schema": schema}}}
         for status, each in REFUSALS.items()

@@ -101,10 +101,10 @@ def parse_object(data: bytes, limits: Limits) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        RefusedError: 400 for anything but one JSON object, 422 for a duplicate key or too many keys.
+        RefusedError: 400 for anything but one JSON object, 422 for a duplicate key or too many keys, lists and objects.
     """
     try:
-        value = strict_json.loads(data, limits.max_json_keys)
+        value = strict_json.loads(data, limits.max_json_keys, limits.max_json_lists)
     except ValueError as error:
         raise RefusedError(400, f"the body is not valid JSON: {error}", "malformed") from error
     if not isinstance(value, dict):

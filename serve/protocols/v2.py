@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from serve import strict_json
 from serve.contract import Answer, Call, Description, Kind, Limits, RefusedError, check_reply, invalid, shown
 from serve.protocols.bodies import number_of, parse_object
 from tenfold.tasks import Pixels, Slot
@@ -42,6 +43,7 @@ _OUTPUT_DATATYPES = {np.dtype(name): datatype for name, datatype in DATATYPES.it
 _encode_json = json.JSONEncoder(allow_nan=False).encode  # json.dumps would build one for each reply
 _KINDS = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}
 _LONGEST = 2**40  # of an axis
+_TOLD_AXES = 200  # of a shape that is refused
 _MOST_AXES = 32  # numpy takes 64; products of so many lengths stay numbers that can be printed
 
 
@@ -189,13 +191,15 @@ def _shape(slot: Slot, tensor: Mapping[str, Any], limits: Limits) -> list[int]:
     name, datatype = slot.name, DATATYPES[slot.dtype]
     found, shape = tensor.get("datatype"), tensor.get("shape")
     told = _told_shape(shape)
-    is_shape = isinstance(shape, list) and all(type(length) is int and 0 <= length <= _LONGEST for length in shape)
+    is_shape = isinstance(shape, list) and all(
+        type(length) is int and 0 <= length <= _LONGEST for length in shape[:_TOLD_AXES]
+    )
     if slot.dtype == "text" and slot.shared:
         if found != datatype or not isinstance(shape, list) or not is_shape or len(shape) != len(slot.shape) + 1:
-            raise invalid(f"{name!r} must have datatype {datatype} and shape [K], got {found!r} and {told}")
+            raise invalid(f"{name!r} must have datatype {datatype} and shape [K], got {shown(found)} and {told}")
         return shape
     if found != datatype:
-        raise invalid(f"{name!r} must have datatype {datatype}, got {found!r}")
+        raise invalid(f"{name!r} must have datatype {datatype}, got {shown(found)}")
     if isinstance(slot.image, Preprocessing):
         if not isinstance(shape, list) or not is_shape or not slot.holds(shape) or shape[0] < 1:
             wanted = ",".join(map(str, slot.shape))
@@ -212,6 +216,7 @@ def _shape(slot: Slot, tensor: Mapping[str, Any], limits: Limits) -> list[int]:
 
 def _told_shape(shape: Any) -> str:
     """The shape as sent; huge lengths and long lists are cut, since printing them takes time or fails."""
+    shape = shape[:_TOLD_AXES] if isinstance(shape, list) else shape
     if isinstance(shape, list) and all(type(length) is not int or abs(length) <= _LONGEST for length in shape):
         text = repr(shape)
         return text if len(text) <= 200 else f"{text[:200]}..."
@@ -260,7 +265,7 @@ def _numbers_in_json(slot: Slot, data: list[Any], shape: list[int]) -> np.ndarra
     is_image = isinstance(slot.image, Preprocessing)
     of_name, size, dtype = f"{slot.name!r}", math.prod(shape), np.dtype(slot.dtype)
     try:
-        values = np.asarray(data)
+        values = strict_json.as_array(data)
     except (ValueError, OverflowError) as error:  # nested lists of different lengths
         if is_image:
             raise invalid(f"'data' must be flat or nested as the shape says: {error}") from error

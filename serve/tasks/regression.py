@@ -78,7 +78,10 @@ def show(
 def form(description: Description) -> Form:
     """Describe what ``read`` takes and ``show`` gives."""
     signature = description.signature
-    nested: dict[str, Any] = {"type": ["number", "array"], "description": "A number, or nested lists of them."}
+    nested: dict[str, Any] = {
+        "anyOf": [{"type": "number"}, {"type": "array", "items": {}}],
+        "description": "A number, or nested lists of them.",
+    }
     target = {
         "type": "object",
         "properties": {"name": {"type": "string"}, **{slot.name: nested for slot in signature.outputs}},

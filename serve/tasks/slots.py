@@ -84,7 +84,7 @@ def accept(call: Call, description: Description, limits: Limits, in_text: Callab
         if slot.dtype == "text" and slot.name in call.inputs:
             texts(slot.name, call.inputs[slot.name], limits)
     if (size := num_values(call.inputs)) > limits.max_values:
-        raise invalid(f"the inputs of a request may hold at most {limits.max_values} numbers, got {size}", "size")
+        raise too_many_values(size, limits)
     params = {param.name: check_param(param, call.params[param.name]) for param in known(call.params, signature)}
     return Call(inputs=call.inputs, params=params, outputs=call.outputs, budget=call.budget)
 
@@ -213,7 +213,7 @@ def _from_text(param: Param, text: str, limits: Limits) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
     if param.schema.get("type") in ("array", "object"):
         try:
-            return strict_json.loads(text, limits.max_json_keys)
+            return strict_json.loads(text, limits.max_json_keys, limits.max_json_lists)
         except ValueError as error:
             raise invalid(f"{param.name!r} must be JSON in the query or a form ({error})", param.name) from error
     return text
@@ -253,6 +253,11 @@ def misfit(inputs: Mapping[str, np.ndarray], slots: Sequence[Slot]) -> str | Non
     return f"all inputs must have one row for each example, got {counts}" if len(set(counts.values())) > 1 else None
 
 
+def too_many_values(size: int, limits: Limits) -> RefusedError:
+    """A refusal (422) of inputs with so many numbers."""
+    return invalid(f"the inputs of a request may hold at most {limits.max_values} numbers, got {size}", "size")
+
+
 def num_values(inputs: Mapping[str, np.ndarray]) -> int:
     """Number of values in all inputs; a text counts its characters."""
     return sum(
@@ -267,7 +272,7 @@ def numbers(name: str, data: Any, dtype: str) -> np.ndarray:
         RefusedError: 422 for ragged lists, for values that are not numbers, and for numbers out of the type's range.
     """
     try:
-        values = np.asarray(data)
+        values = strict_json.as_array(data)
     except (ValueError, OverflowError) as error:  # nested lists of different lengths
         raise invalid(f"{name!r} must be nested lists of one length in each axis: {error}") from error
     wanted = np.dtype(dtype)
@@ -289,7 +294,7 @@ def texts(name: str, data: Any, limits: Limits) -> np.ndarray:
         RefusedError: 422 for anything else, and for a text that is too long or no Unicode.
     """
     values = np.asarray(data, dtype=object)
-    for text in values.flat:
+    for text in values.ravel():  # ``flat`` takes 32 axes
         if not isinstance(text, str):
             raise invalid(f"{name!r} must hold texts, got {shown(text)}")
         if len(text) > limits.max_text_characters:
@@ -347,6 +352,9 @@ def pixels(data: bytes, slot: Slot, limits: Limits) -> np.ndarray:
     if isinstance(form, Preprocessing):
         return resize_image(image, form.image_size, resize=form.resize, interpolation=form.interpolation)[None]
     assert isinstance(form, Pixels)
+    size = slot.shape[0] * image.shape[0] * image.shape[1]
+    if size > limits.max_values:  # as floats they would take four times as much
+        raise too_many_values(size, limits)
     values = image.astype(np.float32) * np.float32(form.max_value / 255)
     if slot.shape[0] == 1:
         values = values.mean(-1, keepdims=True)
@@ -383,7 +391,7 @@ def form_text(sent: Sent, name: str, reason: str | None = None) -> str | None:
 def json_text(name: str, text: str, expected: str, limits: Limits) -> Any:
     """JSON value of a text field; raises ``RefusedError`` (422) naming what was expected."""
     try:
-        return strict_json.loads(text, limits.max_json_keys)
+        return strict_json.loads(text, limits.max_json_keys, limits.max_json_lists)
     except ValueError as error:
         raise RefusedError(422, f"the form's field {name!r} must be {expected} ({error})", "malformed") from error
 

@@ -16,6 +16,7 @@ from tenfold.data.images import (
     FileImages,
     SubsetImages,
     cache_images,
+    count_pixels,
     decode_image,
     file_table,
     resize_image,
@@ -372,3 +373,36 @@ def test_full_disk_is_said_before_decoding(paths, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no room for a cache of"):
         cache_images(FileImages(paths, 16), tmp_path / "cache", progress=False)
     assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def with_blocks(kind: str, count: int) -> bytes:
+    """A small image with so many empty chunks or segments more."""
+    data = encode(Image.new("RGB", (4, 4)), kind)
+    if kind == "JPEG":
+        return data[:2] + b"\xff\xe1\x00\x04ab" * count + data[2:]
+    chunk = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    return data[:33] + chunk * count + data[33:]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_thousands_of_chunks_or_segments_are_refused_unread(kind, monkeypatch):
+    assert decode_image(with_blocks(kind, 9_000)).shape == (4, 4, 3)
+    assert decode_image(with_blocks(kind, 10) + b"\0" * 200_000).shape == (4, 4, 3)  # what follows the end is ignored
+    data = with_blocks(kind, 1_000_000)
+    monkeypatch.setattr(Image, "open", None)
+    assert count_pixels(data) == 0
+    with pytest.raises(ValueError, match=f"the {kind} must have at most 10000"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_blocks_of_wrong_lengths_end_the_count(kind):
+    start = with_blocks(kind, 3)
+    for cut in range(len(start)):
+        for data in (start[:cut], start[:cut] + b"\xff" * 40, start[:cut] + b"\0" * 40):
+            told = ""
+            try:
+                decode_image(data)
+            except ValueError as error:
+                told = str(error)
+            assert "must have at most" not in told

@@ -276,6 +276,13 @@ def test_wrong_tensors_are_refused(tmp_path):
         infer(random_image((SIZE, SIZE))[None], **{"content-encoding": "gzip"}), 415
     )
     assert infer(np.zeros((2, SIZE, SIZE, 3), np.uint8)).status_code == 200
+    asked = service.http.post(
+        "/predict/colour", content=encoded(random_image()), headers={**PNG, "content-encoding": "gzip"}
+    )
+    assert (asked.status_code, asked.json()["error"]) == (
+        415,
+        "the content encoding gzip is not accepted; send it plain",
+    )
 
 
 def test_overload_and_timeout_are_told_as_such(own_service):

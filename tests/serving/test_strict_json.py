@@ -4,6 +4,7 @@ import json
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from serve import strict_json
@@ -56,3 +57,30 @@ def test_a_key_that_comes_twice_is_refused(text):
 def test_what_is_no_json_or_too_deep_or_too_long_a_number_is_a_value_error(data):
     with pytest.raises(ValueError, match=r"."):
         strict_json.loads(data, 10_000)
+
+
+@pytest.mark.parametrize("one", ["[]", "{}", "[1]", '{"a":1}'])
+def test_too_many_lists_are_refused_before_anything_is_parsed(one, monkeypatch):
+    data = "[" + ",".join([one] * 300_000) + "]"
+    assert len(strict_json.loads("[" + ",".join([one] * 101) + "]", 1000, 102)) == 101
+    monkeypatch.setattr(strict_json, "_DECODER", None)
+    for given in (data, data.encode()):
+        with pytest.raises(RefusedError, match="at most 250000 lists and objects, got 300001") as refused:
+            strict_json.loads(given, 1_000_000, 250_000)
+        assert (refused.value.status, refused.value.reason) == (422, "size")
+
+
+@pytest.mark.parametrize("data", [[1, 2.5], [[1], [2]], 3, [], [True], ["a", "bc"], [None, 1], [[1, 2], [3, 4.5]], "x"])
+def test_lists_become_arrays_as_numpy_says(data):
+    got, expected = strict_json.as_array(data), np.asarray(data)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    assert got.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("data", [["x" * 2**20, *range(100_000)], [["x" * 300]], ["a"] * 20_000, [[1, "a"]] * 9_000])
+def test_texts_among_many_numbers_take_no_room(data):
+    tracemalloc.start()
+    assert strict_json.as_array(data).dtype.kind == "U"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000

@@ -29,6 +29,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 # A progressive JPEG holds about ten scans; with thousands of them a small file could exhaust the CPU.
 _MAX_JPEG_SCANS = 100
+# Pillow reads each chunk of a PNG and each segment of a JPEG in Python; a phone's JPEG has tens, of 64 KiB each.
+_MAX_BLOCKS = 10_000
 # Exceptions that Pillow raises on damaged files, found by fuzzing it.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, MemoryError)
 # Part of every cache key: increment the number when decoding or resizing changes the bytes.
@@ -60,6 +62,7 @@ def count_pixels(data: bytes) -> int:
     if kind is None:
         return 0
     try:
+        _check_blocks(data, kind)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             width, height = Image.open(BytesIO(data), formats=[kind.upper()]).size
@@ -143,6 +146,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         raise ValueError("the image must be JPEG, PNG or WEBP; its first bytes indicate none of these")
     if kind == "jpeg" and (scans := data.count(b"\xff\xda")) > _MAX_JPEG_SCANS:
         raise ValueError(f"the JPEG must have at most {_MAX_JPEG_SCANS} scans, got {scans}")
+    _check_blocks(data, kind)
     with _as_value_error(kind, max_pixels):
         image = Image.open(BytesIO(data), formats=[kind.upper()])
     _check_header(image, kind, max_pixels)
@@ -150,6 +154,30 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
+
+
+def _check_blocks(data: bytes, kind: ImageFormat) -> None:
+    """Raise ValueError for a PNG with too many chunks, or a JPEG with too many segments before its first scan."""
+    if kind == "webp":
+        return
+    at, count = (8, 0) if kind == "png" else (2, 0)
+    while at + 4 <= len(data) and count <= _MAX_BLOCKS:
+        count += 1
+        if kind == "png":
+            if data[at + 4 : at + 8] == b"IEND":  # anything may follow
+                return
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        elif data[at] != 0xFF:  # Pillow looks for the next marker, byte by byte
+            at = max(at + 1, data.find(b"\xff", at))
+        elif data[at + 1] == 0xDA:
+            return
+        elif data[at + 1] in (0x00, 0xFF, 0x01, *range(0xD0, 0xDA)):  # without a length
+            at += 1 if data[at + 1] == 0xFF else 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if count > _MAX_BLOCKS:
+        what = "chunks" if kind == "png" else "segments"
+        raise ValueError(f"the {kind.upper()} must have at most {_MAX_BLOCKS} {what}")
 
 
 @contextmanager

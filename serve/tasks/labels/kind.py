@@ -135,7 +135,10 @@ def form(description: Description) -> Form:
         }
         query |= asked
         properties |= {
-            EXPLAIN: {**asked[EXPLAIN], "enum": [True, False, OVERLAY]},
+            EXPLAIN: {
+                "anyOf": [{"type": "boolean"}, {"enum": ["true", "false", OVERLAY]}],
+                "description": asked[EXPLAIN]["description"],
+            },
             EXPLAIN_CLASS: {**asked[EXPLAIN_CLASS], "type": ["string", "integer"]},
         }
     return Form(
