@@ -16,7 +16,6 @@ from tenfold.probes import write_probes
 from tenfold.tasks import Signature, multi_label
 from tenfold.types import Preprocessing
 from tests.benchmarks.rivals.network import (
-    BATCH_WAIT_S,
     MAX_BATCH_SIZE,
     NUM_CLASSES,
     SIZE,
@@ -95,7 +94,6 @@ def main() -> None:
             folder=str(bundle),
             loader=f"tests.benchmarks.rivals.tenfold_server:load_{'constant' if options.constant else 'conv'}",
             max_batch_size=_CONSTANT_BATCH_SIZE if options.constant else MAX_BATCH_SIZE,
-            batch_wait_s=BATCH_WAIT_S,
             **({"placement": options.placement} if options.placement else {}),
         )
         with deploy([model], ServeSettings(port=options.port, access_log=False, drain_timeout_s=5)):
