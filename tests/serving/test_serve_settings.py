@@ -302,6 +302,9 @@ def test_haproxy_gets_a_private_folder_with_short_paths(environment, monkeypatch
     metrics_path = environment["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"]
     assert socket_path.parent.stat().st_mode & 0o777 == 0o700
     assert len(metrics_path) + 57 <= 97
+    # A call and an answer travel in one message between the process that answers HTTP and the model's.
+    largest = max(ServeSettings().max_body_bytes, ServeSettings().max_reply_bytes)
+    assert int(environment["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > largest
     before = dict(environment)
     assert haproxy.prepare_environment() is True
     assert environment == before
