@@ -502,7 +502,14 @@ def asked(endpoint):
 @pytest.mark.ray
 def test_the_endpoint_is_behind_the_wrapper(deployed):
     folder = Path(os.environ["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
-    assert [path.read_text().startswith(haproxy_wrapper.MARK) for path in folder.glob("*/haproxy.cfg")] == [True]
+
+    def is_rewritten():
+        return [path.read_text().startswith(haproxy_wrapper.MARK) for path in folder.glob("*/haproxy.cfg")] == [True]
+
+    deadline = time.monotonic() + 30
+    while not is_rewritten():  # Ray writes a configuration shortly before it starts HAProxy with it
+        assert time.monotonic() < deadline, "the configuration is Ray's own"
+        time.sleep(0.2)
     for name in ("STATS_PORT", "METRICS_PORT"):
         assert listeners(int(os.environ[f"RAY_SERVE_HAPROXY_{name}"])) == ["0100007F"]
     # A port of each ingress replica, on the endpoint's host like the frontend.
