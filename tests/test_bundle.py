@@ -633,3 +633,23 @@ def test_package_versions_are_those_that_run() -> None:
     versions = package_versions()
     assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
     assert {"tenfold", "numpy"} <= versions.keys()
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", b"a: [1"), ("config.yaml", b"\xff\xfe\x00")])
+def test_a_file_that_is_no_yaml_is_refused_even_with_a_right_checksum(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = save(tmp_path / "b").folder
+    (folder / name).write_bytes(content)
+
+    def change(document: dict[str, Any]) -> None:
+        document["files"][name] = hashlib.sha256(content).hexdigest()
+
+    with pytest.raises(BundleError, match="must be YAML"):
+        load_bundle(rewrite(folder, change))
+
+
+def test_a_probe_file_that_is_none_is_refused_even_with_a_right_checksum(tmp_path: Path) -> None:
+    folder = save(tmp_path / "b", files={"probe.safetensors": b"nothing of the kind"}).folder
+    with pytest.raises(BundleError, match="must be a probe set"):
+        load_probes(load_bundle(folder))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -281,7 +282,10 @@ def load_bundle(folder: Path | str) -> Bundle:
         if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise BundleError(f"{folder / name} is not the file that was saved (its SHA-256 differs); {_WAY_OUT}")
 
-    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{folder / CONFIG_FILE} must be YAML: {error}") from error
     if not isinstance(config, dict):
         raise BundleError(f"{folder / CONFIG_FILE} must hold a mapping, got {type(config).__name__}")
     return Bundle(folder, config, _metadata(path, document), digest)
@@ -372,8 +376,8 @@ def _check_extra_names(files: Mapping[str, bytes | Path]) -> None:
 def _read_probes(path: Path) -> list[Probe]:
     try:
         return read_probes(path)
-    except ValueError as error:
-        raise BundleError(str(error)) from error
+    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+        raise BundleError(f"{path} must be a probe set: {error}") from error
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

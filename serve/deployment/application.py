@@ -15,6 +15,7 @@ from serve.clients.local import describe_bundle
 from serve.deployment.ingress import Ingress
 from serve.deployment.replica import Model
 from serve.settings import Autoscaling, ServedModel, ServeSettings, check_models
+from serve.tasks.table import kind_of
 from tenfold.bundle import load_bundle
 
 _START_ATTEMPTS = 3
@@ -80,6 +81,8 @@ def application(models: Sequence[ServedModel], settings: ServeSettings) -> Appli
     models = [replace(model, folder=str(Path(model.folder).absolute())) for model in models]
     check_models(models)
     descriptions = [describe_bundle(model, load_bundle(model.folder)) for model in models]
+    for description in descriptions:
+        kind_of(description.signature.kind)  # one that this code does not know would spoil the others' pages
     inline = [model for model in models if model.is_inline]
     own = [model for model in models if not model.is_inline]
     handles = {model.name: _model_deployment(model, settings).bind(model, {}) for model in own}

@@ -79,19 +79,20 @@ class Ingress:
         clients: dict[str, Client] = {
             model.name: HandleClient(model, handles[model.name], settings.retry_after_s) for model in own
         }
-        for model in models:
-            clients[model.name] = self._load(model, alone=len(descriptions) == 1)
+        for position, model in enumerate(models, start=1):
+            is_last_hope = position == len(models) and not self._local and not own
+            clients[model.name] = self._load(model, must=is_last_hope)
         await _until_ready([clients[model.name] for model in own])
         desk = Desk(clients, descriptions, settings)
         self._app = App(desk, kind_of, words(), keys, RequestMetrics(), server_tells_id=True)
         if settings.access_log:
             log_to_stdout()
 
-    def _load(self, model: ServedModel, alone: bool) -> Client:
+    def _load(self, model: ServedModel, must: bool) -> Client:
         try:
             loaded = LocalModel(model, BatchMetrics(model.name, model.version))
         except Exception:
-            if alone:
+            if must:
                 raise
             logger.exception("model %s could not be loaded", model.name)
             return Missing(model.name)

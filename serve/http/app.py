@@ -130,8 +130,9 @@ class HotRoutes:
         check_encoding(scope)
         body = await read_body(receive)
         json_length = header(scope, b"inference-header-content-length")
-        # Raw tensors are only looked at; it is JSON that takes time.
-        size = len(body) if json_length is None else number_of(json_length) or 0
+        # Raw numbers are only looked at; it is JSON and texts that take time.
+        brings_texts = any(slot.dtype == "text" for slot in desk.description(name).signature.inputs)
+        size = len(body) if json_length is None or brings_texts else number_of(json_length) or 0
         form: v2.ReplyForm | None = None
 
         async def make_call(description: Description) -> Call:
@@ -160,7 +161,7 @@ class HotRoutes:
         body = await read_body(receive)
         description = await desk.known(name)
         kind = self._kind_of(description.signature.kind)
-        sent = await plain.read(scope, body, query, kind, desk.settings)
+        sent = await plain.read(scope, body, query, kind, desk.settings, desk.run)
         pixels = count_pixels(sent.file) if sent.file is not None else 0
         trace.num_images = 1
 

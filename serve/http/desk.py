@@ -101,7 +101,7 @@ class Desk:
                 with NaN, 503 and 504 without an answer; errors of ``make_call``.
         """
         for _ in range(_MAX_ATTEMPTS):
-            wanted = await self.known(name)
+            wanted = await self._in_time(name, self.known(name))
             self.description(name, version)
             deadline = time.time() + self.settings.request_timeout_s
             try:
@@ -109,9 +109,10 @@ class Desk:
             except RefusedError as error:
                 raise self.completed(error) from error
             reply = await self._in_time(name, self._clients[name].ask(call, wanted.version, version))
-            if reply.description is not None:
-                self._descriptions[name] = reply.description
-            now = self._descriptions[name] if reply.description is not None else wanted
+            now = reply.description or wanted
+            # A replica of the version before does not undo what is known of the one that follows.
+            if not (isinstance(reply, RefusedError) and reply.status == 404):
+                self._descriptions[name] = now
             is_same = now.signature.inputs == wanted.signature.inputs and now.signature.kind == wanted.signature.kind
             if isinstance(reply, RefusedError):
                 if is_same or reply.status != 422:
@@ -160,7 +161,7 @@ class Desk:
         executor = self._large if size > _LARGE else self._small
         return asyncio.get_running_loop().run_in_executor(executor, partial(function, *arguments))
 
-    async def _in_time(self, name: str, asking: Awaitable[Answer | RefusedError]) -> Answer | RefusedError:
+    async def _in_time(self, name: str, asking: Awaitable[T]) -> T:
         limit_s = self.settings.request_timeout_s
         started = time.monotonic()
         try:

@@ -2,6 +2,7 @@
 
 import json
 
+from starlette.routing import get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.contract import RefusedError
@@ -88,7 +89,7 @@ class Guard:
 
         try:
             try:
-                self._check(scope["path"], headers, trace)
+                self._check(get_route_path(scope), headers, trace)
             except RefusedError as error:
                 await send_reply(tell, *refusal(scope, error))
             else:

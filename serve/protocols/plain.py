@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
@@ -22,8 +22,18 @@ def content_type_of(scope: Scope) -> str:
     return (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
 
 
-async def read(scope: Scope, body: bytes, query: Mapping[str, str], kind: Kind, limits: Limits) -> Sent:
+async def read(
+    scope: Scope, body: bytes, query: Mapping[str, str], kind: Kind, limits: Limits, run: Callable[..., Awaitable[Any]]
+) -> Sent:
     """Read a request: an image as the body, a form, or JSON; the latter two also carry parameters.
+
+    Args:
+        scope: The request.
+        body: Its body.
+        query: Words of its query.
+        kind: Kind of the model.
+        limits: The limits.
+        run: Calls a function, off the event loop where it handles many bytes: ``run(num_bytes, function, *arguments)``.
 
     Raises:
         RefusedError: 400 for a malformed body, 415 for a content type that is not accepted or does not match the data,
@@ -34,8 +44,8 @@ async def read(scope: Scope, body: bytes, query: Mapping[str, str], kind: Kind, 
         check_image_type(content_type, body)
         return Sent(content_type=content_type, file=body, query=query, accept=accept)
     if content_type == "application/json":
-        values = parse_object(body, limits)
-        file = _from_base64(values[FILE]) if FILE in values else None
+        values = await run(len(body), parse_object, body, limits)
+        file = await run(len(body), _from_base64, values[FILE]) if FILE in values else None
         return Sent(content_type=content_type, file=file, values=values, query=query, accept=accept)
     if content_type == "multipart/form-data":
         file, field, texts = await _read_form(scope, body, kind)

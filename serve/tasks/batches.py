@@ -55,7 +55,7 @@ class Batcher:
         """Answer one piece together with others; one that nobody awaits any more, or is late, never runs."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((piece, deadline, future))
-        if self._weight() >= self._max_weight:
+        if self._wait_s > 0 and self._weight() >= self._max_weight:
             self._full.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
@@ -81,10 +81,11 @@ class Batcher:
                     raise ValueError(f"run must answer each of {len(pieces)} pieces, got {len(results)} results")
             except Exception as error:  # noqa: BLE001 - goes to every call of the batch
                 results = [Failure(f"{type(error).__name__}: {error}")] * len(pieces)
-            self._meter.batch(sum(len(piece) for piece in pieces), (time.perf_counter() - started) * 1000)
+            latency_ms = (time.perf_counter() - started) * 1000
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)
+            self._meter.batch(sum(len(piece) for piece in pieces), latency_ms)
 
     def _next(self) -> tuple[list[Any], list["asyncio.Future[Result]"]]:
         """Take the pieces of the next batch from the queue."""
@@ -114,7 +115,7 @@ def isolated(run: Callable[[Sequence[P]], Sequence[R]], pieces: Sequence[P]) -> 
     """Apply ``run`` to all pieces at once; if it raises, to each alone, so that only the faulty one fails."""
     try:
         return [*run(pieces)]
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a predictor raises stays with the piece that made it
         if len(pieces) == 1:
             logger.exception("the predictor failed")
             return [Failure(f"{type(error).__name__}: {error}")]

@@ -146,9 +146,9 @@ class ExamplePiece:
         return len(next(iter(self.inputs.values())))
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of its inputs, which must agree within one pass."""
-        return tuple(values.shape[1:] for values in self.inputs.values())
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of its inputs, which must agree within one pass."""
+        return tuple(sorted((name, values.shape[1:]) for name, values in self.inputs.items()))
 
 
 class Regressor:
@@ -187,7 +187,7 @@ class Regressor:
 
     def run(self, pieces: Sequence[ExamplePiece]) -> list[Outputs | RefusedError | Failure]:
         """Predict each piece, in order; pieces whose examples have the same shapes share one pass."""
-        positions: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        positions: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
         for position, piece in enumerate(pieces):
             positions.setdefault(piece.shapes, []).append(position)
         results: dict[int, Outputs | RefusedError | Failure] = {}

@@ -102,7 +102,7 @@ def show(answer: Answer, call: Call, description: Description, sent: Sent, limit
         **{
             param.name: call.params[param.name] for param in known(call.params, description.signature) if param.repeated
         },
-        "outputs": {name: values[0].tolist() for name, values in answer.outputs.items()},
+        "outputs": {name: values[:1].tolist()[0] for name, values in answer.outputs.items()},
     }
 
 

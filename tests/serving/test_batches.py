@@ -239,3 +239,14 @@ def test_outputs_are_divided_into_the_rows_of_each_and_joined_again():
     assert all(part["mean"].base is None for part in parts)  # a view would be sent with the whole batch
     again = joined(parts)
     assert all((again[name] == values).all() for name, values in outputs.items())
+
+
+def test_an_error_of_any_type_stays_with_its_piece():
+    def run(pieces):
+        if "bad" in pieces:
+            raise KeyError("bad")
+        return [piece.upper() for piece in pieces]
+
+    results = isolated(run, ["a", "bad", "b"])
+    assert (results[0], results[2]) == ("A", "B")
+    assert isinstance(results[1], Failure)

@@ -9,10 +9,13 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from serve.clients.local import LocalModel
 from serve.contract import Answer, Call, Description, RefusedError
 from serve.http.app import App
 from serve.http.desk import Desk
+from serve.http.keys import Keys
 from serve.settings import ServeSettings
 from serve.tasks.table import kind_of, words
 from tenfold.tasks import classification
@@ -245,3 +248,22 @@ def test_one_image_beyond_the_room_is_decoded_alone(tmp_path):
     for data in (np.zeros((300, 300, 3), np.uint8), random_image()):
         reply = service.http.post("/predict/colour", content=encoded(data), headers=PNG)
         assert reply.status_code == 200, reply.text
+
+
+def test_a_replica_of_the_version_before_does_not_hide_the_one_that_follows(tmp_path):
+    first = served(make_bundle(tmp_path / "first"), version="1")
+    second = served(make_bundle(tmp_path / "second", seed=3), version="2")
+    service = LocalService([second])
+    client = service.clients["colour"]
+    client.become(LocalModel(first), LocalModel(second))
+    body, headers = encode_request(random_image((SIZE, SIZE))[None])
+    path = "/v2/models/colour/versions/2/infer"
+    replies = [service.http.post(path, content=body, headers=headers) for _ in range(4)]
+    assert [reply.status_code for reply in replies] == [404, 200, 404, 200]
+
+
+def test_probes_need_no_key_below_a_prefix_either(tmp_path):
+    service = LocalService([served(make_bundle(tmp_path / "one"))], keys=Keys({"anna": "0" * 64}))
+    http = TestClient(service.http.app, root_path="/demo")
+    assert http.get("/demo/v2/health/ready").json() == {"ready": True}
+    assert http.get("/demo/models").status_code == 401

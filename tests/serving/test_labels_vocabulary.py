@@ -160,3 +160,17 @@ def test_the_least_recently_used_is_forgotten():
         assert tower.calls == [("a",), ("b",), ("c",), ("b",)]
 
     run(story, max_kept=2)
+
+
+def test_more_new_lists_than_there_is_room_for_are_refused():
+    async def story(tower, get):
+        waiting = [asyncio.create_task(get("slow", str(number))) for number in range(16)]
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="try again") as refused:
+            await get("one more")
+        assert refused.value.status == 503
+        tower.free.set()
+        await asyncio.gather(*waiting)
+        assert len(await get("one more")) == 1
+
+    run(story)

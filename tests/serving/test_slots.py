@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from serve.contract import Call, Description, Limits, RefusedError, Sent
+from serve.contract import Answer, Call, Description, Limits, RefusedError, Sent
 from serve.tasks import slots
 from tenfold.tasks import Param, Pixels, Signature, Slot
 from tenfold.types import Task
@@ -290,3 +290,17 @@ def test_the_example_is_what_is_read(dtype, shape, shared):
 
 def test_words_of_the_query_are_told_by_their_schemas():
     assert slots.form(ONE).query == {param.name: param.schema for param in PARAMS}
+
+
+def test_a_text_for_each_example_is_shown():
+    answer = Answer(version="1", outputs={"said": np.array(["a", "b"], object), "count": np.array([1, 2])})
+    signature = Signature(
+        kind="toy",
+        task=Task.RETRIEVAL,
+        inputs=(Slot(name="x", dtype="text"),),
+        outputs=(Slot(name="said", dtype="text"),),
+    )
+    description = Description(name="m", version="1", method="toy", signature=signature)
+    call = Call(inputs={"x": np.array(["q", "r"], object)})
+    told = slots.show(answer, call, description, Sent(content_type="application/json"), Limits())
+    assert told == {"outputs": {"said": "a", "count": 1}}

@@ -7,9 +7,11 @@ from concurrent.futures import Executor
 
 from torch import Tensor
 
+from serve.contract import overloaded
 from serve.tasks.labels.vocabulary import Vocabulary
 from tenfold.hashing import content_hash
 
+_MAX_WAITING = 16
 _MAX_KEPT = 64  # a thousand classes of 512 numbers are 2 MB
 
 
@@ -38,6 +40,8 @@ class PrototypeCache:
         key = content_hash([vocabulary.classes, vocabulary.prompts])  # the texts may be megabytes
         future = self._futures.get(key)
         if future is None:
+            if sum(not each.done() for each in self._futures.values()) >= _MAX_WAITING:
+                raise overloaded("as many new classes as there is room for are being encoded; try again")
             future = asyncio.get_running_loop().run_in_executor(self._executor, self._compute, vocabulary)
             self._futures[key] = future
             future.add_done_callback(lambda done: self._settle(key, done))
