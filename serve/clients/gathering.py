@@ -5,6 +5,7 @@ that comes while a replica is free leaves at once.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -101,8 +102,12 @@ class Gatherer:
         return together
 
     async def _deliver(self, together: Sequence[tuple[Item, "asyncio.Future[Reply]"]]) -> None:
+        deadlines = [item[0].budget.deadline for item, _ in together]
+        latest = max((deadline for deadline in deadlines if deadline is not None), default=None)
+        limit_s = None if latest is None or None in deadlines else max(0.0, latest - time.time())
         try:
-            replies = await self._send([item for item, _ in together])
+            async with asyncio.timeout(limit_s):  # a replica that hangs must not keep its place for ever
+                replies = await self._send([item for item, _ in together])
             for (_, future), reply in zip(together, replies, strict=True):
                 if not future.done():
                     future.set_result(reply)

@@ -1,12 +1,14 @@
 """Calls that travel together to the replicas of a model."""
 
 import asyncio
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from serve.clients.gathering import Gatherer, brings_texts
-from serve.contract import Answer, Call, Failure, RefusedError
+from serve.contract import Answer, Budget, Call, Failure, RefusedError
 
 
 def call(number, **params):
@@ -152,6 +154,19 @@ def test_a_call_whose_client_has_gone_is_not_sent():
         tasks[3].cancel()
         await replicas.finish(tasks)
         assert replicas.sent[2:] == [[2, 4]]
+
+    run(scene())
+
+
+def test_a_replica_that_hangs_does_not_keep_its_place():
+    async def scene():
+        replicas = Replicas()
+        late = [replace(call(number), budget=Budget(deadline=time.time() + 0.05)) for number in range(2)]
+        tasks = replicas.start(*late, call(2))
+        replies = await asyncio.wait_for(asyncio.gather(*tasks[:2], return_exceptions=True), 10)
+        assert [type(reply) for reply in replies] == [TimeoutError, TimeoutError]
+        assert replicas.sent == [[0], [1], [2]]
+        await replicas.finish(tasks[2:])
 
     run(scene())
 
