@@ -19,6 +19,7 @@ from tenfold.tasks import (
     Signature,
     Slot,
     classification,
+    concepts,
     multi_label,
     prompts_by_class,
     regression,
@@ -46,6 +47,16 @@ SIGNATURES = {
     "labels": multi_label(("cat", "zwölf"), SMALL, scores=("entropy",), explains=True),
     "numbers": regression(("x [m]", "y [m]"), (SERIES, Slot(name="count", dtype="int64")), (2, -1), ("noise", "doubt")),
     "pictures": regression(("grey",), (PICTURE,)),
+    "concepts": concepts(
+        ("cat", "zwölf"),
+        ("fur", "red", "blue"),
+        SMALL,
+        state_size=40,
+        groups={"cover": (0,), "colour": (1, 2)},
+        exclusive=("colour",),
+        costs={"cover": 2.5},
+    ),
+    "concepts of another model": concepts(("cat",), ("fur", "red"), None, state_size=8, about={"policy": "ucp"}),
 }
 
 
@@ -284,3 +295,28 @@ def test_format_1_knew_the_task_and_the_form_of_the_inputs() -> None:
     slots = (SERIES, Slot(name="count", dtype="int64"))
     assert signature_of_format_1(stored) == regression(("x", "y"), slots, (2,))
     assert signature_of_format_1(stored, (2, 9), ("noise",)) == regression(("x", "y"), slots, (2, -1), ("noise",))
+
+
+def test_a_state_comes_in_place_of_the_image() -> None:
+    signature = SIGNATURES["concepts"]
+    image, state = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, 40, dtype=torch.uint8)
+    values, mask = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.uint8)
+    assert [slot.name for slot in signature.required] == ["images"]
+    signature.check_inputs({"images": image, "concept_values": values, "concept_mask": mask, "state": None})
+    signature.check_inputs({"state": state, "concept_values": values, "concept_mask": mask})
+    assert signature.num_examples({"state": state}) == 2
+    for wrong in ({"images": image, "state": state}, {"concept_values": values}):
+        with pytest.raises(ValueError, match=r"images, state \(in place of images\), concept_values \(optional\)"):
+            signature.check_inputs(wrong)
+    assert signature.columns == ("cat", "zwölf")
+    assert signature.about["groups"] == {"cover": ["fur"], "colour": ["red", "blue"]}
+    assert signature.about["costs"] == {"cover": 2.5, "colour": 1.0}
+    assert SIGNATURES["concepts of another model"].about["questions"] == ["fur", "red"]
+
+
+def test_what_replaces_an_input_must_be_optional_and_name_a_required_one() -> None:
+    with pytest.raises(ValueError, match="must be optional, got 'state'"):
+        Slot(name="state", dtype="uint8", replaces="images")
+    state = Slot(name="state", dtype="uint8", optional=True, replaces="images")
+    with pytest.raises(ValueError, match="state must replace a required input, got 'images'"):
+        Signature(kind="labels", task=Task.CONCEPTS, inputs=(SERIES, state), outputs=(SERIES,))

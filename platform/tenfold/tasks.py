@@ -5,8 +5,8 @@ One value describes a model to everybody: bundles, MLflow, the endpoint's metada
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from tenfold.types import Preprocessing, Task
 
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64", "text")
 """Types of a slot: numpy's names, and ``text`` for strings."""
-LABELS, REGRESSION = "labels", "regression"
+LABELS, REGRESSION, CONCEPTS = "labels", "regression", "concepts"
 """Kinds of answers."""
 IMAGES = "images"
 """Input of the models of labels: decoded images, uint8 ``(S, S, 3)`` each."""
@@ -25,7 +25,13 @@ ATTRIBUTIONS, EXPLAINED = "attributions", "explained"
 """Outputs of a model that explains: a map ``(S, S)`` in [0, 1] for each image, and the class that it explains."""
 OUTSIDE = "outside"
 """Output of a model with an out-of-distribution flag: 1 for an image that seems to belong to none of its classes."""
-EXPLAIN, EXPLAIN_CLASS, LEVEL = "explain", "explain_class", "level"
+PREDICTIONS = "predictions"
+"""Input of a concept bottleneck without images: the concepts that another model has predicted."""
+STATE = "state"
+"""What a concept bottleneck knows of an image: an output that may come back in place of the image."""
+CONCEPT_VALUES, CONCEPT_MASK, CONCEPT_UNKNOWN = "concept_values", "concept_mask", "concept_unknown"
+CONCEPT_PROBS, NEXT_CONCEPT, NEXT_GAIN = "concept_probs", "next_concept", "next_gain"
+EXPLAIN, EXPLAIN_CLASS, LEVEL, WITH_STATE = "explain", "explain_class", "level", "with_state"
 LOWER, UPPER = "lower", "upper"
 """Outputs, shaped like ``mean``: bounds of the central interval that contains the target with probability ``level``."""
 
@@ -58,8 +64,12 @@ class Slot:
     """Of an output: a yes or no that rounding may turn, so that the probe set does not compare it."""
     image: Preprocessing | Pixels | None = None
     """How an image file becomes this input, or this output an image; None: it is not an image."""
+    replaces: str | None = None
+    """Of an optional input: the required one in whose place it may come; None: it comes beside the others."""
 
     def __post_init__(self) -> None:
+        if self.replaces is not None and not self.optional:
+            raise ValueError(f"an input that replaces another must be optional, got {self.name!r}")
         if not self.name or self.dtype not in DTYPES:
             raise ValueError(
                 f"name must not be empty, dtype must be one of {', '.join(DTYPES)}, got {self.name!r} and "
@@ -132,6 +142,10 @@ class Signature:
                 raise ValueError(f"names of {what} must be unique, got {', '.join(names)}")
         if not self.inputs or not self.outputs:
             raise ValueError("a signature must have at least one input and one output")
+        required = {slot.name for slot in self.required}
+        for slot in self.inputs:
+            if slot.replaces is not None and slot.replaces not in required:
+                raise ValueError(f"{slot.name} must replace a required input, got {slot.replaces!r}")
         json.dumps(self.about, allow_nan=False)
 
     @property
@@ -150,6 +164,10 @@ class Signature:
         """Inputs that every request brings."""
         return tuple(slot for slot in self.inputs if not slot.optional)
 
+    def takes(self, names: Collection[str]) -> bool:
+        """Return True if a request may bring inputs of these names: all that it needs, nothing twice, none unknown."""
+        return fits(names, self.inputs)
+
     @property
     def always(self) -> tuple[Slot, ...]:
         """Outputs of every answer."""
@@ -162,7 +180,7 @@ class Signature:
             ValueError: An input is missing, unknown or does not fit its slot, or the numbers of examples differ.
         """
         given = {name: values for name, values in inputs.items() if values is not None}
-        _check_named("inputs", given, self.inputs)
+        _check_named("inputs", given, self.inputs, self.takes(given))
         examples = [slot.name for slot in self.inputs if slot.name in given and not slot.shared]
         _check_rows("inputs", {name: len(given[name]) for name in examples})
 
@@ -172,7 +190,9 @@ class Signature:
         Raises:
             ValueError: An output is missing, unknown or does not fit its slot, or the numbers of examples differ.
         """
-        _check_named("outputs", outputs, self.outputs)
+        needed = {slot.name for slot in self.always}
+        is_whole = needed <= outputs.keys() <= {slot.name for slot in self.outputs}
+        _check_named("outputs", outputs, self.outputs, is_whole)
         _check_rows("outputs", {name: len(values) for name, values in outputs.items()})
 
     def num_examples(self, inputs: Mapping[str, Sized]) -> int:
@@ -190,10 +210,29 @@ class Signature:
         return stored
 
 
-def _check_named(what: str, given: Mapping[str, Tensor | Sequence[str]], slots: Sequence[Slot]) -> None:
-    needed = {slot.name for slot in slots if not slot.optional}
-    if not needed <= given.keys() <= {slot.name for slot in slots}:
-        names = ", ".join(f"{slot.name} (optional)" if slot.optional else slot.name for slot in slots)
+def fits(names: Collection[str], slots: Sequence[Slot]) -> bool:
+    """Return True if inputs of these names fit the slots: each required one once, or what replaces it; none unknown."""
+    given = set(names)
+    required = {slot.name for slot in slots if not slot.optional}
+    replaced = [slot.replaces for slot in slots if slot.replaces is not None and slot.name in given]
+    return (
+        len(set(replaced)) == len(replaced)
+        and given.isdisjoint(replaced)
+        and required <= given | set(replaced)
+        and given <= {slot.name for slot in slots}
+    )
+
+
+def told(slot: Slot) -> str:
+    """Return an input's name for a message, with whether it may be left out."""
+    if slot.replaces is not None:
+        return f"{slot.name} (in place of {slot.replaces})"
+    return f"{slot.name} (optional)" if slot.optional else slot.name
+
+
+def _check_named(what: str, given: Mapping[str, Tensor | Sequence[str]], slots: Sequence[Slot], is_whole: bool) -> None:
+    if not is_whole:
+        names = ", ".join(map(told, slots))
         raise ValueError(f"{what} must be {names}, got {', '.join(sorted(given)) or 'none'}")
     for slot in slots:
         if slot.name in given:
@@ -505,6 +544,130 @@ LEVEL_PARAM = Param(
         "examples": [0.9],
     },
 )
+
+
+# ---- concepts: what an image shows, which people may correct, and the class that follows ----
+
+
+class ConceptPredictor(Predictor, Protocol):
+    """Concept bottleneck whose class follows from concepts, and which realigns them after every correction."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what the bottleneck needs to know of each image, float32 ``(B, D)`` on the CPU.
+
+        Args:
+            images: uint8 ``(B, S, S, 3)``; ``predictions`` float32 ``(B, K)`` of a model without images.
+        """
+        ...
+
+    def pack(self, encoded: Tensor) -> Tensor:
+        """Return ``encode``'s rows as states, uint8 ``(B, M)``, each with a checksum that names this model."""
+        ...
+
+    def unpack(self, states: Tensor) -> Tensor:
+        """Return the rows that ``pack`` wrote.
+
+        Raises:
+            ValueError: A state was changed, or comes from another model.
+        """
+        ...
+
+    def respond(
+        self,
+        encoded: Tensor,
+        concept_values: Tensor | None = None,
+        concept_mask: Tensor | None = None,
+        concept_unknown: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Return the outputs of every answer; arguments after the first as the inputs of a call."""
+        ...
+
+    def explain(self, images: Tensor, concepts: Tensor) -> Tensor:
+        """Return where one concept of each image comes from: maps float32 ``(B, S, S)`` in [0, 1] on the CPU.
+
+        Args:
+            images: uint8 ``(B, S, S, 3)``.
+            concepts: Columns, int64 ``(B,)``.
+        """
+        ...
+
+
+def concepts(
+    classes: Sequence[str],
+    names: Sequence[str],
+    preprocessing: Preprocessing | None,
+    *,
+    state_size: int,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    exclusive: Sequence[str] = (),
+    costs: Mapping[str, float] | None = None,
+    explains: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> Signature:
+    """Signature of a concept bottleneck, whose concepts a request may correct.
+
+    Args:
+        classes: Names of the C classes.
+        names: Names of the K concepts.
+        preprocessing: Conversion of an image file to the input ``images``; None for a model that takes the concepts
+            ``predictions``, float32 ``(K,)``, which another model has predicted.
+        state_size: Bytes M of the state that may come back in place of the image.
+        groups: Columns of each group, asked together; None: concepts are asked one by one.
+        exclusive: Groups of which at most one concept is true.
+        costs: Cost of asking each group, or each concept where there are no groups; 1 where left out.
+        explains: Whether it gives the map of a concept.
+        about: Further facts for people and clients, as plain JSON.
+
+    Returns:
+        Inputs: the image, or a ``state`` in its place; ``concept_values`` float32 ``(K,)`` in [0, 1], used where
+        ``concept_mask``, uint8 ``(K,)``, is 1; ``concept_unknown``, uint8 ``(K,)``, is 1 where nobody knows, so that it
+        is not asked again. Outputs: ``probs`` and ``logits`` of the classes, ``concept_probs`` before and ``concepts``
+        after corrections and realignment, ``next_concept``, the index of the question to ask next among
+        ``about["questions"]``, -1 for none, and ``next_gain``, by which its answer is expected to lower the entropy of
+        the class, in nats. Optional: ``attributions`` and ``explained``, ``state``.
+    """
+    num_concepts, num_classes = len(names), len(classes)
+    if preprocessing is None:
+        first = Slot(name=PREDICTIONS, dtype="float32", shape=(num_concepts,))
+    else:
+        size = preprocessing.image_size
+        first = Slot(name=IMAGES, dtype="uint8", shape=(size, size, 3), image=preprocessing)
+    state = Slot(name=STATE, dtype="uint8", shape=(state_size,), optional=True)
+    row = (num_concepts,)
+    outputs = [Slot(name=name, dtype="float32", shape=(num_classes,)) for name in ("probs", "logits")]
+    outputs += [Slot(name=name, dtype="float32", shape=row) for name in (CONCEPT_PROBS, CONCEPTS)]
+    outputs += [Slot(name=NEXT_CONCEPT, dtype="int64", decision=True)]
+    outputs += [Slot(name=NEXT_GAIN, dtype="float32", decision=True)]  # of whichever question was chosen
+    params = [Param(name=WITH_STATE, schema={"type": "boolean", "description": "true or false"})]
+    if explains and preprocessing is not None:
+        outputs.append(Slot(name=ATTRIBUTIONS, dtype="float32", shape=(size, size), optional=True))
+        outputs.append(Slot(name=EXPLAINED, dtype="int64", optional=True))
+        params += EXPLAIN_PARAMS
+    questions = list(names if groups is None else groups)
+    return Signature(
+        kind=CONCEPTS,
+        task=Task.CONCEPTS,
+        inputs=(
+            first,
+            replace(state, replaces=first.name),
+            Slot(name=CONCEPT_VALUES, dtype="float32", shape=row, optional=True),
+            Slot(name=CONCEPT_MASK, dtype="uint8", shape=row, optional=True),
+            Slot(name=CONCEPT_UNKNOWN, dtype="uint8", shape=row, optional=True),
+        ),
+        outputs=(*outputs, state),
+        params=tuple(params),
+        about={
+            "classes": list(classes),
+            "concepts": list(names),
+            "questions": questions,
+            "groups": None
+            if groups is None
+            else {name: [names[column] for column in columns] for name, columns in groups.items()},
+            "exclusive": list(exclusive),
+            "costs": {name: float((costs or {}).get(name, 1.0)) for name in questions},
+            **(about or {}),
+        },
+    )
 
 
 def target_shape(shape: Sequence[int], inputs: Sequence[Slot]) -> tuple[int, ...]:

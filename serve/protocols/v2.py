@@ -106,9 +106,7 @@ def _named(tensors: Sequence[Mapping[str, Any]], kind: Kind, description: Descri
     """Input tensors by name, in the order of the request."""
     names = [tensor.get("name") for tensor in tensors]
     texts = [name for name in names if isinstance(name, str)]
-    known = {slot.name for slot in description.signature.inputs}
-    required = {slot.name for slot in description.signature.required}
-    if len(set(texts)) < len(names) or not (required <= set(texts) <= known):
+    if len(set(texts)) < len(names) or not description.signature.takes(texts):
         raise kind.misnamed(names, description)
     return dict(zip(texts, tensors, strict=True))
 

@@ -27,7 +27,7 @@ from serve.contract import (
     shown,
 )
 from tenfold.data.images import decode_image, resize_image
-from tenfold.tasks import Param, Pixels, Signature, Slot
+from tenfold.tasks import Param, Pixels, Signature, Slot, fits, told
 from tenfold.types import Preprocessing
 
 INPUTS = "inputs"
@@ -59,9 +59,8 @@ def read(sent: Sent, description: Description, limits: Limits) -> Call:
         slot = image_slot(description)
         inputs[slot.name] = pixels(sent.file, slot, limits)
     if values is not None:
-        needed = {slot.name for slot in signature.required} - inputs.keys()
-        if not (needed <= values.keys() <= slots.keys() - inputs.keys()):
-            expected = ", ".join(_told(slot) for name, slot in slots.items() if name not in inputs)
+        if not inputs.keys().isdisjoint(values) or not signature.takes(inputs.keys() | values.keys()):
+            expected = ", ".join(told(slot) for name, slot in slots.items() if name not in inputs)
             raise invalid(f"{INPUTS!r} must be {expected}, got {', '.join(sorted(values)) or 'none'}")
         for name, given in values.items():
             inputs[name] = _one(slots[name], given, limits)
@@ -91,7 +90,7 @@ def accept(call: Call, description: Description, limits: Limits, in_text: Callab
 
 def misnamed(names: Sequence[Any], description: Description) -> RefusedError:
     """Refuse tensors whose names are not those of the inputs."""
-    expected = ", ".join(_told(slot) for slot in description.signature.inputs)
+    expected = ", ".join(map(told, description.signature.inputs))
     return invalid(f"the inputs are {expected}, each once; got {[*names][:8]}")
 
 
@@ -229,9 +228,8 @@ def _validator(schema: str) -> Any:
 
 def misfit(inputs: Mapping[str, np.ndarray], slots: Sequence[Slot]) -> str | None:
     """Reason why inputs (first axis N) do not fit the slots; None if they do."""
-    required = {slot.name for slot in slots if not slot.optional}
-    if not (required <= inputs.keys() <= {slot.name for slot in slots}):
-        return f"the inputs must be {', '.join(map(_told, slots))}, got {', '.join(sorted(inputs)) or 'none'}"
+    if not fits(inputs, slots):
+        return f"the inputs must be {', '.join(map(told, slots))}, got {', '.join(sorted(inputs)) or 'none'}"
     counts: dict[str, int] = {}
     for slot in slots:
         if slot.name not in inputs:
@@ -312,10 +310,6 @@ def _one(slot: Slot, given: Any, limits: Limits) -> np.ndarray:
     """One example's value, with the batch axis added unless the slot is of the whole request."""
     values = texts(slot.name, given, limits) if slot.dtype == "text" else numbers(slot.name, given, slot.dtype)
     return values if slot.shared else values[None]
-
-
-def _told(slot: Slot) -> str:
-    return f"{slot.name} (optional)" if slot.optional else slot.name
 
 
 # ---- images ----
