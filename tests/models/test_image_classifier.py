@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from tenfold.models.efficientnet import imagenet_weights
 from tenfold.models.image_classifier import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -263,3 +265,23 @@ def test_a_head_may_read_the_feature_map():
     assert torch.equal(model(images), model.head.score(model.feature_map(images)).amax((2, 3)))
     groups = parameter_groups(model, 1e-3, 10.0)
     assert [len(group["params"]) for group in groups] == [len(list(model.backbone.parameters())), 2]
+
+
+def test_a_latent_head_has_the_library_s_weights(tmp_path):
+    network = torchvision.models.resnet18()
+    save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
+    config = ModelConfig(name="torchvision:resnet18", checkpoint=str(tmp_path / "resnet18.safetensors"))
+    images = make_images(size=32)
+    model = build_classifier(config, 1000, 32, latent=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), network.eval()(model.normalise(images)))
+    # Another width has no trained weights, and a network of ours neither.
+    assert build_classifier(config, 7, 32, latent=True).head.weight.shape == (7, 512)
+    assert build_classifier(ModelConfig(), 7, 32, latent=True).head.weight.shape == (7, SMALL_CNN_WIDTHS[-1])
+    with pytest.raises(ValueError, match="latent must be False"):
+        build_classifier(config, 7, 32, lambda dim, num: nn.Identity(), latent=True)
+
+
+def test_a_latent_of_efficientnet_is_its_imagenet_logits():
+    latent = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), 1000, 224, latent=True)
+    torch.testing.assert_close(latent.head.weight.detach(), imagenet_weights()["classifier.weight"])

@@ -28,7 +28,6 @@ from tenfold.methods.calm.gradients import input_gradient, integrated_gradient, 
 from tenfold.metrics.localisation.erasure import random_erase_mask, topk_erase_mask
 from tenfold.metrics.localisation.maps import normalize_score_map, resize_score_map
 from tenfold.models.activation_maps import class_activation_maps
-from tenfold.models.efficientnet import imagenet_weights
 from tenfold.models.image_classifier import ImageClassifier, ModelConfig, build_classifier
 
 NAMES = ("chelsea", "coffee", "rocket", "motorcycle", "camera", "astronaut")
@@ -58,10 +57,8 @@ class Explained:
 
 def load_network() -> ImageClassifier:
     """Load the packaged network with its ImageNet head, in evaluation mode."""
-    model = build_classifier(ModelConfig(name="efficientnet_lite0", pretrained=True), NUM_CLASSES, SIZE)
-    weights = imagenet_weights()
-    model.head.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
-    return model.eval().requires_grad_(False)
+    config = ModelConfig(name="efficientnet_lite0", pretrained=True)
+    return build_classifier(config, NUM_CLASSES, SIZE, latent=True).eval().requires_grad_(False)
 
 
 def class_names() -> tuple[str, ...]:

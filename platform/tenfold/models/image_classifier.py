@@ -27,6 +27,8 @@ DILATED_CNN_WIDTH = 64
 OWN_NETWORKS = ("small_cnn", "dilated_cnn", "efficientnet_lite0")
 EMBEDDED_PRETRAINING = ("small_cnn", "dilated_cnn")
 """Networks pre-trained by this project, on single digits."""
+_LIBRARY_HEADS = ("fc", "classifier", "head.fc", "head")
+"""Names of the classifier in the checkpoints of torchvision and timm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ def build_classifier(
     num_classes: int,
     image_size: int,
     map_head: Callable[[int, int], nn.Module] | None = None,
+    *,
+    latent: bool = False,
 ) -> ImageClassifier:
     """Build the network of a configuration, with a randomly initialised head.
 
@@ -133,10 +137,12 @@ def build_classifier(
         num_classes: Classes K.
         image_size: Side of the images.
         map_head: Function of channels D and classes K that returns a head on the feature map; None: the plain head.
+        latent: Whether the plain head is that of the library's network, for a model that reads its outputs as features:
+            1000 values with their weights, where the network is pre-trained on ImageNet.
 
     Raises:
-        ValueError: The network is unknown or has no feature map, the checkpoint is missing or does not match, or the
-            weights can't be downloaded.
+        ValueError: The network is unknown or has no feature map, the checkpoint is missing or does not match, the
+            weights can't be downloaded, or ``latent`` comes with ``map_head``.
     """
     library, _, name = config.name.partition(":")
     if library == "small_cnn":
@@ -158,8 +164,14 @@ def build_classifier(
         preprocessing = Preprocessing(image_size=image_size, mean=tuple(mean), std=tuple(std))
     if config.checkpoint is not None:
         _load_backbone(backbone, Path(config.checkpoint))
+    if latent and map_head is not None:
+        raise ValueError("latent must be False for a head that reads the feature map")
     head = map_head(feature_dim, num_classes) if map_head is not None else None
-    return ImageClassifier(backbone, feature_dim, num_classes, preprocessing, head)
+    model = ImageClassifier(backbone, feature_dim, num_classes, preprocessing, head)
+    weights = _library_head(config) if latent else {}
+    if weights and weights["weight"].shape == model.head.weight.shape:
+        model.head.load_state_dict(weights)
+    return model
 
 
 def small_cnn() -> nn.Sequential:
@@ -253,6 +265,33 @@ def _timm_backbone(name: str, pretrained: bool, output_stride: int | None) -> tu
     return network, _map_channels(network, f"timm:{name}")
 
 
+def _library_head(config: ModelConfig) -> dict[str, Tensor]:
+    """Return weight and bias of the network's own linear classifier; empty where it has no trained one."""
+    library, _, name = config.name.partition(":")
+    if config.checkpoint is not None:
+        stored = _read_weights(Path(config.checkpoint))
+        found = (prefix for prefix in _LIBRARY_HEADS if f"{prefix}.weight" in stored and f"{prefix}.bias" in stored)
+        prefix = next(found, None)
+        return {} if prefix is None else {key: stored[f"{prefix}.{key}"] for key in ("weight", "bias")}
+    if not config.pretrained or library in EMBEDDED_PRETRAINING:
+        return {}
+    if library == "efficientnet_lite0":
+        weights = efficientnet.imagenet_weights()
+        return {key: weights[f"classifier.{key}"] for key in ("weight", "bias")}
+    if library == "timm":
+        import timm
+
+        network: Any = timm.create_model(name, pretrained=True)
+        layer = network.get_classifier()
+    else:
+        from torchvision import models
+
+        *_, layer = (
+            each for each in models.get_model(name, weights="DEFAULT").modules() if isinstance(each, nn.Linear)
+        )
+    return layer.state_dict() if isinstance(layer, nn.Linear) and layer.bias is not None else {}
+
+
 def _map_channels(backbone: nn.Module, name: str) -> int:
     """Return the channels D of the feature map, or raise if the network has no such map."""
     was_training = backbone.training
@@ -268,6 +307,19 @@ def _map_channels(backbone: nn.Module, name: str) -> int:
 
 
 def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    weights = _read_weights(path)
+    try:
+        incompatible = backbone.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"model.checkpoint {path} does not match the network: {error}") from error
+    if incompatible.missing_keys:
+        missing = ", ".join(incompatible.missing_keys[:5])
+        raise ValueError(
+            f"model.checkpoint {path} lacks {len(incompatible.missing_keys)} of the backbone's tensors: {missing} ..."
+        )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"model.checkpoint must be an existing file, got {path}")
     try:
@@ -281,12 +333,4 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
         raise ValueError(  # noqa: TRY004 - the content of a file, not an argument
             f"model.checkpoint {path} must hold tensors by name, got {type(weights).__name__}"
         )
-    try:
-        incompatible = backbone.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"model.checkpoint {path} does not match the network: {error}") from error
-    if incompatible.missing_keys:
-        missing = ", ".join(incompatible.missing_keys[:5])
-        raise ValueError(
-            f"model.checkpoint {path} lacks {len(incompatible.missing_keys)} of the backbone's tensors: {missing} ..."
-        )
+    return weights
