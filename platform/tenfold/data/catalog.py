@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenfold.data.classification import ClassificationData
+from tenfold.data.concepts import ConceptData
 from tenfold.data.localisation import LocalisationData
 from tenfold.data.multilabel import MultiLabelData
 from tenfold.data.regression import RegressionData
@@ -29,6 +30,9 @@ class DataSet:
     localisation: str | None = None
     """``module:function`` from settings, preprocessing and the size of training images to ``LocalisationData``; None:
     no boxes or masks."""
+    concepts: str | None = None
+    """``module:function`` from settings, preprocessing and the size of training images to ``ConceptData``; None: no
+    concepts."""
 
     def config_class(self) -> type:
         """Import the class of the settings."""
@@ -107,6 +111,16 @@ DATA: dict[str, DataSet] = {
     "cub_localisation": _LOCATED_FILES,
     "imagenet_localisation": _LOCATED_FILES,
     "openimages_localisation": _LOCATED_FILES,
+    **{
+        name: DataSet(
+            config=f"tenfold.data.files.concepts:{config}Config", concepts=f"tenfold.data.files.concepts:load_{name}"
+        )
+        for name, config in (("cub_concepts", "CubConcepts"), ("awa2", "Awa2"), ("celeba", "CelebA"))
+    },
+    "concept_predictions": DataSet(
+        config="tenfold.data.files.concept_predictions:ConceptPredictionsConfig",
+        concepts="tenfold.data.files.concept_predictions:load_concept_predictions",
+    ),
 }
 
 
@@ -149,6 +163,21 @@ def load_localisation(config: Any, preprocessing: Preprocessing, train_size: int
             path and what was expected.
     """
     return load_name(_reader(config, "localisation", "neither boxes nor masks"))(config, preprocessing, train_size)
+
+
+def load_concepts(config: Any, preprocessing: Preprocessing, train_size: int | None = None) -> ConceptData:
+    """Load the data set with concepts and classes that a configuration names.
+
+    Args:
+        config: Settings of the data set; ``config.name`` selects it.
+        preprocessing: The network's; val and test images are resized by it.
+        train_size: Side of the training images before random crops; None: the network's size.
+
+    Raises:
+        ValueError: Unknown data set, one without concepts, or files that are missing or malformed, with their path and
+            what was expected.
+    """
+    return load_name(_reader(config, "concepts", "no concepts"))(config, preprocessing, train_size)
 
 
 def load_uncertainty(config: Any) -> UncertaintyData:

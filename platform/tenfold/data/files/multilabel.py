@@ -151,7 +151,7 @@ def _read_lists(config: MultiLabelFilesConfig, root: Path) -> OfficialLists:
         readers: dict[str, Callable[[], OfficialLists]] = {
             "coco": lambda: coco.read_coco(root),
             "voc": lambda: voc.read_voc(root),
-            "cub": lambda: cub.read_cub(root),
+            "cub": lambda: cub.read_cub(root, _optional_path(config.cache)),
             "openimages": lambda: read_openimages(root, _optional_path(config.classes_file)),
         }
         return readers[config.name]()
