@@ -253,6 +253,7 @@ def other(value: Any, name: str) -> Any:
         "scheme": "LL-Ct", "optimizer": "sgd", "observatory": "off", "precision": "fp32", "kind": "plain",
         "init": "linear", "name": "timm:resnet18", "cooccurrence": 0.5, "cooccurrence_test": 0.5, "distinct": False,
         "ema_decay": 0.5, "label_smoothing": 0.2, "clip": 0.1,
+        "concept_task": "sums", "operands": (10, 10), "costs": {"operand_1": 2.0},
     }  # fmt: skip
     if name in special:
         return special[name]

@@ -59,6 +59,7 @@ DATA: dict[str, DataSet] = {
         classification="tenfold.data.embedded.handwriting.classification:load_digits",
         localisation="tenfold.data.embedded.handwriting.localisation:load_cue_scenes",
         uncertainty="tenfold.data.embedded.handwriting.uncertainty:load_uncertain_digits",
+        concepts="tenfold.data.embedded.handwriting.concept_data:load_concept_task",
     ),
     "mnist": DataSet(
         config="tenfold.data.files.mnist:MnistConfig",

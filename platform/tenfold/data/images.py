@@ -229,7 +229,8 @@ class ArrayImages:
 
     Args:
         array: The images.
-        originals: The unresized images, if ``array`` holds resized ones; read by ``read_raw``.
+        originals: The unresized images, if ``array`` holds resized ones: a source, or uint8 ``(N, H, W, 3)``; read by
+            ``read_raw``.
 
     Raises:
         ValueError: Another dtype or shape, or ``originals`` of another length.
@@ -237,11 +238,15 @@ class ArrayImages:
 
     in_memory = True
 
-    def __init__(self, array: np.ndarray, originals: ImageSource | None = None) -> None:
+    def __init__(self, array: np.ndarray, originals: ImageSource | np.ndarray | None = None) -> None:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
             raise ValueError(f"array must be uint8 (N, S, S, 3), got {array.dtype} {array.shape}")
         if originals is not None and len(originals) != len(array):
             raise ValueError(f"originals must be as many as the array's {len(array)} images, got {len(originals)}")
+        if isinstance(originals, np.ndarray) and (
+            originals.dtype != np.uint8 or originals.ndim != 4 or originals.shape[3] != 3
+        ):
+            raise ValueError(f"originals must be uint8 (N, H, W, 3), got {originals.dtype} {originals.shape}")
         self.array = array
         self.originals = originals
 
@@ -255,26 +260,31 @@ class ArrayImages:
 
     def read_raw(self, indices: "np.ndarray | Sequence[int]") -> list[np.ndarray]:
         """Return the unresized images, uint8 ``(H, W, 3)`` each. Raises IndexError for a row out of range."""
+        if isinstance(self.originals, np.ndarray):
+            return list(np.asarray(self.originals)[_check_rows(indices, len(self))])
         if self.originals is not None:
             return self.originals.read_raw(indices)
         return list(self.read(indices).numpy())
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"originals": self.originals}
-        array = self.array
-        # The base of a map of a whole file is the mmap itself; a slice of it has lost its offset.
-        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
-            return state | {"file": str(array.filename), "offset": array.offset, "shape": array.shape}
-        return state | {"array": np.asarray(array)}
+        return {name: _packed(value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.originals = state["originals"]
-        if "file" in state:
-            self.array = np.memmap(
-                state["file"], dtype=np.uint8, mode="r", offset=state["offset"], shape=state["shape"]
-            )
-        else:
-            self.array = state["array"]
+        self.__dict__.update({name: _unpacked(value) for name, value in state.items()})
+
+
+def _packed(value: Any) -> Any:
+    """Return what is pickled: of a memory map of a whole file its path and shape, of any other value itself."""
+    # The base of a map of a whole file is the mmap itself; a slice of it has lost its offset.
+    if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap) and value.flags.c_contiguous:
+        return {"file": str(value.filename), "offset": value.offset, "shape": value.shape}
+    return np.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def _unpacked(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return np.memmap(value["file"], dtype=np.uint8, mode="r", offset=value["offset"], shape=value["shape"])
 
 
 class SubsetImages:

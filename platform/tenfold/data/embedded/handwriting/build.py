@@ -13,9 +13,20 @@ from tqdm import tqdm
 from tenfold.data.embedded.handwriting.characters import draw_ambiguous, draw_digits, draw_glyphs, draw_warps
 from tenfold.data.embedded.handwriting.config import SPLITS, HandwritingConfig, Split
 from tenfold.data.embedded.handwriting.fonts import glyphs
+from tenfold.data.embedded.handwriting.grids import draw_pairs, draw_sums
 from tenfold.data.embedded.handwriting.scenes import draw_scenes, render_scenes
 from tenfold.data.embedded.handwriting.sources import NUM_SOURCES, SOURCE_SIZE, read_source, split_rows
-from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps, schema
+from tenfold.data.embedded.handwriting.splits import (
+    Ambiguous,
+    Digits,
+    Glyphs,
+    Letters,
+    Pairs,
+    Scenes,
+    Sums,
+    Warps,
+    schema,
+)
 from tenfold.data.embedded.handwriting.store import StoredFolder, cache_root, create_array, stored
 from tenfold.data.embedded.handwriting.stream import Stream
 
@@ -26,7 +37,7 @@ BLOCK = 256
 """Images drawn together. Each block has its own random stream and is always drawn whole, so neither the number of
 workers nor the number of images requested alters an image."""
 
-TaskName = Literal["digits", "glyphs", "letters", "scenes", "warps", "ambiguous"]
+TaskName = Literal["digits", "glyphs", "letters", "scenes", "warps", "ambiguous", "pairs", "sums"]
 KINDS: dict[TaskName, type] = {
     "digits": Digits,
     "glyphs": Glyphs,
@@ -34,9 +45,11 @@ KINDS: dict[TaskName, type] = {
     "scenes": Scenes,
     "warps": Warps,
     "ambiguous": Ambiguous,
+    "pairs": Pairs,
+    "sums": Sums,
 }
 
-Kind = TypeVar("Kind", Digits, Glyphs, Letters, Scenes, Warps, Ambiguous)
+Kind = TypeVar("Kind", Digits, Glyphs, Letters, Scenes, Warps, Ambiguous, Pairs, Sums)
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def load(kind: type[Kind], config: HandwritingConfig, split: Split) -> Kind:
     """Load the arrays of a split as a typed value, ``load(Scenes, config, "train").boxes``; builds them if missing.
 
     Args:
-        kind: ``Digits``, ``Glyphs``, ``Letters``, ``Scenes``, ``Warps`` or ``Ambiguous``.
+        kind: One of the values of ``KINDS``.
         config: Settings of the data.
         split: "train", "val" or "test".
 
@@ -158,6 +171,10 @@ def _settings(task: TaskName, config: HandwritingConfig) -> dict[str, Any]:
     if task == "scenes":
         settings |= {"max_digits": config.max_digits, "distinct": config.distinct}
         settings |= {f"cooccurrence_{split}": float(config.strength(split)) for split in SPLITS}
+    if task in ("pairs", "sums"):
+        settings |= {"noise": float(config.noise), "repeat": float(config.repeat)}
+    if task == "sums":
+        settings["operands"] = list(config.operands)
     return settings
 
 
@@ -180,6 +197,10 @@ def _drawer(task: TaskName, config: HandwritingConfig, root: Path) -> Callable[[
             return draw_warps(rows[split], source_images, stream, BLOCK)
         if task == "ambiguous":
             return draw_ambiguous(rows[split], source_images, stream, BLOCK)
+        if task == "pairs":
+            return draw_pairs(config, rows[split], source_images, stream, BLOCK)
+        if task == "sums":
+            return draw_sums(config, rows[split], source_images, stream, BLOCK)
         spec = draw_scenes(config, split, rows[split], source_images, stream, BLOCK)
         return {**spec, **render_scenes(spec, source_images)}
 

@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 def draw_digits(rows: np.ndarray, source_images: np.ndarray, labels: np.ndarray) -> Arrays:
     """Return the source digits of ``rows (N,)`` as fields of ``Digits``."""
     return {
-        "images": _as_rgb(_framed(source_images[rows])),
+        "images": as_rgb(framed(source_images[rows])),
         "labels": labels[rows],
         "sources": rows.astype(np.int16),
         "concepts": DIGIT_CONCEPT_MATRIX[labels[rows]],
@@ -50,7 +50,7 @@ def draw_glyphs(split: Split, stream: Stream, num: int, letters: bool) -> Arrays
     values = parameters(steps)
     values[:, 1:3] /= GLYPH_SIZE // IMAGE_SIDE  # to pixels of the image
     fields = {
-        "images": _as_rgb(images.astype(np.uint8)),
+        "images": as_rgb(images.astype(np.uint8)),
         "labels": labels,
         "fonts": fonts.astype(np.uint8),
         "parameters": values,
@@ -65,10 +65,10 @@ def draw_warps(rows: np.ndarray, source_images: np.ndarray, stream: Stream, num:
     sources = rows[labels, stream.integers(0, rows.shape[1], (num,))]
     steps = _draw_steps(stream, num, _WARP_RANGES)
     matrices = inverse_matrices(steps, IMAGE_SIDE, IMAGE_SIDE)
-    originals = _framed(source_images[sources])
+    originals = framed(source_images[sources])
     return {
-        "images": _as_rgb(warp(originals, matrices, IMAGE_SIDE)),
-        "originals": _as_rgb(originals),
+        "images": as_rgb(warp(originals, matrices, IMAGE_SIDE)),
+        "originals": as_rgb(originals),
         "labels": labels,
         "sources": sources.astype(np.int16),
         "parameters": parameters(steps),
@@ -90,7 +90,7 @@ def draw_ambiguous(rows: np.ndarray, source_images: np.ndarray, stream: Stream, 
     targets = np.zeros((num, 10), dtype=np.float32)
     np.put_along_axis(targets, labels, weights, axis=1)
     return {
-        "images": _as_rgb(_framed(blend.astype(np.uint8))),
+        "images": as_rgb(framed(blend.astype(np.uint8))),
         "labels": labels,
         "weights": weights,
         "targets": targets,
@@ -120,10 +120,12 @@ def _draw_steps(stream: Stream, num: int, ranges: np.ndarray) -> np.ndarray:
     return stream.integers(ranges[:, 0], ranges[:, 1], (num, len(ranges)))
 
 
-def _framed(digits: np.ndarray) -> np.ndarray:
+def framed(digits: np.ndarray) -> np.ndarray:
+    """Pad digits ``(..., 28, 28)`` to ``(..., 32, 32)``, the digit in the middle."""
     border = (IMAGE_SIDE - digits.shape[-1]) // 2
-    return np.pad(digits, ((0, 0), (border, border), (border, border)))
+    return np.pad(digits, (*[(0, 0)] * (digits.ndim - 2), (border, border), (border, border)))
 
 
-def _as_rgb(grey: np.ndarray) -> np.ndarray:
+def as_rgb(grey: np.ndarray) -> np.ndarray:
+    """Repeat grey images ``(N, H, W)`` as ``(N, H, W, 3)``."""
     return np.repeat(grey[..., None], 3, axis=-1)

@@ -1,4 +1,7 @@
-"""Concepts of a digit, fixed by its class, and of a scene, fixed by its objects."""
+"""Concepts of a digit, a pair and a sum, fixed by the digits, and of a scene, fixed by its objects; their groups."""
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -30,6 +33,25 @@ DIGIT_CONCEPT_MATRIX = np.array(
 """int8 ``(10, 13)`` in {0, 1}: row = class, column = ``DIGIT_CONCEPTS``; the ten rows are distinct."""
 DIGIT_CONCEPT_MATRIX.flags.writeable = False
 
+DIGIT_CONCEPT_GROUPS = {
+    "segments": DIGIT_CONCEPTS[:7],
+    "loops": ("loop", "two_loops"),
+    "straight": ("straight",),
+    "parity": ("even",),
+    "prime": ("prime",),
+    "size": ("above_four",),
+}
+"""Kinds of a digit's concepts, each asked as one question."""
+
+PAIR_CONCEPTS = tuple(f"{place}_{name}" for place in ("first", "second") for name in DIGIT_CONCEPTS)
+"""Concepts of the left digit, then of the right one."""
+
+PAIR_CONCEPT_MATRIX = np.concatenate(
+    [np.repeat(DIGIT_CONCEPT_MATRIX, 10, axis=0), np.tile(DIGIT_CONCEPT_MATRIX, (10, 1))], axis=1
+)
+"""int8 ``(100, 26)`` in {0, 1}: row = 10 * left + right, column = ``PAIR_CONCEPTS``."""
+PAIR_CONCEPT_MATRIX.flags.writeable = False
+
 SCENE_CONCEPTS = (
     *(f"any_{name}" for name in DIGIT_CONCEPTS),
     *(f"colour_{name}" for name in COLOURS),
@@ -49,6 +71,41 @@ SCENE_CONCEPTS = (
 object has it; large: tile of ``LARGE_TILE`` pixels or more; halves: by the centre of the box."""
 
 LARGE_TILE = 26
+
+
+def _columns(concepts: Sequence[str], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Return the columns of the kinds of a digit's concepts, whose names begin with ``prefix``."""
+    return {
+        f"{prefix}_{group}": tuple(concepts.index(f"{prefix}_{name}") for name in names)
+        for group, names in DIGIT_CONCEPT_GROUPS.items()
+    }
+
+
+PAIR_CONCEPT_GROUPS = _columns(PAIR_CONCEPTS, "first") | _columns(PAIR_CONCEPTS, "second")
+"""Columns of ``PAIR_CONCEPTS`` by group."""
+
+SCENE_CONCEPT_GROUPS = _columns(SCENE_CONCEPTS, "any") | {
+    "colours": tuple(SCENE_CONCEPTS.index(f"colour_{name}") for name in COLOURS),
+    "background": tuple(SCENE_CONCEPTS.index(f"background_{name}") for name in TEXTURES),
+    "count": tuple(column for column, name in enumerate(SCENE_CONCEPTS) if name.startswith("count_")),
+    "size": tuple(SCENE_CONCEPTS.index(f"any_{name}") for name in ("large", "small")),
+    "place": tuple(column for column, name in enumerate(SCENE_CONCEPTS) if name.endswith("_half")),
+}
+"""Columns of ``SCENE_CONCEPTS`` by group; of "background" and of "count" exactly one is true."""
+
+
+def sum_concepts(operands: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the one-hot concepts of a sum, by operand; ``operands`` are their numbers of classes."""
+    return tuple(f"operand_{place}_is_{digit}" for place, num in enumerate(operands, 1) for digit in range(num))
+
+
+def sum_concept_groups(operands: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the columns of ``sum_concepts`` by group: one for each operand, of which exactly one is true."""
+    stops = list(accumulate(operands))
+    return {
+        f"operand_{place}": tuple(range(stop - num, stop))
+        for place, (num, stop) in enumerate(zip(operands, stops, strict=True), 1)
+    }
 
 
 def scene_concepts(

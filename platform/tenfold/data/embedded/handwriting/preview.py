@@ -14,7 +14,7 @@ from tenfold.data.embedded.handwriting.build import load
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
 from tenfold.data.embedded.handwriting.fonts import FONTS
 from tenfold.data.embedded.handwriting.removal import remove_object
-from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Scenes, Warps
+from tenfold.data.embedded.handwriting.splits import Ambiguous, Digits, Glyphs, Letters, Pairs, Scenes, Sums, Warps
 from tenfold.data.embedded.handwriting.vocabulary import DIGIT_WORDS
 
 _COLUMNS = 8
@@ -41,6 +41,8 @@ def draw_preview(config: HandwritingConfig, path: Path) -> None:
         ("letters (out of distribution)", 2.2),
         ("warps: original, warped", 1.9),
         ("ambiguous", 1.9),
+        ("pairs", 1.4),
+        ("sums", 1.9),
     ]
     figure = Figure(figsize=(2.0 * _COLUMNS, sum(height for _, height in rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,7 +50,8 @@ def draw_preview(config: HandwritingConfig, path: Path) -> None:
     for (title, _), line in zip(rows, axes, strict=True):
         line[0].set_ylabel(textwrap.fill(title, 18), fontsize=9)
     _draw_scenes(load(Scenes, config, "train"), config, axes[:4])
-    _draw_characters(config, axes[4:])
+    _draw_characters(config, axes[4:10])
+    _draw_grids(config, axes[10:])
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -91,6 +94,14 @@ def _draw_characters(config: HandwritingConfig, lines: np.ndarray) -> None:
     for row, axis in _rows(lines[5], len(ambiguous.images)):
         both = zip(ambiguous.labels[row].tolist(), ambiguous.weights[row].tolist(), strict=True)
         _show(axis, ambiguous.images[row], ", ".join(f"{DIGIT_WORDS[label]} {weight:.0%}" for label, weight in both))
+
+
+def _draw_grids(config: HandwritingConfig, lines: np.ndarray) -> None:
+    pairs, sums = load(Pairs, config, "train"), load(Sums, config, "train")
+    for row, axis in _rows(lines[0], len(pairs.images)):
+        _show(axis, pairs.images[row], f"{pairs.labels[row]:02d}")
+    for row, axis in _rows(lines[1], len(sums.images)):
+        _show(axis, sums.images[row], f"{' + '.join(map(str, sums.digits[row].tolist()))} = {sums.labels[row]}")
 
 
 def _rows(axes: np.ndarray, available: int) -> Iterator[tuple[int, Axes]]:

@@ -4,12 +4,13 @@
 are fixed-width unicode, so indexing returns a string. Empty slots hold -1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
 import numpy as np
 
-from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPTS, SCENE_CONCEPTS
+from tenfold.data.embedded.handwriting.concepts import DIGIT_CONCEPTS, PAIR_CONCEPTS, SCENE_CONCEPTS
 from tenfold.data.embedded.handwriting.config import HandwritingConfig
 
 IMAGE_SIDE = 32
@@ -19,7 +20,8 @@ CANVAS = 64
 
 
 class Row:
-    """Dtype and shape of one row of an array; "K" stands for ``max_digits``, "<U" for a width that depends on it."""
+    """Dtype and shape of one row of an array; a letter stands for a size that depends on the settings, "<U" for a width
+    that does (``schema``)."""
 
     def __init__(self, dtype: str, *shape: int | str) -> None:
         self.dtype = dtype
@@ -151,13 +153,61 @@ class Ambiguous:
     """int16 ``(N, 2)``: rows of the two source digits."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Two handwritten digits side by side, with Gaussian noise of ``HandwritingConfig.noise``."""
+
+    images: Annotated[np.ndarray, Row("|u1", IMAGE_SIDE, 2 * IMAGE_SIDE, 3)]
+    """uint8 ``(N, 32, 64, 3)``: grey as RGB; without noise each half is the image of a digit as in ``Digits``."""
+    labels: Annotated[np.ndarray, Row("<i8")]
+    """int64 ``(N,)``: 10 * left + right, 0..99."""
+    digits: Annotated[np.ndarray, Row("|i1", 2)]
+    """int8 ``(N, 2)``: class of the left and of the right digit."""
+    concepts: Annotated[np.ndarray, Row("|i1", len(PAIR_CONCEPTS))]
+    """int8 ``(N, 26)`` in {0, 1}: ``concepts.PAIR_CONCEPTS``."""
+    sources: Annotated[np.ndarray, Row("<i2", 2)]
+    """int16 ``(N, 2)``: rows of the two source digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Several handwritten digits in a grid, row by row (``cell_grid``), with Gaussian noise, labelled with their sum.
+
+    Operand i is a digit below ``HandwritingConfig.operands[i]``. Shapes are those of the default settings: D = 12
+    operands in 3 rows of 4, 72 one-hot concepts.
+    """
+
+    images: Annotated[np.ndarray, Row("|u1", "H", "W", 3)]
+    """uint8 ``(N, 96, 128, 3)``: grey as RGB; without noise each cell is the image of a digit as in ``Digits``."""
+    labels: Annotated[np.ndarray, Row("<i8")]
+    """int64 ``(N,)``: the sum of the operands."""
+    digits: Annotated[np.ndarray, Row("|i1", "D")]
+    """int8 ``(N, 12)``: class of each operand."""
+    concepts: Annotated[np.ndarray, Row("|i1", "C")]
+    """int8 ``(N, 72)`` in {0, 1}: ``concepts.sum_concepts`` of the operands, one-hot for each."""
+    sources: Annotated[np.ndarray, Row("<i2", "D")]
+    """int16 ``(N, 12)``: row of each source digit."""
+
+
+def cell_grid(num_cells: int) -> tuple[int, int]:
+    """Return the rows and columns of a nearly square grid, at least as wide as high: 1x2 for 2 cells, 3x4 for 12."""
+    columns = math.isqrt(num_cells - 1) + 1
+    return -(-num_cells // columns), columns
+
+
 def schema(kind: type, config: HandwritingConfig) -> dict[str, np.dtype]:
-    """Return dtype and shape of one row of every array of a task, as a numpy sub-array dtype; K takes its value."""
+    """Return dtype and shape of one row of every array of a task, as a numpy sub-array dtype, for these settings.
+
+    K is the number of slots in a scene; of a sum, D is the number of operands, C that of their concepts, and H and W
+    are the height and width of its picture.
+    """
+    height, width = (IMAGE_SIDE * cells for cells in cell_grid(len(config.operands)))
+    sizes = {"K": config.max_digits, "D": len(config.operands), "C": sum(config.operands), "H": height, "W": width}
     rows = {}
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         row: Row = annotation.__metadata__[0]
         if row.dtype == "<U":
             rows[name] = np.dtype(f"<U{48 * ((config.max_digits + 1) // 2)}")  # 48 characters for two objects
         else:
-            rows[name] = np.dtype((row.dtype, tuple(config.max_digits if n == "K" else n for n in row.shape)))
+            rows[name] = np.dtype((row.dtype, tuple(sizes[n] if isinstance(n, str) else n for n in row.shape)))
     return rows

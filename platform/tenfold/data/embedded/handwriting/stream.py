@@ -27,5 +27,11 @@ class Stream:
         """Draw a random permutation of ``0..length-1`` in each row, int64 ``(num_rows, length)``."""
         return np.argsort(self._words((num_rows, length)), axis=1, kind="stable")
 
+    def shorts(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Draw uniform uint16, four from each 64-bit word (lowest bits first)."""
+        num = int(np.prod(shape))
+        words = self._words((-(-num // 4),)).astype("<u8", copy=False)
+        return words.view("<u2")[:num].reshape(shape)
+
     def _words(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._bits.random_raw(int(np.prod(shape))).reshape(shape)
