@@ -42,6 +42,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "boostlu": Method(task=Task.MULTI_LABEL, room="tenfold.methods.boostlu", extends="large_loss"),
     "calm": Method(task=Task.CLASSIFICATION, room="tenfold.methods.calm"),
+    "concept_realignment": Method(task=Task.CONCEPTS, room="tenfold.methods.concept_realignment"),
     "datadream": Method(task=Task.CLASSIFICATION, room="tenfold.methods.datadream", network="clip"),
     "gradient_uncertainty": Method(
         task=Task.CLASSIFICATION,

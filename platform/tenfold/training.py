@@ -8,18 +8,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tenfold.catalog import method
+from tenfold.catalog import load_predictor, method
 from tenfold.config import job_from_dict
 from tenfold.engine import cluster
 from tenfold.engine.launch import LaunchOptions, launch
 from tenfold.engine.run import Interrupted, Run
 from tenfold.engine.settings import JobConfig, ScaleConfig
 from tenfold.engine.storage import Storage
-from tenfold.tracking.registry import Registered, register
+from tenfold.tracking.registry import Registered, register, resolve
 from tenfold.tracking.runs import Tracker, resume_run, start_run, tracking_uri
 
 RECORD = "job.json"
@@ -162,12 +163,26 @@ def start_ray(scale: ScaleConfig) -> None:
 def _work(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """Run the recipe in every worker; rank 0 logs the model."""
     job = job_from_dict(settings)
-    outcome = method(job.method_name).recipe().train(job, run)
+    outcome = method(job.method_name).recipe().train(job, run, **_base_model(job, run))
     model_uri = ""
     if isinstance(run.recorder, Tracker) and run.is_main:
         run.log_metrics(outcome.metrics, len(outcome.history))
         model_uri = run.recorder.log_bundle(outcome.bundle, job.method_name)
     return {**asdict(outcome), "bundle": str(outcome.bundle), "model_uri": run.share(model_uri)}
+
+
+def _base_model(job: JobConfig, run: Run) -> dict[str, Any]:
+    """Model of another method that this one builds on, as its recipe takes it; none where the settings name none.
+
+    Raises:
+        ValueError: There is no such model, or its bundle is damaged.
+    """
+    reference = getattr(job.method, "base_model", None)
+    if reference is None:
+        return {}
+    is_registered = reference.startswith("models:/")
+    folder = resolve(job_tracking_uri(job), reference).folder if is_registered else Path(reference)
+    return {"base": load_predictor(folder, str(run.device))}
 
 
 def _open_run(job: JobConfig, uri: str, record: dict[str, Any], parent: str | None, run_name: str | None) -> Tracker:

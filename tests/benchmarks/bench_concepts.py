@@ -1,6 +1,6 @@
 """Concept realignment: curves in one pass, without a loop, flips in closed form, curves of concept embeddings.
 
-    python -m tests.benchmarks.bench_concepts [--repeats 15] [--threads 1] [--only rollout flips curves]
+    python -m tests.benchmarks.bench_concepts [--repeats 15] [--threads 1] [--only rollout flips curves state]
 
 Each part times two or more ways to the same numbers in one run, compares the numbers, and prints ratios:
 
@@ -11,7 +11,8 @@ Each part times two or more ways to the same numbers in one run, compares the nu
 - ``flips``: divergences of 112 flipped concepts, 200 classes, embeddings of 16 values: two calls of the head for each
   concept against the closed form; time and peak memory.
 - ``curves``: class logits after every correction of concept embeddings against those of a plain bottleneck: memory.
-- A correction by state against one by picture needs the predictor.
+- ``state``: a correction of one image of 224 pixels, ResNet-34, by the state of the answer before against by the
+  image: the whole predictor, decoding and protocol left out.
 
 Memory is that of tensors, by the profiler's record of allocations.
 """
@@ -28,8 +29,12 @@ from torch.profiler import ProfilerActivity, profile
 from tenfold.data.concepts import concept_group_matrix
 from tenfold.methods.concept_realignment.divergence import concept_flip_divergence
 from tenfold.methods.concept_realignment.embeddings import embedding_curve_logits, mix_concept_embeddings
+from tenfold.methods.concept_realignment.network import build_model
+from tenfold.methods.concept_realignment.predictor import ConceptPredictor
 from tenfold.methods.concept_realignment.realigner import ConceptRealigner
 from tenfold.methods.concept_realignment.rollout import intervention_rollout
+from tenfold.methods.concept_realignment.settings import Config
+from tenfold.models.image_classifier import ModelConfig
 
 CONCEPTS, GROUPS, CLASSES, SIZE = 112, 28, 200, 16
 MEBIBYTE = 1 << 20
@@ -191,6 +196,40 @@ def bench_curves(repeats: int) -> None:
     print(f"  differences {memory['differences'] / memory['CBM']:.2f}x the memory of the CBM's")
 
 
+def bench_state(repeats: int) -> None:
+    config = Config(image_size=224)
+    model = ModelConfig(name="torchvision:resnet34")
+    names = tuple(f"concept {number}" for number in range(CONCEPTS))
+    groups = {str(number): tuple(range(4 * number, 4 * number + 4)) for number in range(GROUPS)}
+    predictor = ConceptPredictor(
+        build_model(config, model, CONCEPTS, CLASSES),
+        config,
+        tuple(f"class {number}" for number in range(CLASSES)),
+        names,
+        groups=groups,
+        exclusive=(),
+        costs={},
+        realigner=ConceptRealigner(CONCEPTS),
+        realigner_name="network",
+    )
+    image = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8)
+    values, mask = torch.ones(1, CONCEPTS), torch.zeros(1, CONCEPTS, dtype=torch.uint8)
+    mask[0, :4] = 1
+    state = predictor(image, with_state=True)["state"]
+
+    def by_image() -> dict[str, Tensor]:
+        return predictor(image, concept_values=values, concept_mask=mask)
+
+    def by_state() -> dict[str, Tensor]:
+        return predictor(state=state, concept_values=values, concept_mask=mask)
+
+    for name, value in by_image().items():
+        assert torch.equal(value, by_state()[name]), name
+    took = milliseconds({"image": by_image, "state": by_state}, repeats)
+    print("a correction, ResNet-34 at 224 pixels: " + format_times(took))
+    print(f"  by state {100 * took['state'] / took['image']:.1f} % of the time by image")
+
+
 def peak_memory(work: Callable[[], object]) -> float:
     """Return the MiB of tensors that a computation holds at its peak, its results included, its arguments not."""
     with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -205,7 +244,12 @@ def format_times(took: dict[str, float]) -> str:
     return ", ".join(f"{name} {each:.1f} ms" for name, each in took.items())
 
 
-PARTS: dict[str, Callable[[int], None]] = {"rollout": bench_rollout, "flips": bench_flips, "curves": bench_curves}
+PARTS: dict[str, Callable[[int], None]] = {
+    "rollout": bench_rollout,
+    "flips": bench_flips,
+    "curves": bench_curves,
+    "state": bench_state,
+}
 
 
 def main() -> None:

@@ -14,7 +14,13 @@ from jobs.config import compose_job
 from tenfold.bundle import check_probe, load_bundle, load_probes
 from tenfold.catalog import METHODS, load_predictor
 from tenfold.config import job_from_dict
-from tenfold.data.catalog import load_classification, load_localisation, load_multilabel, load_regression
+from tenfold.data.catalog import (
+    load_classification,
+    load_concepts,
+    load_localisation,
+    load_multilabel,
+    load_regression,
+)
 from tenfold.engine.fit import Clock, Objective
 from tenfold.engine.run import Outcome, PlainRun
 from tenfold.engine.settings import JobConfig
@@ -104,6 +110,23 @@ def calm(job: JobConfig, run: PlainRun) -> Learner:
     )
 
 
+def concept_realignment(job: JobConfig, run: PlainRun) -> Learner:
+    import numpy as np
+
+    from tenfold.methods.concept_realignment.base import training_loss
+    from tenfold.methods.concept_realignment.stages import build_learner, read_batch
+    from tenfold.types import Preprocessing
+
+    data = load_concepts(job.data, Preprocessing(image_size=job.method.image_size))
+    rows = np.arange(32)
+    return Learner(
+        model=build_learner(job, data),
+        objective=Objective(loss=training_loss(job.method, mirrorable=False)),
+        batch=lambda: {**read_batch(data.train, rows), "index": torch.from_numpy(rows)},
+        clock=Clock(epoch=2, num_epochs=10, step=8, total_steps=80),
+    )
+
+
 def posterior_annealing(job: JobConfig, run: PlainRun) -> Learner:
     import numpy as np
 
@@ -129,6 +152,14 @@ ROWS = {
             "method.interval=0.05", "method.fractions=[0.3]", "method.learning_rate=1e-3",
         ),
         learner=calm,
+    ),
+    "concept_realignment": Row(
+        settings=(
+            "method=concept_realignment", "model.pretrained=false", "data.num_train=96", "data.num_val=32",
+            "data.num_test=32", "method.image_size=32", "method.grid=2", "method.crossfit=2", "method.head_epochs=2",
+            "method.realigner_epochs=2", "method.policies=[ucp]",
+        ),
+        learner=concept_realignment,
     ),
     "datadream": Row(
         settings=(
