@@ -8,6 +8,7 @@ from serve.contract import Kind
 MODULES = {
     "labels": "serve.tasks.labels.kind",
     "regression": "serve.tasks.regression",
+    "concepts": "serve.tasks.concepts",
 }
 """Kind of a signature to the module that serves it, imported on first use."""
 

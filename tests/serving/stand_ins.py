@@ -1,5 +1,6 @@
 """Models small enough to check by hand, saved as real bundles; replicas import them by name."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from serve.settings import ServedModel
-from tenfold.bundle import PROBE_FILE, Bundle, load_bundle, save_bundle
-from tenfold.tasks import OutsideFlag, Signature, Slot, classification, multi_label
+from tenfold.bundle import PROBE_FILE, Bundle, load_bundle, save_bundle, save_trained
+from tenfold.tasks import OutsideFlag, Signature, Slot, classification, concepts, multi_label
 from tenfold.types import Preprocessing, Task
 
 LOADER = "tests.serving.stand_ins:load_predictor"
 EXPLAINING_LOADER = "tests.serving.stand_ins:load_explaining_predictor"
 OPEN_LOADER = "tests.serving.stand_ins:load_open_predictor"
+CONCEPT_LOADER = "tests.serving.stand_ins:load_concept_predictor"
 CLASSES = ("red", "green", "blue")
 SIZE = 8
 POISON = 251
@@ -24,6 +26,11 @@ POISON = 251
 TEMPLATE = "a thing that is {}."
 LOGIT_SCALE = 10.0
 UNTIL = "until "
+CONCEPTS = ("segment_top", "segment_low", "loop", "prime", "plain", "clouds", "stripes")
+CONCEPT_GROUPS = {"segments": (0, 1), "loop": (2,), "kind": (3,), "background": (4, 5, 6)}
+NUMBERS = ("three", "five", "eight", "nine")
+"""Classes of the concept bottleneck."""
+CHECKSUM_BYTES = 16
 
 
 class ColourPredictor:
@@ -110,6 +117,96 @@ class OpenPredictor:
         }
 
 
+class ConceptPredictor:
+    """Logits of the concepts are a linear map of the mean colours of an image's quarters, those of the classes a linear
+    map of the concepts.
+
+    A correction moves the other concepts of its group towards where it went. The group with the largest entropy among
+    its free concepts is asked next. ``calls`` records what ran, on how many rows.
+    """
+
+    def __init__(self, signature: Signature, weight: Tensor, head: Tensor) -> None:
+        self.signature = signature
+        self.calls: list[tuple[str, int]] = []
+        self._weight, self._head = weight, head
+        self._digest = hashlib.sha256(weight.numpy().tobytes() + head.numpy().tobytes()).digest()
+        about = signature.about
+        members = about["groups"] or {name: [name] for name in about["concepts"]}
+        self._groups = torch.tensor(
+            [[float(name in members[group]) for name in about["concepts"]] for group in about["questions"]]
+        ).double()
+
+    def __call__(
+        self,
+        images: Tensor | None = None,
+        *,
+        predictions: Tensor | None = None,
+        state: Tensor | None = None,
+        **corrections: Tensor | None,
+    ) -> Mapping[str, Tensor]:
+        seen = predictions if images is None else images
+        return self.respond(self.encode(seen) if seen is not None else self.unpack(state), **corrections)
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.calls.append(("encode", len(images)))
+        if images.ndim == 2:
+            return images.double().clamp(1e-6, 1 - 1e-6).logit().float()
+        if bool((images[:, 0, 0, 0] == POISON).any()):
+            raise ValueError("a poisoned image")
+        half = images.shape[1] // 2
+        quarters = images.double().div(255).unfold(1, half, half).unfold(2, half, half).mean(dim=(4, 5))
+        return (quarters.flatten(1) @ self._weight.double()).float()
+
+    def pack(self, encoded: Tensor) -> Tensor:
+        rows = [row.numpy().tobytes() for row in encoded]
+        packed = b"".join(row + self._checksum(row) for row in rows)
+        return torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(len(rows), -1)
+
+    def unpack(self, states: Tensor) -> Tensor:
+        self.calls.append(("unpack", len(states)))
+        rows = [row.numpy().tobytes() for row in states]
+        for number, row in enumerate(rows):
+            if self._checksum(row[:-CHECKSUM_BYTES]) != row[-CHECKSUM_BYTES:]:
+                raise ValueError(f"state {number} must come unchanged from an answer of this version of the model")
+        body = bytearray(b"".join(row[:-CHECKSUM_BYTES] for row in rows))
+        return torch.frombuffer(body, dtype=torch.float32).view(len(rows), -1)
+
+    def respond(
+        self,
+        encoded: Tensor,
+        concept_values: Tensor | None = None,
+        concept_mask: Tensor | None = None,
+        concept_unknown: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        self.calls.append(("respond", len(encoded)))
+        before = encoded.double().sigmoid()
+        zeros = torch.zeros_like(before)
+        values, mask, unknown = (
+            zeros if given is None else given.double() for given in (concept_values, concept_mask, concept_unknown)
+        )
+        moved = (mask * (values - before)) @ (self._groups.T @ self._groups)
+        concepts = torch.where(mask == 1, values, (encoded.double() + moved).sigmoid())
+        logits = (concepts - 0.5) @ self._head.double()
+        free = (1 - mask) * (1 - unknown)
+        doubt = -(concepts * concepts.clamp_min(1e-9).log() + (1 - concepts) * (1 - concepts).clamp_min(1e-9).log())
+        gain, question = ((free * doubt) @ self._groups.T).max(dim=1)
+        question = torch.where(free.sum(1) > 0, question, -1)
+        outputs = {
+            "probs": logits.softmax(1), "logits": logits, "concept_probs": before, "concepts": concepts,
+            "next_gain": torch.where(question < 0, 0.0, gain),
+        }  # fmt: skip
+        return {**{name: values.float() for name, values in outputs.items()}, "next_concept": question}
+
+    def explain(self, images: Tensor, concepts: Tensor) -> Tensor:
+        assert not torch.is_inference_mode_enabled()  # gradients would fail
+        self.calls.append(("explain", len(images)))
+        colours = self._weight.view(4, 3, -1).sum(0)
+        return torch.stack([colour_map(image, colours[:, k]) for image, k in zip(images, concepts, strict=True)])
+
+    def _checksum(self, row: bytes) -> bytes:
+        return hashlib.sha256(self._digest + row).digest()[:CHECKSUM_BYTES]
+
+
 def wait_for_file(path: Path) -> None:
     """Announce the wait with a file beside ``path``, then wait for ``path``."""
     path.with_suffix(".waiting").touch()
@@ -148,6 +245,10 @@ def load_explaining_predictor(bundle: Bundle, device: str = "cpu") -> Explaining
 
 def load_open_predictor(bundle: Bundle, device: str = "cpu") -> OpenPredictor:
     return OpenPredictor(bundle)
+
+
+def load_concept_predictor(bundle: Bundle, device: str = "cpu") -> ConceptPredictor:
+    return ConceptPredictor(bundle.metadata.signature, **bundle.tensors())
 
 
 def colour_signature(
@@ -226,6 +327,51 @@ def make_open_bundle(
         data_name="none",
         data_fingerprint="0" * 64,
         files={PROBE_FILE: save({"images": images, "logits": LOGIT_SCALE * colour_of(images) @ prototypes.T})},
+    )
+
+
+def make_concept_bundle(
+    folder: Path,
+    *,
+    seed: int = 0,
+    size: int = SIZE,
+    takes_images: bool = True,
+    explains: bool = True,
+    names: Sequence[str] = CONCEPTS,
+    grouped: bool = True,
+) -> Bundle:
+    """Save a concept bottleneck of images, or of another model's predictions."""
+    generator = torch.Generator().manual_seed(seed)
+    signature = concepts(
+        NUMBERS,
+        names,
+        Preprocessing(image_size=size) if takes_images else None,
+        state_size=4 * len(names) + CHECKSUM_BYTES,
+        groups=CONCEPT_GROUPS if grouped else None,
+        exclusive=("background",) if grouped else (),
+        costs={"background": 2.0} if grouped else None,
+        explains=explains,
+        about={"policy": "entropy"},
+    )
+    weight = torch.randn(12, len(names), generator=generator)
+    head = 3 * torch.randn(len(names), len(NUMBERS), generator=generator)
+    predictor = ConceptPredictor(signature, weight, head)
+    first = signature.inputs[0]
+    seen = torch.rand(4, *first.shape, generator=generator)
+    seen = (250 * seen).to(torch.uint8) if takes_images else seen
+    mask = torch.zeros(4, len(names), dtype=torch.uint8)
+    mask[:, ::3] = 1
+    corrections = {"concept_values": torch.ones(4, len(names)), "concept_mask": mask, "concept_unknown": 1 - mask}
+    return save_trained(
+        folder,
+        predictor,
+        [{first.name: seen}, {first.name: seen, **corrections}],
+        config={},
+        tensors={"weight": weight, "head": head},
+        method="concept_colour",
+        metrics={},
+        data_name="none",
+        data_fingerprint="0" * 64,
     )
 
 

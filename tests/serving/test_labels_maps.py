@@ -12,7 +12,7 @@ from serve.clients.local import LocalModel, import_loader
 from serve.contract import Call, Failure, RefusedError
 from serve.http.access_log import access_logger
 from serve.tasks.labels.loaded import ImagePiece
-from serve.tasks.labels.maps import ClassIndex
+from serve.tasks.maps import ClassIndex
 from tenfold.bundle import BundleError
 from tenfold.types import Task
 from tests.serving import real_bundles

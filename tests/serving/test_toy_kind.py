@@ -323,5 +323,5 @@ def test_a_kind_may_ask_a_peer_and_tells_what_that_cost(service, bundle):
 
 def test_a_kind_without_a_row_does_not_load(bundle, monkeypatch):
     monkeypatch.delitem(table.MODULES, "toy")
-    with pytest.raises(ValueError, match="kind must be one of labels, regression, got 'toy'; add its row"):
+    with pytest.raises(ValueError, match="kind must be one of labels, regression, concepts, got 'toy'; add its row"):
         LocalModel(served(bundle, "toy", loader=LOADER))

@@ -9,11 +9,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from serve.contract import FILE, Answer, Call, Description, Form, Limits, Picture, RefusedError, Sent, invalid, shown
 from serve.tasks import slots
-from serve.tasks.labels.loaded import Labels, check_explains, only_own_explained, own_classes_only
-from serve.tasks.labels.maps import MAP_OUTPUTS, check_size, read_explain
-from serve.tasks.labels.pictures import explanation, overlay_png, png_headers
+from serve.tasks.labels.loaded import Labels, only_own_explained, own_classes_only
+from serve.tasks.labels.pictures import explanation, png_headers
 from serve.tasks.labels.vocabulary import CHECKED, TEXT_INPUTS, read_vocabulary, vocabulary_of
-from serve.tasks.pictures import PNG, prefers_png
+from serve.tasks.maps import MAP_OUTPUTS, check_explains, check_size, read_explain
+from serve.tasks.pictures import PNG, overlay_png, prefers_png
 from tenfold.tasks import (
     ATTRIBUTIONS,
     CLASSES,
@@ -95,7 +95,7 @@ def show(
     told = reply["explanation"] = explanation(answer, description.signature.columns)
     as_png = prefers_png(sent.accept)
     if as_png or _asked(sent)[0] == OVERLAY:
-        png = overlay_png(call.inputs[IMAGES][0], answer)
+        png = overlay_png(call.inputs[IMAGES][0], answer.outputs[ATTRIBUTIONS][0])
         if as_png:
             return Picture(content=png, media_type=PNG, headers=png_headers(reply))
         told[OVERLAY] = base64.b64encode(png).decode()

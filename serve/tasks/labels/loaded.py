@@ -13,9 +13,9 @@ from torch import Tensor
 
 from serve.contract import Call, Failure, Outputs, RefusedError, Start, invalid
 from serve.tasks.batches import as_arrays, divided, isolated
-from serve.tasks.labels.maps import ClassIndex
 from serve.tasks.labels.prototypes import PrototypeCache
 from serve.tasks.labels.vocabulary import CHECKED, Vocabulary, vocabulary_of
+from serve.tasks.maps import ClassIndex, check_explains
 from tenfold.bundle import Bundle, BundleError, load_probes
 from tenfold.tasks import (
     ATTRIBUTIONS,
@@ -196,13 +196,6 @@ class Labels:
                 for rows, piece in zip(embeddings, pieces, strict=True)
                 if piece.prototypes is not None
             ]
-
-
-def check_explains(explains: bool, name: str, method: str) -> None:
-    """Refuse a request for maps to a model that has none."""
-    if not explains:
-        sentence = f"model {name} (method {method}) gives no attribution maps"
-        raise RefusedError(422, sentence, "explain", lacks=ATTRIBUTIONS)
 
 
 def own_classes_only(name: str) -> RefusedError:

@@ -1,15 +1,11 @@
-"""Attribution maps for people: the summary in JSON, and the overlay as a PNG."""
+"""Attribution maps for people: the summary in JSON, and the headers of the overlay."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-from PIL import Image
-
 from serve.contract import Answer
-from tenfold.figures.overlays import overlay
+from serve.tasks.pictures import strongest
 from tenfold.tasks import ATTRIBUTIONS, EXPLAINED
 
 
@@ -22,21 +18,13 @@ def explanation(answer: Answer, classes: Sequence[str]) -> dict[str, Any]:
     """
     index = int(answer.outputs[EXPLAINED][0])
     scores = answer.outputs[ATTRIBUTIONS][0]
-    row, column = np.unravel_index(int(scores.argmax()), scores.shape)
     return {
         "class": classes[index],
         "index": index,
         "probability": float(answer.outputs["probs"][0, index]),
         "image_size": len(scores),
-        "strongest": {"x": int(column), "y": int(row)} if scores.any() else None,
+        "strongest": strongest(scores),
     }
-
-
-def overlay_png(image: np.ndarray, answer: Answer) -> bytes:
-    """Render the image, uint8 ``(S, S, 3)`` as the model saw it, under the colours of its map, as a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(overlay(image, answer.outputs[ATTRIBUTIONS][0])).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def png_headers(reply: Mapping[str, Any]) -> dict[str, str]:
