@@ -416,6 +416,8 @@ def test_the_map_of_a_concept_adds_up_to_its_logit(data):
     assert isinstance(head, GridHead)
     logits = model.encode(seen)[torch.arange(3), columns]
     torch.testing.assert_close(maps.sum((1, 2)), (logits - head.linear.bias[columns]).detach())
+    with torch.inference_mode():  # as MLflow calls a model
+        torch.testing.assert_close(concept_map(model, images_of(data), columns), maps)
     with pytest.raises(ValueError, match=r"concepts must lie in 0..25, got 26..26"):
         concept_map(model, seen[:1], torch.tensor([26]))
 

@@ -5,8 +5,9 @@
 ``sklearn``: section 8 of the method's specification, two scikit-learn digits side by side, a small perceptron as base
 model, 20 concepts. ``pairs0`` and ``pairs9``: the embedded pairs, where the second digit repeats the first with
 probability 0 or 0.9, 26 concepts asked one by one; ``groups0``: the same asked in 12 groups; ``scenes``: 37 concepts of
-scenes, which no class fixes; ``intcem``: a policy learnt with the network, on the pairs. Every training uses the
-platform's own recipe, in this process. Prints Markdown tables (test images; one value a seed), and writes one JSON file
+scenes, which no class fixes; ``intcem``: a policy learnt with the network, on the pairs; ``random``: ``sklearn`` with a
+realigner trained on random corrections; ``apply1``: ``pairs0`` realigned from the first answer on. Every training uses
+the platform's own recipe, in this process. Prints Markdown tables (test images; one value a seed), and writes one JSON file
 per training (existing ones are not repeated) and figures.
 """
 
@@ -36,7 +37,7 @@ TITLES = (
     "realigner", "policy", "expert", "loss at 0", "loss AUC", "questions to a tenth", "accuracy at 0, %",
     "accuracy AUC",
 )  # fmt: skip
-EXPERIMENTS = ("sklearn", "pairs0", "pairs9", "groups0", "scenes", "intcem")
+EXPERIMENTS = ("sklearn", "random", "pairs0", "apply1", "pairs9", "groups0", "scenes", "intcem")
 NOISE = 0.35
 """Of the scikit-learn digits, whose values lie in 0..1."""
 PAIR_NOISE = 0.9
@@ -116,14 +117,17 @@ def job(experiment: str, seed: int, folder: Path, **method: Any) -> JobConfig:
     """Return the settings of one training; ``method`` overrides some of the method's."""
     data: dict[str, Any] = {"name": "handwriting", "noise": PAIR_NOISE}
     settings = {**REALIGNER, **PAIRS}
-    if experiment == "sklearn":
+    if experiment in ("sklearn", "random"):
         path = folder / f"predictions-{seed}.npz"
         np.savez(path, **predict_pairs(seed))
         data = {"name": "concept_predictions", "predictions": str(path)}
         settings = {**REALIGNER, "hidden": 40, "head_epochs": 40}
+        settings["train_policy"] = "random" if experiment == "random" else "ucp"
     elif experiment == "scenes":
         data = {"name": "handwriting", "concept_task": "scenes"}
         settings |= {"image_size": 64, "grid": 4, "single": False}
+    elif experiment == "apply1":
+        settings |= {"apply_from": 1, "policies": []}
     elif experiment == "groups0":
         settings |= {"single": False}
     elif experiment == "intcem":

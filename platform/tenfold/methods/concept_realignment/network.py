@@ -183,9 +183,10 @@ def concept_map(model: ConceptModel, images: Tensor, concepts: Tensor) -> Tensor
     if model.image is None:
         raise ValueError("a model of stored predictions has no images to explain")
     check_label_range(concepts, model.num_concepts, "concepts")
-    with torch.enable_grad():
-        features = model.image.feature_map(images).detach().requires_grad_()
+    with torch.inference_mode(mode=False), torch.enable_grad():  # callers may be in inference mode
+        features = model.image.feature_map(images.clone()).detach().requires_grad_()
         encoded = model.image.head(features if model.image.reads_map else features.mean((2, 3)))
         logits = model.concept_logits(encoded)
-        (gradient,) = torch.autograd.grad(logits.gather(1, concepts[:, None]).sum(), features)
+        chosen = logits.gather(1, concepts[:, None].clone()).sum()
+        (gradient,) = torch.autograd.grad(chosen, features)
     return (gradient * features).sum(1).detach()

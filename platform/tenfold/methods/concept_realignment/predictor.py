@@ -70,7 +70,8 @@ class ConceptPredictor:
         device: str = "cpu",
     ) -> None:
         self.config, self.classes, self.names = config, tuple(classes), tuple(names)
-        self.groups, self.exclusive, self.costs = groups, tuple(exclusive), dict(costs)
+        # Asked one by one, concepts of a group need not be told apart.
+        self.groups, self.exclusive, self.costs = groups, () if config.single else tuple(exclusive), dict(costs)
         self.model = model.to(device).eval()
         self.realigner = None if realigner is None else realigner.to(device).eval()
         self.adapter = None if adapter is None else adapter.to(device).eval()
@@ -98,7 +99,7 @@ class ConceptPredictor:
             self.preprocessing,
             state_size=4 * self._width + CHECKSUM_BYTES,
             groups=asked,
-            exclusive=[name for name in exclusive if asked is not None],
+            exclusive=self.exclusive,
             costs=self.costs,
             about={
                 "policy": config.policy,
@@ -281,7 +282,7 @@ class ConceptPredictor:
         if (of_mask * of_unknown).any():
             raise ValueError("concept_unknown must be 0 where concept_mask is 1, got 1 for both")
         of_values = torch.where(of_mask == 1, of_values, 0.0)
-        for name in self.exclusive if self.groups is not None else ():
+        for name in self.exclusive:
             columns = list((self.groups or {})[name])
             if (of_values[:, columns] > 0.5).sum(1).gt(1).any():
                 members = ", ".join(self.names[column] for column in columns)
