@@ -34,7 +34,7 @@ class ModelSummary(BaseModel):
     image_size: int | None
     """Height and width of the images that the model takes; null for a model without image input."""
     inputs: list[InputSummary]
-    """Named inputs; empty for an image classifier."""
+    """Named inputs that every request brings; empty for a model of images alone."""
     classes: list[str]
     """Class names; for a regression, the targets."""
     prompt_template: str | None
@@ -94,7 +94,7 @@ def summary(description: Description) -> ModelSummary:
                 max_value=slot.image.max_value if isinstance(slot.image, Pixels) else None,
             )
             for slot in signature.inputs
-            if not isinstance(slot.image, Preprocessing) and not slot.shared
+            if not isinstance(slot.image, Preprocessing) and not slot.optional
         ],
         classes=list(signature.columns),
         prompt_template=signature.about.get("prompt_template"),

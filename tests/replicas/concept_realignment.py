@@ -125,7 +125,7 @@ def job(experiment: str, seed: int, folder: Path, **method: Any) -> JobConfig:
         settings["train_policy"] = "random" if experiment == "random" else "ucp"
     elif experiment == "scenes":
         data = {"name": "handwriting", "concept_task": "scenes"}
-        settings |= {"image_size": 64, "grid": 4, "single": False}
+        settings |= {"image_size": 64, "grid": 4, "single": False, "crossfit": 2}
     elif experiment == "apply1":
         settings |= {"apply_from": 1, "policies": []}
     elif experiment == "groups0":
