@@ -74,7 +74,8 @@ def work(settings: EvaluateSettings) -> None:
     tracker.log_metrics({f"{prefix}/{key}": value for key, value in metrics.items()}, 0)
     tracker.finish("FINISHED")
     print(" against ".join(f"models:/{each}" for each in labels), f"on {settings.data.name}")
-    print("\n".join(f"{key:<28}{value:.4g}" for key, value in sorted(metrics.items())))
+    width = max(28, *(len(key) + 2 for key in metrics))
+    print("\n".join(f"{key:<{width}}{value:.4g}" for key, value in sorted(metrics.items())))
 
 
 def check_comparable(method_name: str) -> None:

@@ -3,11 +3,11 @@
     python -m tests.replicas.concept_realignment --seeds 0 1 2 --out outputs/replica_concepts [--only pairs0 scenes]
 
 ``sklearn``: section 8 of the method's specification, two scikit-learn digits side by side, a small perceptron as base
-model, 20 concepts. ``pairs0`` and ``pairs9``: the embedded pairs, where the second digit repeats the first with
-probability 0 or 0.9, 26 concepts asked one by one; ``groups0``: the same asked in 12 groups; ``scenes``: 37 concepts of
-scenes, which no class fixes; ``intcem``: a policy learnt with the network, on the pairs; ``random``: ``sklearn`` with a
-realigner trained on random corrections; ``apply1``: ``pairs0`` realigned from the first answer on. Every training uses
-the platform's own recipe, in this process. Prints Markdown tables (test images; one value a seed), and writes one JSON file
+model, 20 concepts. ``random``: the same with a realigner trained on random corrections. ``pairs0`` and ``pairs9``: the
+embedded pairs, where the second digit repeats the first with probability 0 or 0.9, 26 concepts asked one by one;
+``groups0``: the same asked in 12 groups; ``apply1``: realigned from the first answer on. ``scenes``: 37 concepts of
+scenes, which no class fixes. ``intcem``: a policy learnt with the network, on the pairs. Every training uses the
+platform's own recipe, in this process. Prints Markdown tables (test images; one value a seed), and writes one JSON file
 per training (existing ones are not repeated) and figures.
 """
 
