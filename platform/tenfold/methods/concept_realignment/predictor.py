@@ -70,8 +70,7 @@ class ConceptPredictor:
         device: str = "cpu",
     ) -> None:
         self.config, self.classes, self.names = config, tuple(classes), tuple(names)
-        # Asked one by one, concepts of a group need not be told apart.
-        self.groups, self.exclusive, self.costs = groups, () if config.single else tuple(exclusive), dict(costs)
+        self.groups, self.exclusive, self.costs = groups, tuple(exclusive), dict(costs)
         self.model = model.to(device).eval()
         self.realigner = None if realigner is None else realigner.to(device).eval()
         self.adapter = None if adapter is None else adapter.to(device).eval()
@@ -79,17 +78,15 @@ class ConceptPredictor:
         self.realigner_name = realigner_name
         self.preprocessing = None if model.image is None else model.image.preprocessing
         self._device = device
-        asked = None if config.single else groups
-        matrix = concept_group_matrix(asked, len(names))
+        asked = tuple(names if groups is None else groups)
         self.questions = Questions(
-            names=tuple(names if asked is None else asked),
-            groups=matrix,
-            costs=torch.tensor([float(self.costs.get(name, 1.0)) for name in (names if asked is None else asked)]),
+            names=asked,
+            groups=concept_group_matrix(groups, len(names)),
+            costs=torch.tensor([float(self.costs.get(name, 1.0)) for name in asked]),
         )
-        data_groups = concept_group_matrix(groups, len(names))
         self.asker = Asker(
             name=config.policy, config=config, model=self.model, realigner=self.realigner, learned=self.learned,
-            groups=data_groups.to(device),
+            groups=self.questions.groups.to(device),
         )  # fmt: skip
         self._width = config.latent_size if model.embedding is not None else len(names)
         self._digest = _digest(self.tensors())
@@ -98,7 +95,7 @@ class ConceptPredictor:
             self.names,
             self.preprocessing,
             state_size=4 * self._width + CHECKSUM_BYTES,
-            groups=asked,
+            groups=groups,
             exclusive=self.exclusive,
             costs=self.costs,
             about={
@@ -295,7 +292,7 @@ class ConceptPredictor:
         """Return the next question and its expected gain, ``(B,)`` each; -1 and 0 where there is none."""
         spent = torch.maximum(mask, unknown)
         current = concepts if self.config.coupled else torch.where(mask == 1, values, of.concepts)
-        scores = self.asker.scores(of, current, spent)
+        scores = self.asker.scores(of, current, mask, unknown)
         question = best_question(scores, spent, self.questions, self.config.reduce)
         if self.config.stop_at is not None:
             question = torch.where(logits.softmax(1).amax(1) >= self.config.stop_at, -1, question)

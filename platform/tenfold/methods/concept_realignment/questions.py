@@ -86,25 +86,29 @@ class Asker:
             return lambda current, mask: self._learned(of, current, mask)
         return self.information(of)
 
-    def scores(self, of: Bottleneck, current: Tensor, mask: Tensor) -> Tensor:
+    def scores(self, of: Bottleneck, current: Tensor, mask: Tensor, unknown: Tensor) -> Tensor:
         """Return the scores ``(B, K)`` of a single answer; the random policy draws the same at every call.
 
         Args:
             of: Bottleneck of the batch.
             current: Concepts ``(B, K)``.
-            mask: 1 for concepts that are not asked again, ``(B, K)``.
+            mask: 1 where a concept is corrected, ``(B, K)``.
+            unknown: 1 where nobody knows, ``(B, K)``; not asked again either.
         """
+        spent = torch.maximum(mask, unknown)
+        if self.name == "ucp":
+            return uncertainty_scores(current, spent)
+        if self.name == "random":
+            return random_scores(current, spent, torch.Generator(current.device).manual_seed(0))
+        if self.name == "ectp":
+            return expected_change_scores(current, spent, *self.divergences(of))
+        if self.name == "information":
+            return self.information(of, skip=unknown)(current, mask)
         policy = self.policy(of)
-        if policy == "ucp":
-            return uncertainty_scores(current, mask)
-        if policy == "random":
-            return random_scores(current, mask, torch.Generator(current.device).manual_seed(0))
-        if policy == "ectp":
-            return expected_change_scores(current, mask, *self.divergences(of))
         if isinstance(policy, Tensor):
-            return blocked(policy.expand_as(current), mask)
+            return blocked(policy.expand_as(current), spent)
         assert callable(policy)
-        return policy(current, mask)
+        return blocked(policy(current, mask), spent)
 
     def divergences(self, of: Bottleneck) -> tuple[Tensor, Tensor]:
         """Return the change of the class if each concept were 1, or 0, ``(B, K)`` each."""

@@ -34,7 +34,7 @@ from tenfold.methods.concept_realignment.predictions import Predictions, of_spli
 from tenfold.methods.concept_realignment.predictor import ConceptPredictor
 from tenfold.methods.concept_realignment.questions import Asker, Questions
 from tenfold.methods.concept_realignment.realigners import adapted, choose, fit_rival, to_device, train_network
-from tenfold.methods.concept_realignment.settings import Config
+from tenfold.methods.concept_realignment.settings import Config, Policy
 from tenfold.methods.concept_realignment.sources import predicted_by
 from tenfold.methods.concept_realignment.stages import concept_weights, predict_all, train_base, train_head
 from tenfold.probes import Inputs
@@ -104,7 +104,7 @@ def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
     for part, split in (("val", loaded.val), ("test", loaded.test)):
         predictions = adapted(of_split(split, *predict_split(run, model, split)), predictor.adapter)
         for name, realigner in (("", predictor.realigner), ("none/", None)):
-            asker = _asker(setting, realigner, predictor.learned, loaded, config.policy)
+            asker = _asker(setting, realigner, predictor.learned, config.policy)
             curve = draw_curve(setting, predictions, asker, coupled=config.coupled)
             metrics |= {f"{part}/{name}{key}": value for key, value in curve.summary().items()}
         metrics |= {f"{part}/{key}": value for key, value in leakage(setting, predictions).items()}
@@ -192,7 +192,7 @@ def _realign(job: JobConfig, data: ConceptData, run: Run, folder: Path, frozen: 
         return
     askers = {
         name: [
-            _asker(setting, realigner, frozen.learned, data, policy)
+            _asker(setting, realigner, frozen.learned, policy)
             for policy in dict.fromkeys((config.policy, *config.policies))
         ]
         for name, realigner in realigners.items()
@@ -214,9 +214,9 @@ def _realign(job: JobConfig, data: ConceptData, run: Run, folder: Path, frozen: 
         config,
         data.classes,
         data.concepts,
-        groups=data.groups,
-        exclusive=data.exclusive,
-        costs=data.costs,
+        groups=None if config.single else data.groups,
+        exclusive=() if config.single else data.exclusive,
+        costs=dict(zip(setting.questions.names, setting.questions.costs.tolist(), strict=True)),
         realigner=realigners[chosen],
         realigner_name=chosen,
         adapter=adapter,
@@ -225,16 +225,14 @@ def _realign(job: JobConfig, data: ConceptData, run: Run, folder: Path, frozen: 
     _save(job, data, folder, predictor, metrics, rows, frozen.history, history, chosen)
 
 
-def _asker(
-    setting: Setting,
-    realigner: nn.Module | None,
-    learned: InterventionPolicy | None,
-    data: ConceptData,
-    policy: Any,
-) -> Asker:
-    groups = Questions.of(data, single=False).groups.to(setting.device)
+def _asker(setting: Setting, realigner: nn.Module | None, learned: InterventionPolicy | None, policy: Policy) -> Asker:
     return Asker(
-        name=policy, config=setting.config, model=setting.model, realigner=realigner, learned=learned, groups=groups
+        name=policy,
+        config=setting.config,
+        model=setting.model,
+        realigner=realigner,
+        learned=learned,
+        groups=setting.questions.groups.to(setting.device),
     )
 
 

@@ -198,4 +198,6 @@ class Config:
     def of_base(self) -> "Config":
         """Return these settings with everything that the base model doesn't depend on at its default."""
         kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name in BASE_FIELDS}
+        if self.base == "intcem":  # whose policy learns to choose among the questions
+            kept["single"] = self.single
         return replace(Config(), **kept)

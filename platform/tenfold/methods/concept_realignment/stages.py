@@ -76,7 +76,7 @@ def build_learner(job: JobConfig, data: ConceptData) -> BaseLearner:
     """
     config: Config = job.method
     model = build_model(config, job.model, len(data.concepts), len(data.classes))
-    groups = concept_group_matrix(data.groups, len(data.concepts))
+    groups = concept_group_matrix(None if config.single else data.groups, len(data.concepts))
     return BaseLearner(config, model, groups, concept_weights(config, data))
 
 
