@@ -207,7 +207,7 @@ def bench_state(repeats: int) -> None:
         tuple(f"class {number}" for number in range(CLASSES)),
         names,
         groups=groups,
-        exclusive=(),
+        exclusive={},
         costs={},
         realigner=ConceptRealigner(CONCEPTS),
         realigner_name="network",

@@ -62,6 +62,8 @@ def test_names_groups_costs_and_the_checksum(tmp_path: Path) -> None:
     assert data.groups == {"cover": (0,), "colour": (1, 2)}
     assert (data.concepts, data.classes) == (("fur", "red", "blue"), ("cat", "car", "cow"))
     assert data.costs == {"colour": 3.0}
+    moved = names | {"group_of_concept": ["cover", "cover", "colour"]}
+    assert load(tmp_path, stored | moved).fingerprint != load(tmp_path, stored | names).fingerprint
     stored["test_labels"] = 1 - stored["test_labels"]
     with pytest.raises(ValueError, match=r"must have the sha256 .* was it changed"):
         load(tmp_path, stored | {"sha256": bytes_sha256(arrays)})
@@ -79,6 +81,7 @@ def test_names_groups_costs_and_the_checksum(tmp_path: Path) -> None:
         ({"train_concept_probs": np.full((6, 3), 1.5)}, r"must lie in \[0, 1\], got 18 .* not logits"),
         ({"concept_names": ["a"]}, "concept_names must hold 3 names, got 1"),
         ({"class_names": ["a"]}, "class_names must hold 2 names, got 1"),
+        ({"val_labels": np.full(4, 10**9)}, "labels must be below 100000, got 1000000000"),
         ({"concept_names": ["a", "a", "b"]}, "names the concept 'a' twice"),
     ],
 )

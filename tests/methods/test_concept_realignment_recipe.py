@@ -27,10 +27,17 @@ from tenfold.methods.concept_realignment.augment import photo_augment
 from tenfold.methods.concept_realignment.base import BaseLearner, concept_loss
 from tenfold.methods.concept_realignment.evaluation import Expert, Setting, draw_curve
 from tenfold.methods.concept_realignment.intcem import InterventionPolicy, draw_start, roll_out
-from tenfold.methods.concept_realignment.network import ConceptModel, GridHead, build_model, concept_map
+from tenfold.methods.concept_realignment.network import (
+    ConceptModel,
+    GridHead,
+    build_model,
+    concept_map,
+    new_realigner,
+)
 from tenfold.methods.concept_realignment.predictions import Predictions, fit_temperature, fold_rows
 from tenfold.methods.concept_realignment.predictor import ConceptPredictor
 from tenfold.methods.concept_realignment.questions import Asker, Questions, best_question
+from tenfold.methods.concept_realignment.realigners import RealignerLearner, batch_tensors
 from tenfold.methods.concept_realignment.settings import Config
 from tenfold.models.image_classifier import ModelConfig
 from tenfold.tasks import multi_label
@@ -158,7 +165,7 @@ def test_out_of_fold_predictions_come_from_models_that_have_not_seen_the_image(d
         return fit(job_, data_, run_, learner, rows, stage)
 
     monkeypatch.setattr(stages, "_fit", spy)
-    stages._out_of_fold(job(), data, run, 2, 1.0)
+    stages._out_of_fold(job(), data, run, 2)
     folds = fold_rows(len(data.train), 2, 0)
     assert [sorted(rows) for rows in seen] == [sorted(folds[1]), sorted(folds[0])]
     assert sorted(np.concatenate(folds)) == list(range(len(data.train)))
@@ -167,7 +174,8 @@ def test_out_of_fold_predictions_come_from_models_that_have_not_seen_the_image(d
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("method.base=joint", "method.calibrate=true", "method.stop_at=0.5", "data.costs={first_segments: 3}"),
+        ("method.calibrate=true", "method.stop_at=0.5", "data.costs={first_segments: 3}", "method.imbalance=images"),
+        ("method.base=joint", "method.single=true"),
         ("method.base=cem", "method.policies=[coop,information,fixed,skyline]", "method.reduce=max"),
         ("method.base=intcem", "method.policy=intcem", "method.policies=[]", "method.single=true"),
         ("method.base=intcem", "method.joint_realigner=true", "method.joint_loss=compat", "method.realigner=network"),
@@ -206,6 +214,9 @@ def test_a_model_is_measured_on_other_data(trained, run):
     same = recipe.evaluate(predictor, job().data, run)
     assert same["test/concept_loss_auc"] == pytest.approx(trained.metrics["test/concept_loss_auc"], rel=1e-5)
     assert same["test/none/accuracy_auc"] == pytest.approx(trained.metrics["test/none/accuracy_auc"], rel=1e-5)
+    weighted = train(run.shared.local_path(), job("method.imbalance=images", "method.policies=[]"))
+    again = recipe.evaluate(predictor_of(weighted), job().data, run)
+    assert again["test/concept_loss_auc"] == pytest.approx(weighted.metrics["test/concept_loss_auc"], rel=1e-5)
     noisy = recipe.evaluate(predictor, job("data.noise=0.5").data, run)
     assert noisy["test/none/concept_loss_auc"] != same["test/none/concept_loss_auc"]
     with pytest.raises(ValueError, match="the model knows 100 classes"):
@@ -318,6 +329,19 @@ def test_a_changed_state_and_that_of_another_model_are_refused(trained, data, fo
     changed[1, 0] ^= 1
     with pytest.raises(ValueError, match="state 1 must come unchanged"):
         predictor(state=changed)
+    renamed = ConceptPredictor(
+        predictor.model,
+        predictor.config,
+        predictor.classes,
+        predictor.names[::-1],
+        groups=None,
+        exclusive={},
+        costs={},
+        realigner=predictor.realigner,
+        realigner_name=predictor.realigner_name,
+    )
+    with pytest.raises(ValueError, match="state 0 must come unchanged"):
+        renamed(state=state)
     other = predictor_of(train(folder, job("method.realigner=none")))
     assert other.realigner_name != predictor.realigner_name
     with pytest.raises(ValueError, match="state 0 must come unchanged"):
@@ -354,8 +378,10 @@ def test_corrections_that_make_no_sense_are_refused(trained, data, values, mask,
         predictor_of(trained)(images_of(data, 1), concept_mask=torch.zeros(1, 3, dtype=torch.uint8))
 
 
-def test_two_true_concepts_of_an_exclusive_group_are_refused(tmp_path):
-    outcome = train(tmp_path, job("data.concept_task=scenes", "method.policies=[]", "method.crossfit=1"))
+@pytest.mark.parametrize("single", ["true", "false"])
+def test_two_true_concepts_of_an_exclusive_group_are_refused(single, tmp_path):
+    overrides = ("data.concept_task=scenes", "method.policies=[]", "method.crossfit=1", f"method.single={single}")
+    outcome = train(tmp_path, job(*overrides))
     predictor = predictor_of(outcome)
     columns = [predictor.names.index(f"count_{number}") for number in (1, 2)]
     values, mask = torch.zeros(1, 37), torch.zeros(1, 37, dtype=torch.uint8)
@@ -385,6 +411,13 @@ def test_nothing_is_asked_that_is_known_or_that_nobody_knows(trained, data):
     done = predictor(seen, concept_values=values.float(), concept_mask=mask, concept_unknown=unknown)
     assert int(done["next_concept"]) == -1
     assert float(done["next_gain"]) == 0
+
+
+def test_a_random_question_does_not_depend_on_who_is_asked_beside(folder, data):
+    predictor = predictor_of(train(folder, job("method.policy=random", "method.policies=[]", "method.rivals=[none]")))
+    together = predictor(images_of(data, 4))["next_concept"].tolist()
+    alone = [int(predictor(images_of(data, 4)[row : row + 1])["next_concept"]) for row in range(4)]
+    assert together == alone
 
 
 def test_the_gain_is_the_expected_drop_of_the_class_entropy(trained, data):
@@ -489,6 +522,27 @@ def test_the_horizon_grows_with_training_only(data):
     learner.eval()
     learner(batch["images"], batch["concepts"], batch["labels"])
     assert float(learner.horizon) == pytest.approx(before * 1.005)
+
+
+def test_embeddings_learn_in_full_precision_under_mixed_precision(data):
+    learner = learner_of(data, base="intcem", joint_realigner=True).train()
+    batch = stages.read_batch(data.train, np.arange(16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = learner(batch["images"], batch["concepts"], batch["labels"])
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(weight.grad is not None for weight in learner.parameters())
+
+
+def test_validation_of_a_realigner_draws_the_same_every_time():
+    setting, predictions = setting_of(train_policy="random")
+    learner = RealignerLearner(setting.config, new_realigner(setting.config, 6), setting.questions, None, 6).eval()
+    batch = batch_tensors(setting, predictions)
+    torch.manual_seed(0)
+    first = learner(batch, 0.0)
+    assert torch.equal(learner(batch, 0.0), first)
+    learner.train()
+    assert not torch.equal(learner(batch, 0.0), learner(batch, 0.0))
 
 
 def test_only_concepts_that_an_image_shows_count():
@@ -601,6 +655,13 @@ def test_random_curves_are_repeated_and_reproducible():
         (("method.learning_rate=0",), "learning_rate must be positive"),
         (("method.expert_certainty=0.4",), r"expert_certainty must lie in \(0.5, 1\]"),
         (("method.kind=tree",), "method.kind"),
+        (("method.rivals=[]",), "rivals must name a realigner to choose from where realigner is auto"),
+        (
+            ("method.base=intcem", "method.joint_realigner=true", "method.rivals=[none]", "method.realigner=none"),
+            "joint_realigner needs network",
+        ),
+        (("method.base_model=here", "method.base=cem"), "base must be independent or sequential with base_model"),
+        (("method.calibrate=true", "method.base=cem"), "calibrate must be false for base cem"),
     ],
 )
 def test_settings_out_of_range_are_refused(overrides, message):

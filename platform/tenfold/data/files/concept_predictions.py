@@ -7,6 +7,7 @@ predicted probabilities, float ``(N, K)``; ``PART_concepts``, the true concepts 
 the nine arrays as float64, int64 and int64, in C order, part by part as listed here.
 """
 
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tenfold.data.concepts import PARTS, ConceptData, ConceptSplit, PredictedCon
 from tenfold.hashing import bytes_sha256
 from tenfold.types import Preprocessing
 
+_MOST_CLASSES = 100_000
 _ARRAYS = (("concept_probs", np.float64), ("concepts", np.int64), ("labels", np.int64))
 
 
@@ -55,6 +57,10 @@ def load_concept_predictions(
     num_concepts = stored["train_concepts"].shape[1]
     names = _names(path, stored, "concept_names", num_concepts, "concept")
     num_classes = 1 + max(int(stored[f"{part}_labels"].max()) for part in PARTS)
+    if num_classes > _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: labels must be below {_MOST_CLASSES}, got {num_classes - 1}; number the classes from 0"
+        )
     classes = _names(path, stored, "class_names", num_classes, "class")
     groups: dict[str, list[int]] = {}
     if "group_of_concept" in stored:
@@ -68,7 +74,7 @@ def load_concept_predictions(
         val=_split(path, stored, "val"),
         test=_split(path, stored, "test"),
         image_size=preprocessing.image_size,
-        fingerprint=bytes_sha256(["\0".join((*names, *classes, *groups)).encode(), digest.encode()]),
+        fingerprint=bytes_sha256([json.dumps([names, classes, groups]).encode(), digest.encode()]),
         groups={name: tuple(columns) for name, columns in groups.items()} or None,
         costs=config.costs or {},
         predicted=True,

@@ -44,8 +44,9 @@ def photo_augment(images: Tensor, size: int, *, mirror: bool) -> Tensor:
     theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = wide * flip, across, high, down
     theta, brightness, saturation = (each.to(images.device) for each in (theta, brightness, saturation))
     pixels = images.permute(0, 3, 1, 2).float()
-    grid = functional.affine_grid(theta, [batch, 3, size, size], align_corners=False)
-    pixels = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # in bfloat16 the grid is half a pixel off
+        grid = functional.affine_grid(theta, [batch, 3, size, size], align_corners=False)
+        pixels = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels = (pixels * brightness.view(-1, 1, 1, 1)).clamp(0, 255)
     grey = (pixels * pixels.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     pixels = grey + (pixels - grey) * saturation.view(-1, 1, 1, 1)

@@ -68,7 +68,9 @@ class BaseLearner(nn.Module):
         """
         encoded = self.model.encode(images).float()
         if self.model.embedding is not None:
-            return self._embedding_loss(encoded, concepts, labels, known)
+            # Probabilities in bfloat16 round to 1, which ends their gradient.
+            with torch.autocast(encoded.device.type, enabled=False):
+                return self._embedding_loss(encoded, concepts, labels, known)
         loss = concept_loss(encoded.sigmoid(), concepts, self.weight, known, logits=encoded)
         if self.config.base != "joint":
             return loss

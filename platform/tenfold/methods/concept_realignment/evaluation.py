@@ -144,7 +144,7 @@ def _measure(
             of.concepts,
             truth,
             asker.policy(of),
-            groups=None if len(questions) == groups.shape[1] else groups,
+            groups=None if torch.equal(groups, torch.eye(len(groups), device=device)) else groups,
             steps=config.steps,
             coupled=coupled,
             divergences=asker.divergences(of) if asker.name == "ectp" else None,

@@ -28,7 +28,7 @@ class Predictions:
     concepts: Tensor
     """Predicted concepts, float32 ``(N, K)``; out of fold for training images."""
     truth: Tensor
-    """True concepts, float32 ``(N, K)`` in {0, 1}."""
+    """True concepts, float32 ``(N, K)`` in {0, 1}; where annotators are unsure, what they hold more probable."""
     answers: Tensor
     """Values that corrections give, float32 ``(N, K)`` in [0, 1]: the truth, or the certainty of the annotator."""
     labels: Tensor
@@ -116,7 +116,7 @@ def of_split(split: ConceptSplit, encoded: Tensor, concepts: Tensor) -> Predicti
     return Predictions(
         encoded=encoded,
         concepts=concepts,
-        truth=torch.from_numpy(split.concepts.astype(np.float32)),
+        truth=torch.from_numpy((split.values >= 0.5).astype(np.float32)),
         answers=torch.from_numpy(np.array(split.values)),
         labels=torch.from_numpy(np.array(split.labels)),
     )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -44,7 +43,8 @@ class ConceptPredictor:
         classes: C names.
         names: K concept names.
         groups: Columns of each group; None: concepts are asked one by one.
-        exclusive: Groups of which at most one concept is true.
+        exclusive: Columns of each group of which at most one concept is true, also where concepts are asked one by one.
+        weight: Factor of each concept's loss in training, by which its curves were measured; None: 1.
         costs: Cost of asking each question that does not cost 1.
         realigner: Follows corrections; None: they are only pinned.
         realigner_name: Its name.
@@ -61,8 +61,9 @@ class ConceptPredictor:
         names: Sequence[str],
         *,
         groups: Mapping[str, Sequence[int]] | None,
-        exclusive: Sequence[str],
+        exclusive: Mapping[str, Sequence[int]],
         costs: Mapping[str, float],
+        weight: Sequence[float] | None = None,
         realigner: nn.Module | None,
         realigner_name: str,
         adapter: nn.Module | None = None,
@@ -70,7 +71,8 @@ class ConceptPredictor:
         device: str = "cpu",
     ) -> None:
         self.config, self.classes, self.names = config, tuple(classes), tuple(names)
-        self.groups, self.exclusive, self.costs = groups, tuple(exclusive), dict(costs)
+        self.groups, self.exclusive, self.costs = groups, dict(exclusive), dict(costs)
+        self.weight = None if weight is None else tuple(weight)
         self.model = model.to(device).eval()
         self.realigner = None if realigner is None else realigner.to(device).eval()
         self.adapter = None if adapter is None else adapter.to(device).eval()
@@ -89,14 +91,13 @@ class ConceptPredictor:
             groups=self.questions.groups.to(device),
         )  # fmt: skip
         self._width = config.latent_size if model.embedding is not None else len(names)
-        self._digest = _digest(self.tensors())
         self.signature = concepts_signature(
             self.classes,
             self.names,
             self.preprocessing,
             state_size=4 * self._width + CHECKSUM_BYTES,
             groups=groups,
-            exclusive=self.exclusive,
+            exclusive=[name for name in exclusive if groups is not None],
             costs=self.costs,
             about={
                 "policy": config.policy,
@@ -106,6 +107,7 @@ class ConceptPredictor:
                 "stop_at": config.stop_at,
             },
         )
+        self._digest = _digest(self.tensors(), [self.files()[BOTTLENECK_FILE], repr(self.signature.about).encode()])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights of all parts, by name, for a bundle."""
@@ -117,13 +119,14 @@ class ConceptPredictor:
             for name, tensor in part.state_dict().items()
         }
 
-    def files(self) -> dict[str, bytes | Path]:
+    def files(self) -> dict[str, bytes]:
         """Return what a bundle stores beside the weights: names, groups, and which realigner it is."""
         content = {
             "concepts": self.names,
             "groups": None if self.groups is None else {name: list(columns) for name, columns in self.groups.items()},
-            "exclusive": self.exclusive,
+            "exclusive": {name: list(columns) for name, columns in self.exclusive.items()},
             "costs": self.costs,
+            "weight": self.weight,
             "takes_images": self.model.image is not None,
             "realigner": self.realigner_name,
             "has_adapter": self.adapter is not None,
@@ -279,8 +282,7 @@ class ConceptPredictor:
         if (of_mask * of_unknown).any():
             raise ValueError("concept_unknown must be 0 where concept_mask is 1, got 1 for both")
         of_values = torch.where(of_mask == 1, of_values, 0.0)
-        for name in self.exclusive:
-            columns = list((self.groups or {})[name])
+        for name, columns in ((name, list(columns)) for name, columns in self.exclusive.items()):
             if (of_values[:, columns] > 0.5).sum(1).gt(1).any():
                 members = ", ".join(self.names[column] for column in columns)
                 raise ValueError(f"at most one concept of {name} ({members}) must be true, got two")
@@ -314,12 +316,14 @@ class ConceptPredictor:
         return hashlib.sha256(self._digest + payload).digest()[:CHECKSUM_BYTES]
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return a digest of all weights, which names the model in its states."""
+def _digest(tensors: Mapping[str, Tensor], settings: Sequence[bytes]) -> bytes:
+    """Return a digest of weights, names and settings, which names the model in its states."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode())
         found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    for part in settings:
+        found.update(part)
     return found.digest()
 
 
@@ -360,6 +364,7 @@ def load(bundle: Bundle, device: str = "cpu") -> ConceptPredictor:
         groups=groups,
         exclusive=stored["exclusive"],
         costs=stored["costs"],
+        weight=stored["weight"],
         realigner=parts[_REALIGNER],
         realigner_name=stored["realigner"],
         adapter=parts[_ADAPTER],

@@ -99,7 +99,9 @@ class Asker:
         if self.name == "ucp":
             return uncertainty_scores(current, spent)
         if self.name == "random":
-            return random_scores(current, spent, torch.Generator(current.device).manual_seed(0))
+            # One draw for all rows, so that an answer does not depend on its neighbours.
+            draw = random_scores(current[:1], spent[:1] * 0, torch.Generator(current.device).manual_seed(0))
+            return blocked(draw.expand_as(current), spent)
         if self.name == "ectp":
             return expected_change_scores(current, spent, *self.divergences(of))
         if self.name == "information":

@@ -47,6 +47,8 @@ class RealignerLearner(nn.Module):
     def forward(self, batch: Batch, noise: float) -> Tensor:
         """Return the loss, shape ``()``; the rollout has no gradient, the outputs of its inputs do."""
         predicted = batch[PREDICTED]
+        # Validation draws the same on every worker and at every time, or chance would choose the weights.
+        generator = None if self.training else torch.Generator(predicted.device).manual_seed(0)
         with torch.no_grad():
             rolled = intervention_rollout(
                 self.realigner,
@@ -58,6 +60,7 @@ class RealignerLearner(nn.Module):
                 coupled=self.config.coupled,
                 divergences=(batch[ON], batch[OFF]) if ON in batch else None,
                 noise=noise,
+                generator=generator,
                 reduce=self.config.reduce,
             )
         if not self.training:

@@ -92,13 +92,21 @@ def evaluate(predictor: Any, data: Any, run: Run) -> dict[str, float]:
     config = predictor.config
     loaded = run.once_per_node(lambda: load_data(data, config))
     check_classes(predictor.classes, loaded.name, loaded.classes)
-    check_classes(predictor.names, loaded.name, loaded.concepts)
+    if predictor.names != loaded.concepts:
+        raise ValueError(
+            f"data {loaded.name!r} must have the {len(predictor.names)} concepts of the model "
+            f"({', '.join(predictor.names[:4])} ...), got {len(loaded.concepts)} ({', '.join(loaded.concepts[:4])} ...)"
+        )
     if (predictor.preprocessing is None) != loaded.predicted:
         wanted = "stored predictions" if predictor.preprocessing is None else "images"
         raise ValueError(f"the model takes {wanted}, which data {loaded.name!r} don't have")
-    model = predictor.model
+    model, weight = predictor.model, predictor.weight
     setting = Setting(
-        config=config, model=model, questions=Questions.of(loaded, single=config.single), weight=None, seed=run.seed
+        config=config,
+        model=model,
+        questions=predictor.questions,
+        weight=None if weight is None else torch.tensor(weight, device=run.device),
+        seed=run.seed,
     )
     metrics: dict[str, float] = {}
     for part, split in (("val", loaded.val), ("test", loaded.test)):
@@ -140,7 +148,8 @@ def _frozen(job: JobConfig, data: ConceptData, run: Run) -> Frozen:
     config: Config = job.method
     weight = concept_weights(config, data)
     if data.predicted:
-        model = train_head(job, data, run)
+        model = ConceptModel(None, len(data.concepts), len(data.classes))
+        train_head(job, data, run, model)
         parts: dict[str, Predictions] = {
             part: of_split(split, *predict_split(run, model, split)) for part, split in data.splits().items()
         }
@@ -215,7 +224,8 @@ def _realign(job: JobConfig, data: ConceptData, run: Run, folder: Path, frozen: 
         data.classes,
         data.concepts,
         groups=None if config.single else data.groups,
-        exclusive=() if config.single else data.exclusive,
+        exclusive={} if data.groups is None else {name: data.groups[name] for name in data.exclusive},
+        weight=None if frozen.weight is None else frozen.weight.tolist(),
         costs=dict(zip(setting.questions.names, setting.questions.costs.tolist(), strict=True)),
         realigner=realigners[chosen],
         realigner_name=chosen,

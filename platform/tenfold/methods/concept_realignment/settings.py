@@ -31,7 +31,8 @@ class Config:
     """Model of another method whose labels name the concepts, ``models:/name@alias`` or a bundle's folder: it is frozen
     and its predictions are realigned. None: a base model is trained."""
     joint_realigner: bool = False
-    """For ``intcem``: train a realigner with the network, which then realigns in place of one trained afterwards."""
+    """For ``intcem``: train a realigner with the network; it stands for ``network`` among the realigners, whose own
+    settings then have no effect."""
     joint_loss: Literal["paper", "compat"] = "paper"
     """Concept loss with a joint realigner: as in the paper, or as in the released code, which leaves a divisor out."""
     image_size: int = 64
@@ -69,12 +70,12 @@ class Config:
     augment: Literal["none", "photo"] = "none"
     """``photo``: random crops, colours and, where the data allow it, flips of training images."""
     head_epochs: int = 50
-    """Passes in which the class head of ``independent`` and ``sequential`` is trained."""
+    """Passes in which the class head of ``independent`` and ``sequential`` is trained, by Adam at a rate of 0.02."""
     crossfit: int = 5
     """Folds of the training images; the realigner learns from each image as seen by a base model that was not trained
     on it. 1 is the published way: predictions for images that the base model has fitted."""
     calibrate: bool = False
-    """Whether to divide the concept logits by a temperature fitted on the validation images."""
+    """Whether to divide the concept logits by a temperature fitted on the validation images; for ``independent``."""
     realigner: RealignerName | Literal["auto"] = "auto"
     """``network`` is the paper's; ``patterns``, the concept rows of the training set, ``gaussian`` and ``stochastic``,
     a covariance of concept logits, are rivals; ``none`` only pins what was corrected; ``auto`` takes the one with the
@@ -112,7 +113,8 @@ class Config:
     train_steps: int | None = None
     """Corrections simulated while training; None: all; 0 trains a corrector that no human helps."""
     adapter: bool = False
-    """Whether a network trained without corrections goes first, and the realigner reads its output."""
+    """Whether a network trained without corrections goes first, also before any correction, whatever ``apply_from``
+    says, and the realigner reads its output."""
     policy: Policy = "ucp"
     """Policy that chooses the next question: the most uncertain concept (``ucp``), chance, the largest expected change
     of the class (``ectp``; ``coop`` adds the uncertainty), the largest expected drop of its entropy under the realigner
@@ -181,8 +183,18 @@ class Config:
         for name in ("policies", "rivals"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must be unique, got {', '.join(getattr(self, name))}")
+        if self.realigner == "auto" and not self.rivals:
+            raise ValueError("rivals must name a realigner to choose from where realigner is auto, got none")
         if self.joint_realigner and self.base != "intcem":
             raise ValueError(f"joint_realigner must be false for base {self.base}; only intcem trains one")
+        if self.joint_realigner and "network" not in (self.realigner, *self.rivals):
+            raise ValueError("joint_realigner needs network as realigner or among rivals, or it would not be used")
+        if self.base_model is not None and self.base not in ("independent", "sequential"):
+            raise ValueError(f"base must be independent or sequential with base_model, got {self.base}")
+        if self.calibrate and self.base != "independent":
+            raise ValueError(
+                f"calibrate must be false for base {self.base}, whose class head has learnt from other probabilities"
+            )
         if "intcem" in (self.policy, *self.policies) and self.base != "intcem":
             raise ValueError(f"policy intcem needs base intcem, which learns it, got base {self.base}")
         if self.policy == "skyline":

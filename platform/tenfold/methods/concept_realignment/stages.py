@@ -47,6 +47,7 @@ from tenfold.types import Batch
 
 BASE_FILE = "base.safetensors"
 _BASE_RESULTS = "base.json"
+_FOLD_FILE = "fold.safetensors"
 LOSS = "val/loss"
 HEAD_LEARNING_RATE = 0.02
 """Of Adam, for a linear head on at most some hundred concepts; that of the method's small replica."""
@@ -111,8 +112,6 @@ def train_base(job: JobConfig, data: ConceptData, run: Run) -> Base:
     def work(folder: Path) -> None:
         trained = build_learner(plain, data)
         result = _fit(plain, data, run, trained, np.arange(len(data.train)), stage="fit")
-        if plain.method.base in ("independent", "sequential"):
-            _fit_head(plain, data, run, trained.model)
         if run.is_main:
             save_file(_tensors(trained), folder / BASE_FILE)
             results = {"history": result.history, "best_epoch": result.best_epoch}
@@ -120,13 +119,39 @@ def train_base(job: JobConfig, data: ConceptData, run: Run) -> Base:
 
     folder = run.stage("concept_base", stage_key(plain, data.fingerprint), work)
     learner.load_state_dict(load_file(folder / BASE_FILE))
+    learner.to(run.device).eval()
+    if plain.method.base in ("independent", "sequential"):
+        train_head(job, data, run, learner.model)
     results = json.loads((folder / _BASE_RESULTS).read_text())
-    return Base(learner=learner.to(run.device).eval(), **results)
+    return Base(learner=learner, **results)
+
+
+def train_head(job: JobConfig, data: ConceptData, run: Run, model: ConceptModel) -> None:
+    """Train the class head of frozen concepts, in place, or reuse one: on true concepts, or on predicted ones
+    (sequential).
+
+    Args:
+        job: Settings.
+        data: Images, or concepts that another model has predicted.
+        run: Runtime of this worker.
+        model: Trained model, or one of stored predictions.
+    """
+    plain = base_job(job)
+
+    def work(folder: Path) -> None:
+        head = _fit_head(plain, data, run, model)
+        if run.is_main:
+            save_file(_tensors(head), folder / BASE_FILE)
+
+    folder = run.stage("concept_head", stage_key(plain, data.fingerprint), work)
+    model.head.load_state_dict(load_file(folder / BASE_FILE))
+    model.to(run.device).eval()
 
 
 def predict_all(job: JobConfig, data: ConceptData, run: Run, base: Base) -> dict[str, Predictions]:
     """Predict every part, the training part out of fold, and set the temperature of the base model."""
     config, plain = job.method, base_job(job)
+    held_out = _out_of_fold(plain, data, run, config.crossfit) if config.crossfit > 1 else None
 
     def work(folder: Path) -> None:
         model = base.learner.model
@@ -139,8 +164,8 @@ def predict_all(job: JobConfig, data: ConceptData, run: Run, base: Base) -> dict
             temperature = fit_temperature(logits, torch.from_numpy(data.val.concepts))
             model.temperature.fill_(temperature)
             parts = {part: (encoded, concepts_of(model, encoded)) for part, (encoded, _) in parts.items()}
-        if config.crossfit > 1:
-            parts["train"] = (parts["train"][0], _out_of_fold(plain, data, run, config.crossfit, temperature))
+        if held_out is not None:
+            parts["train"] = (parts["train"][0], (held_out / temperature).sigmoid())
         if run.is_main:
             write_predictions(folder, parts, temperature)
 
@@ -151,34 +176,28 @@ def predict_all(job: JobConfig, data: ConceptData, run: Run, base: Base) -> dict
     return predictions
 
 
-def train_head(job: JobConfig, data: ConceptData, run: Run) -> ConceptModel:
-    """Train the class head for predictions that another model has made, which take the place of images in the data."""
+def _out_of_fold(job: JobConfig, data: ConceptData, run: Run, crossfit: int) -> Tensor:
+    """Return concept logits ``(N, K)`` of the training images, each by a model that was trained on the other folds."""
+    logits = torch.empty(data.train.concepts.shape, dtype=torch.float32)
+    for number, held in enumerate(fold_rows(len(data.train), crossfit, run.seed)):
+        folder = _fold(job, data, run, held, f"fold{number + 1}of{crossfit}")
+        logits[torch.from_numpy(held)] = load_file(folder / _FOLD_FILE)["logits"]
+    return logits
+
+
+def _fold(job: JobConfig, data: ConceptData, run: Run, held: np.ndarray, name: str) -> Path:
+    """Train a model without some rows, and predict them: a stage of its own, so that finished folds are kept."""
 
     def work(folder: Path) -> None:
-        model = ConceptModel(None, len(data.concepts), len(data.classes))
-        _fit_head(base_job(job), data, run, model)
-        if run.is_main:
-            save_file(model.state_dict(), folder / BASE_FILE)
-
-    folder = run.stage("concept_head", stage_key(base_job(job), data.fingerprint), work)
-    model = ConceptModel(None, len(data.concepts), len(data.classes))
-    model.load_state_dict(load_file(folder / BASE_FILE))
-    return model.to(run.device).eval()
-
-
-def _out_of_fold(job: JobConfig, data: ConceptData, run: Run, crossfit: int, temperature: float) -> Tensor:
-    """Return concepts ``(N, K)`` of the training images, each by a model that was trained on the other folds."""
-    folds = fold_rows(len(data.train), crossfit, run.seed)
-    concepts = torch.empty(data.train.concepts.shape, dtype=torch.float32)
-    for number, held in enumerate(folds):
-        kept = np.setdiff1d(np.arange(len(data.train)), held)
-        # A seed for each fold: a resumed run skips those that are done, and must draw the same weights for the rest.
-        torch.manual_seed(int(np.random.SeedSequence((run.seed, number)).generate_state(1)[0]))
         learner = build_learner(job, data)
-        _fit(job, data, run, learner, kept, stage=f"fold{number + 1}of{len(folds)}")
-        learner.model.temperature.fill_(temperature)
-        _, concepts[torch.from_numpy(held)] = predict_split(run, learner.model.eval(), _subset(data.train, held))
-    return concepts
+        _fit(job, data, run, learner, np.setdiff1d(np.arange(len(data.train)), held), stage=name)
+        encoded, _ = predict_split(run, learner.model, _subset(data.train, held))
+        with torch.inference_mode():
+            logits = learner.model.concept_logits(encoded.to(run.device)).float().cpu()
+        if run.is_main:
+            save_file({"logits": logits.clone()}, folder / _FOLD_FILE)
+
+    return run.stage("concept_fold", stage_key(job, data.fingerprint, fold=name), work)
 
 
 def _fit(job: JobConfig, data: ConceptData, run: Run, learner: BaseLearner, rows: np.ndarray, stage: str) -> FitResult:
@@ -244,8 +263,7 @@ def base_metrics(run: Run, learner: Any, split: ConceptSplit, part: str) -> dict
     return {f"{part}/loss": float(loss), **metrics}
 
 
-def _fit_head(job: JobConfig, data: ConceptData, run: Run, model: ConceptModel) -> None:
-    """Train the class head on true concepts, or on predicted ones (sequential), in place."""
+def _fit_head(job: JobConfig, data: ConceptData, run: Run, model: ConceptModel) -> nn.Module:
     config: Config = job.method
     values = torch.from_numpy(np.array(data.train.values))
     if config.base == "sequential":
@@ -265,7 +283,7 @@ def _fit_head(job: JobConfig, data: ConceptData, run: Run, model: ConceptModel) 
         FitPlan(num_epochs=config.head_epochs, stage="head", precision="fp32"),
         optimizer=lambda bare: torch.optim.Adam(bare.parameters(), lr=HEAD_LEARNING_RATE),
     )
-    model.head.load_state_dict(result.model.state_dict())
+    return result.model
 
 
 def _optimizer(config: Config, learner: Any) -> torch.optim.Optimizer:
