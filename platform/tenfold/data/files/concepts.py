@@ -67,7 +67,7 @@ class CubConceptsConfig(ConceptFilesConfig):
     """Fixed; selects this data set."""
     concepts: Literal["class", "image", "uncertain"] = "class"
     """Truth of an image: ``class``, what most training images of its class show; ``image``, its own labels, where
-    negatives that are not visible are marked as not known, and left out of the loss of base models; ``uncertain``, its own labels, and as value of training and
+    negatives that are not visible are marked as not known; ``uncertain``, its own labels, and as value of training and
     correction the probability that the annotators' certainty stands for."""
     val_fraction: float = 0.2
     """Share of the official training list that becomes validation, drawn class by class."""
