@@ -407,7 +407,7 @@ def _reply_schema(signature: Signature) -> dict[str, Any]:
         "next": {
             "anyOf": [question, {"type": "null"}],
             "description": "What to ask next, and by how many nats that is expected to lower the entropy of the class; "
-            "null where nothing is left to ask.",
+            "null where nothing is left to ask, or the class is as sure as the model wants.",
         },
         STATE: {"type": "string", "format": "byte", "description": "Comes back in place of the image."},
     }

@@ -18,7 +18,7 @@ from tenfold.studies.space import Axis, Scalar
 from tenfold.studies.study import Figure, Study, format_value, short_name
 
 COLOURS = [colormaps["tab10"](index) for index in (0, 1, 2, 3, 4, 6, 8, 9, 5)]
-BASELINE_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+BASELINE_STYLES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (1, 4)))
 GREY = "0.4"
 BARS_BELOW = 0.5
 """Bars start at zero, so they are drawn only if the lowest value is below this share of the highest; closer values are
