@@ -603,6 +603,23 @@ def test_an_expert_who_errs_does_not_know_or_is_unsure():
     assert sure.concept_loss[-1] == 0
 
 
+def test_what_an_image_does_not_show_is_never_answered_and_never_counts():
+    setting, predictions = setting_of()
+    asker = Asker(name="ucp", config=setting.config, model=setting.model)
+    known = torch.ones(200, 6)
+    known[:150, 2] = 0
+    hidden = dataclasses.replace(predictions, known=known)
+    curve = draw_curve(setting, hidden, asker)
+    assert curve.concept_loss[-1] == 0  # what is shown is known in the end
+    seen = predictions.rows(150, 200)
+    alone = draw_curve(setting, seen, asker)
+    torch.testing.assert_close(curve.loss_by_concept[0, 2], alone.loss_by_concept[0, 2], rtol=1e-5, atol=0)
+    learner = RealignerLearner(setting.config, new_realigner(setting.config, 6), setting.questions, None, 6).eval()
+    batch = batch_tensors(setting, hidden)
+    changed = {**batch, "answers": torch.where(known == 0, 1 - batch["answers"], batch["answers"])}
+    assert torch.equal(learner(batch, 0.0), learner(changed, 0.0))
+
+
 def test_costly_questions_come_later_and_cost_more():
     setting, predictions = setting_of()
     asker = Asker(name="fixed", config=setting.config, model=setting.model)

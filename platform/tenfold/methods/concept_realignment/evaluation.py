@@ -114,11 +114,14 @@ def draw_curve(
     """
     config = setting.config
     repetitions = config.repetitions if asker.name == "random" else 1
+    counts = None if predictions.known is None else predictions.known / predictions.known.mean(0).clamp_min(1e-9)
     total: dict[str, Tensor] = {}
     for repetition in range(repetitions):
         generator = torch.Generator(setting.device).manual_seed(setting.seed * 1009 + repetition)
-        for rows in _chunks(predictions):
-            for name, value in _measure(setting, rows, asker, coupled, expert, generator).items():
+        for start in range(0, len(predictions), _ROWS_AT_ONCE):
+            stop = start + _ROWS_AT_ONCE
+            rows, of_rows = predictions.rows(start, stop), None if counts is None else counts[start:stop]
+            for name, value in _measure(setting, rows, asker, coupled, expert, generator, of_rows).items():
                 total[name] = total.get(name, 0.0) + value * len(rows) / (len(predictions) * repetitions)
     by_concept = total["loss_by_concept"]
     weight = torch.ones(by_concept.shape[1]) if setting.weight is None else setting.weight.cpu().double()
@@ -132,13 +135,18 @@ def _measure(
     coupled: bool,
     expert: Expert,
     generator: torch.Generator,
+    counts: Tensor | None,
 ) -> dict[str, Tensor]:
+    """Return means over some rows; ``counts (N, K)`` weighs the concepts of each, with mean 1 over all rows."""
     config, device, questions = setting.config, setting.device, setting.questions
     truth, labels = rows.truth.to(device), rows.labels.to(device)
     groups = questions.groups.to(device)
     with torch.inference_mode():
         of = bottleneck_of(setting.model, rows, device)
         answers, answered = _answers(expert, rows.answers.to(device), groups, generator)
+        if rows.known is not None:  # nobody can say what the image does not show
+            shown = rows.known.to(device)
+            answered = shown if answered is None else answered * shown
         rolled = intervention_rollout(
             asker.realigner,
             of.concepts,
@@ -158,9 +166,13 @@ def _measure(
         outputs = rolled.outputs
         logits = setting.model.logits(outputs, of)
         target = truth[:, None].expand_as(outputs)
+        losses = functional.binary_cross_entropy(outputs, target, reduction="none")
+        is_right = ((outputs >= 0.5) == (target >= 0.5)).double()
+        if counts is not None:
+            losses, is_right = losses * counts.to(device)[:, None], is_right * counts.to(device)[:, None]
         measured = {
-            "loss_by_concept": functional.binary_cross_entropy(outputs, target, reduction="none").mean(0),
-            "concept_accuracy": ((outputs >= 0.5) == (target >= 0.5)).double().mean((0, 2)),
+            "loss_by_concept": losses.mean(0),
+            "concept_accuracy": is_right.mean((0, 2)),
             "class_accuracy": (logits.argmax(2) == labels[:, None]).double().mean(0),
             "cost": cumulative_costs(rolled.selected, questions.costs.to(device)),
             "stopping": torch.stack(stopping_curve(logits, labels, THRESHOLDS)),

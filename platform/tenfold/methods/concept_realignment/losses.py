@@ -7,13 +7,16 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def realignment_loss(outputs: Tensor, c_true: Tensor, weight: Tensor | None = None) -> Tensor:
+def realignment_loss(
+    outputs: Tensor, c_true: Tensor, weight: Tensor | None = None, known: Tensor | None = None
+) -> Tensor:
     """Compute the binary cross-entropy of realigned concepts, every step weighing the same.
 
     Args:
         outputs: Realigned concepts in [0, 1], ``(B, T + 1, K)`` or ``(B, K)``.
         c_true: True concepts ``(B, K)``, or in the shape of ``outputs``; in [0, 1].
         weight: Factor of each concept, on both terms of its cross-entropy, ``(K,)``; None: 1.
+        known: 1 for concepts that count, ``(B, K)``, at least one; None: all.
 
     Returns:
         Mean over images, steps and concepts, nats, shape ``()``; logarithms are clamped at -100.
@@ -21,7 +24,11 @@ def realignment_loss(outputs: Tensor, c_true: Tensor, weight: Tensor | None = No
     Raises:
         ValueError: Shapes that don't fit.
     """
-    return losses_of(outputs, c_true, weight).mean()
+    losses = losses_of(outputs, c_true, weight)
+    if known is None:
+        return losses.mean()
+    counts = (known[:, None] if losses.ndim == 3 else known).expand_as(losses).to(losses.dtype)
+    return (losses * counts).sum() / counts.sum()
 
 
 def joint_realignment_concept_loss(

@@ -33,6 +33,9 @@ class Predictions:
     """Values that corrections give, float32 ``(N, K)`` in [0, 1]: the truth, or the certainty of the annotator."""
     labels: Tensor
     """Classes, int64 ``(N,)``."""
+    known: Tensor | None = None
+    """1 where the image shows the concept, float32 ``(N, K)``: others are never answered, and count in no loss. None:
+    everywhere."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,6 +48,7 @@ class Predictions:
             truth=self.truth[start:stop],
             answers=self.answers[start:stop],
             labels=self.labels[start:stop],
+            known=None if self.known is None else self.known[start:stop],
         )
 
 
@@ -119,4 +123,5 @@ def of_split(split: ConceptSplit, encoded: Tensor, concepts: Tensor) -> Predicti
         truth=torch.from_numpy((split.values >= 0.5).astype(np.float32)),
         answers=torch.from_numpy(np.array(split.values)),
         labels=torch.from_numpy(np.array(split.labels)),
+        known=None if split.known is None else torch.from_numpy(split.known.astype(np.float32)),
     )

@@ -25,7 +25,7 @@ from tenfold.methods.concept_realignment.rollout import intervention_rollout
 from tenfold.methods.concept_realignment.settings import Config
 from tenfold.types import Batch
 
-PREDICTED, ANSWERS, ON, OFF = "predicted", "answers", "on", "off"
+PREDICTED, ANSWERS, KNOWN, ON, OFF = "predicted", "answers", "known", "on", "off"
 LOSS = "val/realigned_loss"
 
 
@@ -61,12 +61,13 @@ class RealignerLearner(nn.Module):
                 divergences=(batch[ON], batch[OFF]) if ON in batch else None,
                 noise=noise,
                 generator=generator,
+                answered=batch.get(KNOWN),
                 reduce=self.config.reduce,
             )
         if not self.training:
-            return realignment_loss(rolled.outputs, batch[ANSWERS], self.weight)
+            return realignment_loss(rolled.outputs, batch[ANSWERS], self.weight, batch.get(KNOWN))
         outputs, _ = self.realigner(rolled.inputs, rolled.masks, predicted)
-        return realignment_loss(outputs, batch[ANSWERS], self.weight)
+        return realignment_loss(outputs, batch[ANSWERS], self.weight, batch.get(KNOWN))
 
 
 def train_network(
@@ -136,6 +137,8 @@ def rollout_loss(model: nn.Module, batch: Batch, clock: Clock, noise: float) -> 
 def batch_tensors(setting: Setting, predictions: Predictions) -> dict[str, Tensor]:
     """Return what training reads of each row, on the CPU."""
     tensors = {PREDICTED: predictions.concepts, ANSWERS: predictions.answers}
+    if predictions.known is not None:
+        tensors[KNOWN] = predictions.known
     if setting.config.train_policy == "ectp":
         asker = Asker(name="ectp", config=setting.config, model=setting.model)
         with torch.inference_mode():

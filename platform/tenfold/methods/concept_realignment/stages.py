@@ -256,7 +256,9 @@ def base_metrics(run: Run, learner: Any, split: ConceptSplit, part: str) -> dict
         concepts, logits = of.concepts.float().cpu(), model.logits(of.concepts, of).float().cpu()
     weight = None if learner.weight is None else learner.weight.cpu()
     loss = concept_loss(concepts, targets, weight, known)
-    metrics = {f"{part}/concept_accuracy": float(((concepts >= 0.5) == (targets >= 0.5)).double().mean())}
+    is_right = ((concepts >= 0.5) == (targets >= 0.5)).double()
+    right = is_right.mean() if known is None else (is_right * known).sum() / known.sum().clamp_min(1)
+    metrics = {f"{part}/concept_accuracy": float(right)}
     if learner.config.base not in ("independent", "sequential"):
         loss = learner.config.concept_weight * loss + nn.functional.cross_entropy(logits, labels)
         metrics[f"{part}/accuracy"] = float((logits.argmax(1) == labels).double().mean())
