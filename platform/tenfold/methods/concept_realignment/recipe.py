@@ -247,11 +247,18 @@ def _asker(setting: Setting, realigner: nn.Module | None, learned: InterventionP
 
 
 def _test_metrics(rows: Sequence[Row], chosen: str, config: Config) -> dict[str, float]:
-    """Return the summaries of the endpoint's policy by realigner; those of the chosen one stand without its name."""
+    """Return the summaries of the endpoint's policy by realigner; those of the chosen one stand without its name, and
+    with experts by theirs."""
     metrics: dict[str, float] = {}
     for row in rows:
-        if (row.policy, row.coupled, row.expert) == (config.policy, config.coupled, "sure"):
-            summary = row.curve.summary()
+        if (row.policy, row.coupled) != (config.policy, config.coupled):
+            continue
+        summary = row.curve.summary()
+        if row.expert != "sure":
+            if row.realigner == chosen:
+                expert = row.expert.replace(" ", "_")
+                metrics |= {f"test/{expert}/{key}": value for key, value in summary.items()}
+        else:
             metrics |= {f"test/{row.realigner}/{key}": value for key, value in summary.items()}
             if row.realigner == chosen:
                 metrics |= {f"test/{key}": value for key, value in summary.items()}
