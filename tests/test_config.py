@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from jobs.config import compose_container, compose_job
 from tenfold.catalog import METHODS
@@ -44,7 +45,10 @@ def test_the_defaults_compose_to_a_job_that_runs_here():
 
 def root_of(data: str) -> list[str]:
     """Where its files are, for a data set that has some."""
-    return ["data.root=/data"] if any(field.name == "root" for field in fields(DATA[data].config_class())) else []
+    needed = {"root": "/data", "predictions": "/data/predictions.npz"}
+    return [
+        f"data.{field.name}={needed[field.name]}" for field in fields(DATA[data].config_class()) if field.name in needed
+    ]
 
 
 @pytest.mark.parametrize("name", choices("data"))
@@ -98,9 +102,14 @@ def test_the_settings_of_every_paper_are_taken_for_its_data(name):
     job = compose_job([f"method={method}", f"data={data}", *root_of(data)])
     stated = compose_container("config", [f"method={method}", f"data={data}", *root_of(data)])
     for group, settings in stated_by(name).items():
-        for key, value in settings.items():
+        for key, raw in settings.items():
+            value, taken = raw, job.as_dict()[group][key]
+            if isinstance(raw, str) and "${" in raw:  # chosen from a table of the same file
+                value = OmegaConf.select(
+                    OmegaConf.create({**stated, group: {**stated[group], key: raw}}), f"{group}.{key}"
+                )
             assert stated[group][key] == value
-            assert job.as_dict()[group][key] == pytest.approx(value)
+            assert taken == (value if isinstance(value, dict) else pytest.approx(value))
 
 
 def test_storage_of_the_cluster_comes_from_the_environment(monkeypatch):
@@ -120,7 +129,7 @@ def test_storage_of_the_cluster_comes_from_the_environment(monkeypatch):
         ("run.sed=1", "run.sed: there is no such setting; run has seed, num_epochs"),
         ("sed=1", "sed: there is no such setting; the job has run, data, model, method, scale"),
         ("method.scheme.name=1", "method.scheme.name: there is no such setting"),
-        ("method=lage_loss", "method must be one of boostlu, calm, datadream, "),
+        ("method=lage_loss", "method must be one of boostlu, calm, concept_realignment, datadream, "),
         ("scale=laptop", "scale must be one of gpu, k8s, local, ray, got 'laptop'"),
         ("run=fast", r"run must be set key by key, got 'run=fast'; write run\.KEY=VALUE"),
         ("run=3", "run must be set key by key"),
@@ -169,9 +178,9 @@ def test_what_is_no_setting_is_refused_in_one_message(override, message):
         (values(data={"name": "imagewoof"}), "data.name must be one of handwriting, mnist, "),
         (
             values(method={"name": "small_loss"}),
-            "method.name must be one of boostlu, calm, datadream, ",
+            "method.name must be one of boostlu, calm, concept_realignment, datadream, ",
         ),
-        ({"method": {}, "data": {}}, "method.name must be one of boostlu, calm, datadream, "),
+        ({"method": {}, "data": {}}, "method.name must be one of boostlu, calm, concept_realignment, datadream, "),
         ({**values(), "optimizer": {}}, "unknown setting 'optimizer'; a job has the groups method, data, model, scale"),
         ({**values(), "run": 3}, "run must be a group of settings, got 3"),
         ({**values(), "run": "fast"}, "run must be a group of settings, got 'fast'"),
