@@ -19,6 +19,7 @@ from tenfold.methods.concept_realignment.policy import (
     coop_scores,
     expected_change_scores,
     information_scores,
+    order_scores,
     per_cost,
     random_scores,
     uncertainty_scores,
@@ -81,7 +82,7 @@ class Asker:
         if self.name == "coop":
             return sum(coop_scores(of.concepts, self.model.head, of.pos, of.neg), torch.zeros(()))
         if self.name == "fixed":
-            return -torch.arange(of.concepts.shape[1], dtype=of.concepts.dtype, device=of.concepts.device)
+            return order_scores(torch.arange(of.concepts.shape[1], device=of.concepts.device))
         if self.name == "intcem":
             return lambda current, mask: self._learned(of, current, mask)
         return self.information(of)
